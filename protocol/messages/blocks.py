@@ -1,0 +1,61 @@
+"""Blocks and headers.
+
+Law: a block's hash is the hash of its header; header and body never depend on the view in which they are decided, so a
+block proposed again in a later view is the same block.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.messages.consensus import Certificate
+from protocol.primitives.codec import Message, encode
+from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX
+from protocol.primitives.units import (
+    BlockHash,
+    BlockHashField,
+    HashField,
+    HeightField,
+    LedgerTimeField,
+    TimestampField,
+)
+
+
+class Header(Message, frozen=True):
+    """What authorities sign the hash of."""
+
+    version: Annotated[int, Meta(ge=0, le=2**16)]
+    height: HeightField
+    parent: BlockHashField
+    timestamp_ms: TimestampField
+    ledger_time_ms: LedgerTimeField
+    transactions_root: HashField
+    """Merkle root over the transaction envelopes in order."""
+    state_root: HashField
+    """History-independent root of the state after this block."""
+    authorities_hash: HashField
+    """The set that decides this height."""
+    next_authorities_hash: HashField
+    """The set that decides the next height."""
+
+
+class Block(Message, frozen=True):
+    """A header and its transactions, each the bytes of a ``TRANSACTION`` envelope."""
+
+    header: Header
+    transactions: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=TRANSACTION_BYTES_MAX)], ...], Meta(max_length=BLOCK_TRANSACTIONS_MAX)
+    ]
+
+
+class DecidedBlock(Message, frozen=True):
+    """A block with the certificate that decided it: what catch-up and light clients are given."""
+
+    block: Annotated[bytes, Meta(max_length=BLOCK_BYTES_MAX)]
+    certificate: Certificate
+
+
+def header_hash(header: Header) -> BlockHash:
+    """The hash that authorities vote on."""
+    return BlockHash(digest(Domain.BLOCK_HEADER, encode(header)))

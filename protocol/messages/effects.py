@@ -1,0 +1,235 @@
+"""What a pure step may ask of the world: data, in an order that is a promise.
+
+Law: the runtime carries out effects in order. A ``Put``, ``Delete`` or ``CommitBlock`` is on disk before any later
+effect leaves the node; a ``SignAndSend`` is in the sign guard, committed, before its signature exists. Several
+effects may share one disk commit (group commit), never the other way round.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+from protocol.messages.blocks import DecidedBlock
+from protocol.messages.kinds import MessageKind
+from protocol.messages.wire import WireMessage
+from protocol.primitives.codec import Message
+from protocol.primitives.units import (
+    BlockHash,
+    DurationMs,
+    Hash,
+    Height,
+    MessageId,
+    ModelId,
+    MonotonicMs,
+    NodeId,
+    TimestampMs,
+    View,
+    WorkUnits,
+)
+
+
+class Now(msgspec.Struct, frozen=True):
+    """The two clocks of one moment, given to every step."""
+
+    monotonic_ms: MonotonicMs
+    wall_ms: TimestampMs
+
+
+class _Effect(msgspec.Struct, frozen=True):
+    pass
+
+
+class Table(IntEnum):
+    """Durable key-value tables of the engine's rooms; ``node/store`` gives each a table of its own."""
+
+    CONSENSUS_BODY = 1
+    """Block hash → block bytes of the open height."""
+    CONSENSUS_CERTIFICATE = 2
+    """(height, kind, view) → certificate of the open height."""
+    BUYER_LANE = 10
+    """(channel, lane) → what the buyer has promised on the lane."""
+    SELLER_LANE = 11
+    """(channel, lane) → the best voucher that the provider holds, and its accumulator."""
+    JOB = 12
+    """Job id → the job as this node knows it, either side."""
+    RECEIPT = 13
+    """Job id → receipt, agreement and what proves them."""
+    OWN_TRANSACTION = 14
+    """Transaction id → an envelope of ours that is not yet decided, for rebroadcast after a restart."""
+    STANDING = 15
+    """Small facts of this node: incarnation, offer sequence, observer mark."""
+
+
+class Put(_Effect, frozen=True):
+    """Insert or replace one durable row."""
+
+    table: Table
+    key: bytes
+    value: bytes
+
+
+class Delete(_Effect, frozen=True):
+    """Remove one durable row."""
+
+    table: Table
+    key: bytes
+
+
+class CommitBlock(_Effect, frozen=True):
+    """Block, its certificate, the state rows that it touched and the end of the height's journal: one transaction.
+
+    ``rows`` are (row key, row value or ``None`` for a row that ended). ``transactions`` are the ids of its
+    transactions, for look-ups.
+    """
+
+    height: Height
+    block_hash: BlockHash
+    decided: DecidedBlock
+    rows: tuple[tuple[bytes, bytes | None], ...]
+    transactions: tuple[MessageId, ...]
+
+
+class GuardClass(IntEnum):
+    """What an authority signs at most once at one (height, view)."""
+
+    PROPOSAL = 1
+    VOTE = 2
+    FINAL = 3
+
+
+class GuardPosition(msgspec.Struct, frozen=True):
+    """Primary key of the sign guard."""
+
+    height: Height
+    view: View
+    guard_class: GuardClass
+
+
+class SignAndSend(_Effect, frozen=True):
+    """Sign ``payload`` as ``kind`` with the key that ``kinds.key_role`` names, send it, and hand it back as an input.
+
+    With a ``position`` the sign guard is asked first: if it holds other bytes there, nothing is signed and the engine
+    gets the guard's bytes back instead. VOTE and FINAL leave as ``Ballot``, all other kinds as ``Direct``; a PROPOSAL
+    goes to nobody: the engine sends it on with its block once it is handed back.
+    """
+
+    kind: MessageKind
+    payload: bytes
+    to: tuple[NodeId, ...] = ()
+    position: GuardPosition | None = None
+
+
+class Send(_Effect, frozen=True):
+    """Queue a message for a linked peer; dropped with an event when the link is gone or its queue is full."""
+
+    to: NodeId
+    message: WireMessage
+
+
+class SendBlocks(_Effect, frozen=True):
+    """Read decided blocks from ``height`` on from the store and send them as ``Blocks``."""
+
+    to: NodeId
+    height: Height
+
+
+class TimerKey(msgspec.Struct, frozen=True):
+    """Names a timer: the room that set it and the room's own bytes. Setting it again replaces it."""
+
+    room: str
+    name: str
+    subject: bytes = b""
+
+
+class SetTimer(_Effect, frozen=True):
+    """Hand ``key`` back as an input once the monotonic clock reaches ``at``."""
+
+    key: TimerKey
+    at: MonotonicMs
+
+
+class CancelTimer(_Effect, frozen=True):
+    """Forget a timer; unknown keys are fine."""
+
+    key: TimerKey
+
+
+class Dial(_Effect, frozen=True):
+    """Link to this node if there is no link yet."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+
+
+class Disconnect(_Effect, frozen=True):
+    """Close the link; the peer is told why. ``ban_ms`` > 0 keeps it from coming back for so long."""
+
+    peer: NodeId
+    reason: str
+    ban_ms: DurationMs = DurationMs(0)
+
+
+class OpenWork(_Effect, frozen=True):
+    """Give a job to a worker. The first ``PullWork`` asks for the processing of the input."""
+
+    job: MessageId
+    model: ModelId
+    payload: bytes
+    """An encoded ``JobPayload``."""
+    chunk_units: int
+    output_units_max: WorkUnits
+    seed: int
+    temperature_milli: int
+    deadline_ms: DurationMs
+
+
+class PullWork(_Effect, frozen=True):
+    """Let the worker hand over one more piece of this job."""
+
+    job: MessageId
+
+
+class CloseWork(_Effect, frozen=True):
+    """The job needs no more work: free its slot, whatever state it is in."""
+
+    job: MessageId
+
+
+class Notify(_Effect, frozen=True):
+    """Tell this node's own people and programs: API streams, logs, metrics. Never leaves the node."""
+
+    event: Message
+
+
+class Halt(_Effect, frozen=True):
+    """Stop this node loudly: going on would risk money. ``reason`` says what a person has to look at."""
+
+    reason: str
+
+
+Effect = (
+    Put
+    | Delete
+    | CommitBlock
+    | SignAndSend
+    | Send
+    | SendBlocks
+    | SetTimer
+    | CancelTimer
+    | Dial
+    | Disconnect
+    | OpenWork
+    | PullWork
+    | CloseWork
+    | Notify
+    | Halt
+)
+
+
+class BlockDecided(Message, frozen=True):
+    """Event: this node has committed a block."""
+
+    height: Height
+    block_hash: BlockHash
+    timestamp_ms: TimestampMs
+    transactions: tuple[Hash, ...]

@@ -1,0 +1,78 @@
+"""Genesis: what a whole network must share. Its hash is in every signature, so two networks never mix.
+
+Law: cluster-wide numbers live here and are hashed; numbers of one process live in its configuration file.
+"""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.primitives.codec import Message, encode
+from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.limits import AUTHORITIES_MAX, TEXT_BYTES_MAX
+from protocol.primitives.units import (
+    AccountIdField,
+    AmountField,
+    AuthorityIdField,
+    DurationField,
+    Hash,
+    NodeIdField,
+    TimestampField,
+)
+
+
+class AuthorityRecord(Message, frozen=True):
+    """One authority: its consensus key, the account that its fees go to, and its node."""
+
+    authority: AuthorityIdField
+    account: AccountIdField
+    node: NodeIdField
+    name: Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
+
+
+class Allocation(Message, frozen=True):
+    """Credits that an account holds from the start, in base units."""
+
+    account: AccountIdField
+    balance: AmountField
+    bond: AmountField
+
+
+class Parameters(Message, frozen=True):
+    """Numbers that all nodes must agree on. Durations in ms, amounts in base units."""
+
+    heartbeat_ms: DurationField
+    """An idle ledger makes an empty block this often."""
+    delta_ms: DurationField
+    """Δ0: the first view's message delay bound. A view times out after 2Δ and 3Δ."""
+    delta_cap_ms: DurationField
+    clock_precision_ms: DurationField
+    """How far authorities' clocks may differ."""
+    challenge_ms: DurationField
+    """Ledger time between a payer's close and the payout."""
+    unbonding_ms: DurationField
+    """Ledger time between unlocking a bond and its payout."""
+    provider_bond_min: AmountField
+    """An offer counts only from an account with at least this bond."""
+    fee_min: AmountField
+    """Fee floor of a transaction."""
+    redeem_fee_min: AmountField
+    redeem_fee_share_ppm: Annotated[int, Meta(ge=0, le=1_000_000)]
+    """A redeem costs max(floor, share of the amount): what makes wash trading cost something."""
+
+
+class Genesis(Message, frozen=True):
+    """The first state of a network."""
+
+    network: Annotated[str, Meta(min_length=1, max_length=TEXT_BYTES_MAX)]
+    development: bool
+    """A development network holds publicly known keys; its nodes refuse to listen off loopback."""
+    created_at: TimestampField
+    parameters: Parameters
+    authorities: Annotated[tuple[AuthorityRecord, ...], Meta(min_length=1, max_length=AUTHORITIES_MAX)]
+    allocations: tuple[Allocation, ...]
+
+
+def genesis_hash(genesis: Genesis) -> Hash:
+    """The network's identity."""
+    return digest(Domain.GENESIS, encode(genesis))

@@ -1,0 +1,68 @@
+"""The one table: kind → type of payload and whose key signs it.
+
+Law: a number, once used on a wire, is never used for something else.
+"""
+
+from enum import IntEnum
+
+from protocol.messages import consensus, market, peers, transactions
+from protocol.primitives.codec import Message
+
+
+class MessageKind(IntEnum):
+    """Kinds of signed statement."""
+
+    NODE_RECORD = 1
+    OFFER = 2
+    BID = 3
+    AGREEMENT = 4
+    ACCEPTANCE = 5
+    REFUSAL = 6
+    CHUNK = 7
+    VOUCHER = 8
+    RECEIPT = 9
+    CANCELLATION = 10
+    FAILURE = 11
+    TRANSACTION = 20
+    PROPOSAL = 30
+    VOTE = 31
+    FINAL = 32
+    ATTESTATION = 33
+
+
+class KeyRole(IntEnum):
+    """Which of a node's keys signs a kind."""
+
+    NODE = 1
+    ACCOUNT = 2
+    AUTHORITY = 3
+
+
+_TABLE: dict[MessageKind, tuple[type[Message], KeyRole]] = {
+    MessageKind.NODE_RECORD: (peers.NodeRecord, KeyRole.NODE),
+    MessageKind.OFFER: (market.Offer, KeyRole.ACCOUNT),
+    MessageKind.BID: (market.Bid, KeyRole.ACCOUNT),
+    MessageKind.AGREEMENT: (market.Agreement, KeyRole.ACCOUNT),
+    MessageKind.ACCEPTANCE: (market.Acceptance, KeyRole.ACCOUNT),
+    MessageKind.REFUSAL: (market.Refusal, KeyRole.ACCOUNT),
+    MessageKind.CHUNK: (market.Chunk, KeyRole.ACCOUNT),
+    MessageKind.VOUCHER: (market.Voucher, KeyRole.ACCOUNT),
+    MessageKind.RECEIPT: (market.Receipt, KeyRole.ACCOUNT),
+    MessageKind.CANCELLATION: (market.Cancellation, KeyRole.ACCOUNT),
+    MessageKind.FAILURE: (market.Failure, KeyRole.ACCOUNT),
+    MessageKind.TRANSACTION: (transactions.Transaction, KeyRole.ACCOUNT),
+    MessageKind.PROPOSAL: (consensus.ProposalBody, KeyRole.AUTHORITY),
+    MessageKind.VOTE: (consensus.VoteBody, KeyRole.AUTHORITY),
+    MessageKind.FINAL: (consensus.FinalBody, KeyRole.AUTHORITY),
+    MessageKind.ATTESTATION: (consensus.Attestation, KeyRole.AUTHORITY),
+}
+
+
+def payload_type(kind: MessageKind) -> type[Message]:
+    """The struct that a kind's payload decodes to."""
+    return _TABLE[kind][0]
+
+
+def key_role(kind: MessageKind) -> KeyRole:
+    """The role of the key that signs a kind."""
+    return _TABLE[kind][1]

@@ -1,0 +1,245 @@
+"""What buyers and providers sign: offers, bids, agreements, chunks, vouchers, receipts.
+
+Law: everything that could later be disputed is inside a signed struct, all timeouts included. The prompt itself is in
+none of them: only a salted commitment to it.
+"""
+
+from enum import IntEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.messages.peers import Addresses
+from protocol.primitives.codec import Message
+from protocol.primitives.limits import (
+    CHUNK_PAYLOAD_BYTES_MAX,
+    CHUNK_UNITS_MAX,
+    JOB_INPUT_BYTES_MAX,
+    MODELS_PER_OFFER_MAX,
+    TEXT_BYTES_MAX,
+)
+from protocol.primitives.units import (
+    AccountIdField,
+    AmountField,
+    ChannelIdField,
+    DurationField,
+    HashField,
+    LaneField,
+    MessageIdField,
+    ModelIdField,
+    NodeIdField,
+    SequenceField,
+    TimestampField,
+    WorkUnitsField,
+)
+
+Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
+ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
+Count = Annotated[int, Meta(ge=0, le=2**32)]
+
+
+class Prices(Message, frozen=True):
+    """Base units: for the request itself, and for 1,000 work units of input and of output."""
+
+    request: AmountField
+    input_per_thousand: AmountField
+    output_per_thousand: AmountField
+
+
+class ModelOffer(Message, frozen=True):
+    """One model that a provider serves. ``settings`` name what output bits depend on."""
+
+    model: ModelIdField
+    name: Text
+    runtime: Text
+    runtime_build: Text
+    settings: Text
+    prices: Prices
+    input_units_max: WorkUnitsField
+    output_units_max: WorkUnitsField
+
+
+class Offer(Message, frozen=True):
+    """A provider's standing ask. Of two offers of one account the higher ``sequence`` holds."""
+
+    node: NodeIdField
+    sequence: SequenceField
+    expires_at: TimestampField
+    addresses: Addresses
+    region: Text
+    isolation: Text
+    """The sandbox level that this node's start-up attacks proved."""
+    slots_total: Count
+    slots_free: Count
+    models: Annotated[tuple[ModelOffer, ...], Meta(max_length=MODELS_PER_OFFER_MAX)]
+
+
+class Bid(Message, frozen=True):
+    """A buyer's request with a ceiling on all that it may cost, failed attempts included."""
+
+    model: ModelIdField
+    input_units_max: WorkUnitsField
+    output_units_max: WorkUnitsField
+    price_ceiling: AmountField
+    expires_at: TimestampField
+    verification: Text
+    replication: Annotated[int, Meta(ge=1, le=16)]
+    unique: HashField
+    """Random bytes: two equal bids are still two bids."""
+
+
+class Agreement(Message, frozen=True):
+    """All terms of one job, signed by the buyer; ``Acceptance`` is the provider's signature under the same bytes.
+
+    The job's id is the id of this statement.
+    """
+
+    bid: MessageIdField
+    offer: MessageIdField
+    buyer: AccountIdField
+    provider: AccountIdField
+    buyer_node: NodeIdField
+    provider_node: NodeIdField
+    model: ModelIdField
+    runtime_build: Text
+    settings: Text
+    prices: Prices
+    chunk_units: ChunkUnits
+    input_units_max: WorkUnitsField
+    output_units_max: WorkUnitsField
+    price_ceiling: AmountField
+    input_commitment: HashField
+    input_bytes: Count
+    channel: ChannelIdField
+    lane: LaneField
+    cumulative_start: AmountField
+    """What the lane had been paid when this job starts to count, a provider's debt already taken off."""
+    sequence_start: SequenceField
+    """The lane's last voucher; the job's first voucher is above it."""
+    created_at: TimestampField
+    accept_ms: DurationField
+    first_output_ms: DurationField
+    stall_ms: DurationField
+    total_ms: DurationField
+    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    temperature_milli: Annotated[int, Meta(ge=0, le=10_000)]
+    verification: Text
+
+
+class Acceptance(Message, frozen=True):
+    """The provider takes the job on exactly these terms."""
+
+    job: MessageIdField
+    accepted_at: TimestampField
+
+
+class JobPayload(Message, frozen=True):
+    """What ``JobInput.payload`` decodes to: the input in the runtime's own format, such as ``chat`` or ``bytes``."""
+
+    format: Text
+    body: Annotated[bytes, Meta(max_length=JOB_INPUT_BYTES_MAX)]
+    stop: Annotated[tuple[Text, ...], Meta(max_length=8)]
+
+
+class FaultKind(IntEnum):
+    """Whose fault it was that a job was refused or failed. A user's error is never retried elsewhere."""
+
+    USER = 1
+    PROVIDER = 2
+    CAPACITY = 3
+    NETWORK = 4
+
+
+class Refusal(Message, frozen=True):
+    """The provider does not take the job.
+
+    ``last_voucher`` and ``debt`` are what its books hold for the lane, so that a buyer who lost its own can go on.
+    """
+
+    job: MessageIdField
+    fault: FaultKind
+    reason: Text
+    last_voucher: Annotated[bytes, Meta(max_length=512)] | None
+    debt: AmountField
+
+
+class FinishReason(IntEnum):
+    """Why output ended; ``NONE`` while it goes on."""
+
+    NONE = 0
+    STOP = 1
+    LENGTH = 2
+    DONE = 3
+
+
+class Chunk(Message, frozen=True):
+    """One piece of delivered work. Chunk 0 is the processing of the input and has no payload.
+
+    ``previous`` is the chunk hash of the one before (the job id for chunk 0): chunks form a chain.
+    """
+
+    job: MessageIdField
+    index: Count
+    previous: HashField
+    input_units: WorkUnitsField
+    output_units: WorkUnitsField
+    """Output units of all chunks so far."""
+    due: AmountField
+    """What the job has cost up to and with this chunk, by the agreement's prices."""
+    finish: FinishReason
+    payload: Annotated[bytes, Meta(max_length=CHUNK_PAYLOAD_BYTES_MAX)]
+
+
+class Voucher(Message, frozen=True):
+    """The buyer owes the payee ``cumulative`` on this lane, all earlier vouchers of the lane included."""
+
+    channel: ChannelIdField
+    payee: AccountIdField
+    lane: LaneField
+    sequence: SequenceField
+    cumulative: AmountField
+    receipts_root: HashField
+    """Root of the Merkle mountain range over the lane's receipts; zeros while there is none."""
+    receipts_count: Count
+
+
+class Receipt(Message, frozen=True):
+    """What was delivered, signed by the provider; the buyer's voucher commits to it through its receipts root."""
+
+    job: MessageIdField
+    bid: MessageIdField
+    buyer: AccountIdField
+    provider: AccountIdField
+    model: ModelIdField
+    runtime_build: Text
+    settings: Text
+    input_commitment: HashField
+    output_commitment: HashField
+    input_units: WorkUnitsField
+    output_units: WorkUnitsField
+    chunks: Count
+    last_chunk: HashField
+    """Chunk hash of the last chunk: with the chain it fixes every chunk."""
+    amount: AmountField
+    finish: FinishReason
+    channel: ChannelIdField
+    lane: LaneField
+    accepted_at: TimestampField
+    finished_at: TimestampField
+
+
+class Cancellation(Message, frozen=True):
+    """The buyer wants no more; it owes what was delivered, ``chunks`` of them being paid."""
+
+    job: MessageIdField
+    chunks: Count
+    reason: Text
+
+
+class Failure(Message, frozen=True):
+    """The provider can't go on after ``chunks`` chunks."""
+
+    job: MessageIdField
+    fault: FaultKind
+    chunks: Count
+    reason: Text

@@ -1,0 +1,112 @@
+"""What an account can ask of the ledger.
+
+Law: every action names all it needs; nothing is implied by who relays it. The envelope around it carries sender and
+signature; its genesis hash keeps a transaction from being replayed on another network.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from protocol.primitives.codec import Message
+from protocol.primitives.limits import LANES_PER_CHANNEL, TRANSFER_OUTPUTS_MAX
+from protocol.primitives.units import AccountIdField, AmountField, ChannelIdField, HeightField, NonceField
+
+
+class _Action(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag_field="action"):
+    pass
+
+
+class Output(Message, frozen=True):
+    """One recipient of a transfer; ``amount`` in base units, above zero."""
+
+    recipient: AccountIdField
+    amount: AmountField
+
+
+class Transfer(_Action, frozen=True, tag=1):
+    """Pay one or more accounts under one signature: signatures are what a transfer costs."""
+
+    outputs: Annotated[tuple[Output, ...], Meta(min_length=1, max_length=TRANSFER_OUTPUTS_MAX)]
+
+
+class BondDeposit(_Action, frozen=True, tag=2):
+    """Move ``amount`` from the sender's balance into its bond: what a provider or authority can lose."""
+
+    amount: AmountField
+
+
+class BondUnlock(_Action, frozen=True, tag=3):
+    """Start to withdraw ``amount`` of the bond; it stays forfeitable until the unbonding time has passed."""
+
+    amount: AmountField
+
+
+class BondRelease(_Action, frozen=True, tag=4):
+    """Pay out an unlocking bond whose time has passed. Anyone may ask, so that no state lacks a way out."""
+
+    holder: AccountIdField
+
+
+class ChannelOpen(_Action, frozen=True, tag=10):
+    """Set ``deposit`` aside for one payee. Channel id = hash of payer, payee and this transaction's nonce."""
+
+    payee: AccountIdField
+    deposit: AmountField
+
+
+class ChannelTopUp(_Action, frozen=True, tag=11):
+    """Add ``amount`` of the payer's balance to a channel's deposit."""
+
+    channel: ChannelIdField
+    amount: AmountField
+
+
+class ChannelRedeem(_Action, frozen=True, tag=12):
+    """Pay out vouchers, one for each lane: ``cumulative − redeemed`` of it goes to the payee, less the redeem fee.
+
+    Anchors the receipts root of each voucher. Payer or payee may send it: so a provider can't drop a receipt.
+    """
+
+    channel: ChannelIdField
+    vouchers: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=512)], ...], Meta(min_length=1, max_length=LANES_PER_CHANNEL)
+    ]
+
+
+class ChannelClose(_Action, frozen=True, tag=13):
+    """The payee's close is immediate; the payer's opens the challenge window, then anyone finalises."""
+
+    channel: ChannelIdField
+
+
+class ChannelFinalise(_Action, frozen=True, tag=14):
+    """Pay what is left of a closing channel back to the payer once the challenge window has passed. Anyone may."""
+
+    channel: ChannelIdField
+
+
+Action = (
+    Transfer
+    | BondDeposit
+    | BondUnlock
+    | BondRelease
+    | ChannelOpen
+    | ChannelTopUp
+    | ChannelRedeem
+    | ChannelClose
+    | ChannelFinalise
+)
+
+
+class Transaction(Message, frozen=True):
+    """The payload of a ``TRANSACTION`` envelope; the envelope's sender pays ``fee`` and owns ``nonce``."""
+
+    nonce: NonceField
+    """Strictly the sender's next one, from 0."""
+    fee: AmountField
+    """Base units, into the fee pool."""
+    valid_until: HeightField
+    """Last height at which it may be included."""
+    action: Action

@@ -1,0 +1,80 @@
+"""Every cap on what a peer can make us store, queue, hash or wait for, each with its reason.
+
+Law: a number that bounds a peer lives here and nowhere else. Numbers that a whole network must share and may vote on
+live in the genesis parameters instead.
+"""
+
+FRAME_BYTES_MAX = 4 * 1024 * 1024
+"""One WebSocket message. aiohttp's own default; a larger one closes the link with 1009."""
+
+BLOCK_BYTES_MAX = 1024 * 1024
+"""One block with its transactions: a quarter of a frame, so that a proposal and its justification fit one."""
+
+TRANSACTION_BYTES_MAX = BLOCK_BYTES_MAX // 2
+"""At most half a block for one transaction, so that nobody fills a block alone."""
+
+BLOCK_TRANSACTIONS_MAX = 4096
+"""About 0.4 s of signature checks on one core."""
+
+TRANSFER_OUTPUTS_MAX = 256
+"""Transfers under one signature; with 40 bytes each this stays near 10 KiB."""
+
+ENVELOPE_PAYLOAD_BYTES_MAX = TRANSACTION_BYTES_MAX
+"""The largest thing that one key signs is a transaction."""
+
+GOSSIP_OBJECT_BYTES_MAX = 64 * 1024
+"""An offer with all its models or a bid; transactions larger than this go straight to authorities."""
+
+BATCH_MESSAGES_MAX = 64
+BATCH_BYTES_MAX = 64 * 1024
+"""A frame carries at most so many small messages: beyond 64 batching gains little and delays the first."""
+
+ANNOUNCED_IDS_MAX = 256
+"""Ids in one announcement or pull: 8 KiB."""
+
+PEER_RECORDS_MAX = 32
+"""Peer addresses in one exchange."""
+
+ADDRESSES_PER_NODE_MAX = 4
+ADDRESS_BYTES_MAX = 255
+
+MODELS_PER_OFFER_MAX = 64
+"""An offer with 64 models stays below 32 KiB."""
+
+TEXT_BYTES_MAX = 256
+"""Names, regions, reasons: what people read on one line."""
+
+JOB_INPUT_BYTES_MAX = 1024 * 1024
+"""A prompt or an input tensor, sent over the buyer's link to one provider. Never gossiped."""
+
+CHUNK_PAYLOAD_BYTES_MAX = 1024 * 1024
+"""Output in one chunk."""
+
+CHUNK_UNITS_MAX = 256
+"""Work units in one chunk: this bounds what a provider has at risk."""
+
+LANES_PER_CHANNEL = 64
+"""Concurrent jobs on one payment channel."""
+
+RECEIPT_PROOF_HASHES_MAX = 64
+"""Merkle mountain range over at most 2^48 receipts: depth and peaks together stay below this."""
+
+AUTHORITIES_MAX = 30
+"""Simplex exchanges n² messages a view; beyond thirty known authorities another design is due."""
+
+JUSTIFICATION_CERTIFICATES_MAX = 64
+"""Skip certificates beside one proposal; gaps beyond this are pulled by (height, view)."""
+
+VIEWS_AHEAD_MAX = 8
+"""Votes are kept only for views up to this far ahead; certificates for any view."""
+
+BLOCKS_PER_RESPONSE_MAX = 16
+"""Blocks in one catch-up answer; further bounded by ``FRAME_BYTES_MAX``."""
+
+PENDING_PER_SENDER_MAX = 64
+PENDING_BYTES_PER_SENDER_MAX = 1024 * 1024
+PENDING_TOTAL_MAX = 20_000
+"""Mempool bounds: 20,000 transactions of 200 bytes are about 5 s of work at full speed."""
+
+REFUSALS_SHOWN_MAX = 64
+"""Reasons listed by one quote."""
