@@ -1,0 +1,292 @@
+"""What a running node offers to the programs of its own user: the contract between runtime and control API.
+
+Law: everything here is for people and their programs: addresses are bech32m text, hashes are hex, amounts are integers
+in base units, times are wall-clock milliseconds. Errors are ``ControlError`` with an exit code that the command line
+passes on.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+
+class ControlError(Exception):
+    """A request that can't be carried out. ``code`` names it for programs, ``exit_code`` is the command line's."""
+
+    def __init__(self, code: str, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.exit_code = exit_code
+
+
+class View(msgspec.Struct, frozen=True, omit_defaults=False):
+    """Base of every answer."""
+
+
+class PeerView(View, frozen=True):
+    node: str
+    address: str
+    direction: str
+    tip: int
+    authority: bool
+
+
+class StatusView(View, frozen=True):
+    """A node at a glance."""
+
+    network: str
+    genesis_hash: str
+    development: bool
+    version: str
+    roles: tuple[str, ...]
+    node: str
+    account: str
+    authority: str | None
+    listen: str
+    height: int
+    block_hash: str
+    block_timestamp_ms: int
+    peers: tuple[PeerView, ...]
+    live_offers: int
+    isolation: str | None
+    selling: bool
+    not_selling_because: str | None
+    uptime_ms: int
+
+
+class ModelView(View, frozen=True):
+    """A model that somebody offers now."""
+
+    name: str
+    model: str
+    runtime: str
+    providers: int
+    slots_free: int
+    input_per_thousand_min: int
+    output_per_thousand_min: int
+    request_min: int
+    input_units_max: int
+    output_units_max: int
+
+
+class OfferView(View, frozen=True):
+    """One model of one live offer."""
+
+    provider: str
+    node: str
+    name: str
+    model: str
+    runtime: str
+    runtime_build: str
+    settings: str
+    region: str
+    isolation: str
+    slots_total: int
+    slots_free: int
+    request: int
+    input_per_thousand: int
+    output_per_thousand: int
+    input_units_max: int
+    output_units_max: int
+    expires_at: int
+    bond: int
+
+
+class QuoteRow(View, frozen=True):
+    """One offer's answer: a price, or why not."""
+
+    provider: str
+    would_take: bool
+    price_ceiling: int
+    reason: str | None
+
+
+class QuoteView(View, frozen=True):
+    model: str
+    rows: tuple[QuoteRow, ...]
+
+
+class RunRequest(View, frozen=True):
+    """A job that this node's user wants done.
+
+    ``format`` and ``body`` are the runtime's input (``chat``: MessagePack list of [role, content]; ``text``; ``bytes``;
+    ``tensors``). ``price_max`` 0 means the node's default ceiling.
+    """
+
+    model: str
+    format: str
+    body: bytes
+    output_units_max: int = 256
+    price_max: int = 0
+    seed: int = 0
+    temperature_milli: int = 0
+    stop: tuple[str, ...] = ()
+    timeout_ms: int = 120_000
+
+
+class RunEvent(View, frozen=True):
+    """One line of a running job's stream.
+
+    ``event`` is one of ``request`` (accepted by this node; ``facts.request`` is its id), ``agreed`` (provider, price),
+    ``input`` (input units), ``output`` (``payload`` holds the next piece), ``retry`` (a provider fell out, why),
+    ``finished`` (receipt id, units, amount, …), ``failed`` (fault, reason, paid) or ``cancelled`` (paid).
+    """
+
+    event: str
+    facts: dict[str, str | int | bool | None]
+    payload: bytes = b""
+
+
+class JobView(View, frozen=True):
+    """A job as this node knows it, from either side."""
+
+    job: str
+    side: str
+    state: str
+    model: str
+    counterparty: str
+    created_at: int
+    input_units: int
+    output_units: int
+    amount: int
+    reason: str | None
+    settled_height: int | None
+    timeline: tuple[tuple[int, str, str], ...] = ()
+
+
+class ChannelView(View, frozen=True):
+    channel: str
+    payer: str
+    payee: str
+    side: str
+    deposit: int
+    redeemed: int
+    promised: int
+    lanes: int
+    state: str
+    closes_at_ledger_ms: int | None
+
+
+class AccountView(View, frozen=True):
+    account: str
+    balance: int
+    nonce: int
+    bond: int
+    bond_unlocking: int
+    in_channels: int
+
+
+class SupplyView(View, frozen=True):
+    balances: int
+    deposits: int
+    bonds: int
+    fee_pool: int
+    total: int
+    genesis_total: int
+
+
+class TransactionView(View, frozen=True):
+    """A transaction of ours that the ledger has decided."""
+
+    transaction: str
+    height: int
+    block_hash: str
+
+
+class LedgerView(View, frozen=True):
+    height: int
+    block_hash: str
+    timestamp_ms: int
+    ledger_time_ms: int
+    state_root: str
+    authorities: tuple[str, ...]
+    quorum: int
+    pending_transactions: int
+
+
+class BlockTransactionView(View, frozen=True):
+    transaction: str
+    sender: str
+    nonce: int
+    fee: int
+    action: str
+    detail: str
+
+
+class BlockView(View, frozen=True):
+    height: int
+    block_hash: str
+    parent: str
+    timestamp_ms: int
+    ledger_time_ms: int
+    state_root: str
+    transactions_root: str
+    view: int
+    signers: tuple[str, ...]
+    transactions: tuple[BlockTransactionView, ...]
+
+
+class ProviderModelView(View, frozen=True):
+    name: str
+    model: str
+    runtime: str
+    state: str
+    load_ms: int
+
+
+class ProviderView(View, frozen=True):
+    """What a provider's operator wants to see."""
+
+    selling: bool
+    not_selling_because: str | None
+    isolation: str
+    checks: tuple[tuple[str, bool, str], ...]
+    bond: int
+    bond_min: int
+    slots_total: int
+    slots_free: int
+    models: tuple[ProviderModelView, ...]
+    jobs_done: int
+    earned: int
+    unredeemed: int
+
+
+class NodeControl(Protocol):
+    """Implemented by the running node; called by the control API. Every method may raise ``ControlError``."""
+
+    def status(self) -> StatusView: ...
+    def models(self) -> tuple[ModelView, ...]: ...
+    def offers(self) -> tuple[OfferView, ...]: ...
+    def quote(self, request: RunRequest) -> QuoteView: ...
+
+    def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """Run a job. Closing the iterator cancels the job and its further charges."""
+        ...
+
+    async def cancel(self, job: str) -> JobView: ...
+    def jobs(self) -> tuple[JobView, ...]: ...
+    def job(self, job: str) -> JobView: ...
+
+    def receipt(self, job: str) -> bytes:
+        """The receipt file (JSON), with its settlement proof once the ledger has it."""
+        ...
+
+    async def settle(self, job: str, timeout_ms: int) -> int:
+        """Ask for redemption of a job's channel now and wait for it: the height of the block that anchored its receipt.
+
+        Buyer and provider may both ask.
+        """
+        ...
+
+    def account(self, account: str | None) -> AccountView: ...
+    async def send(self, recipient: str, amount: int, timeout_ms: int) -> TransactionView: ...
+    def channels(self) -> tuple[ChannelView, ...]: ...
+    async def close_channel(self, channel: str, timeout_ms: int) -> TransactionView: ...
+    async def bond(self, amount: int, timeout_ms: int) -> TransactionView: ...
+    async def unbond(self, amount: int, timeout_ms: int) -> TransactionView: ...
+    def provider(self) -> ProviderView: ...
+    def ledger(self) -> LedgerView: ...
+    def block(self, height: int) -> BlockView: ...
+    def supply(self) -> SupplyView: ...
