@@ -1,0 +1,146 @@
+"""The settings of one node, typed and read once.
+
+Law: numbers that a whole network must share live in the genesis; here are those of one process. A key that nobody
+reads is refused, so a typing error never means "the default". Paths in a file are relative to that file.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from protocol.primitives.limits import ADDRESSES_PER_NODE_MAX, CHUNK_UNITS_MAX, MODELS_PER_OFFER_MAX, TEXT_BYTES_MAX
+from protocol.primitives.units import AMOUNT_MAX, CREDIT
+
+BaseUnits = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
+"""An amount of money; 1,000,000 base units are one credit."""
+Milliseconds = Annotated[int, Meta(ge=1, le=2**40)]
+Units = Annotated[int, Meta(ge=1, le=2**40)]
+ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
+Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every part of the configuration: immutable, no unknown keys."""
+
+
+class Role(Enum):
+    """What a node does beside following the ledger. None of them: a follower."""
+
+    AUTHORITY = "authority"
+    PROVIDER = "provider"
+    BUYER = "buyer"
+
+
+class KeystoreConfig(Section, frozen=True):
+    """Where the keys are. The passphrase itself is never in a setting or the environment."""
+
+    directory: Path
+    passphrase_file: Path | None = None
+    """None: asked for at the terminal, or given by ``--passphrase-fd``."""
+
+
+class LogLevel(Enum):
+    """Least severe event that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogConfig(Section, frozen=True):
+    """Where structured log events go."""
+
+    file: Path | None = None
+    """None: standard error."""
+    level: LogLevel = LogLevel.INFO
+    json: bool = True
+    """One JSON object a line; false: text for people."""
+
+
+class ProviderModel(Section, frozen=True):
+    """One model to sell and its prices in base units."""
+
+    description: str
+    """A path (it contains ``/`` or ends with ``.toml``) or the name of a description that ships with mercat."""
+    request: BaseUnits = 1_000
+    input_per_thousand: BaseUnits = 10_000
+    output_per_thousand: BaseUnits = 40_000
+    input_units_max: Units | None = None
+    """Limits of this model; None: the section's."""
+    output_units_max: Units | None = None
+
+
+class RedeemPolicy(Section, frozen=True):
+    """When a provider turns vouchers into ledger money: whichever comes first."""
+
+    amount: BaseUnits = CREDIT
+    age_ms: Milliseconds = 60_000
+
+
+class ProviderConfig(Section, frozen=True):
+    """What a provider sells and on which terms."""
+
+    models: Annotated[tuple[ProviderModel, ...], Meta(max_length=MODELS_PER_OFFER_MAX)] = ()
+    model_store: Path | None = None
+    """Content-addressed store of model files; None: ``models`` inside the state directory."""
+    slots: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Jobs at the same time."""
+    region: Text = ""
+    isolation: Text = ""
+    """The isolation that this provider insists on; it refuses to sell below it. Empty: the strongest that works here
+    and is safe for strangers' inputs."""
+    chunk_units: ChunkUnits = 32
+    """Work released before it is paid is at most one chunk."""
+    input_units_max: Units = 4_096
+    output_units_max: Units = 1_024
+    offer_ms: Milliseconds = 60_000
+    """An offer lives so long; it is renewed before."""
+    redeem: RedeemPolicy = RedeemPolicy()
+
+
+class BuyerConfig(Section, frozen=True):
+    """How a buyer's node pays and how long it waits."""
+
+    channel_deposit: BaseUnits = 10 * CREDIT
+    """Locked for a provider when a channel opens."""
+    price_max: BaseUnits = CREDIT
+    """Ceiling of a job that names none."""
+    chunk_units: ChunkUnits = 32
+    accept_ms: Milliseconds = 5_000
+    first_output_ms: Milliseconds = 60_000
+    stall_ms: Milliseconds = 20_000
+    total_ms: Milliseconds = 600_000
+
+
+class NodeConfig(Section, frozen=True, kw_only=True):
+    """All settings of one node. All paths are absolute once loaded."""
+
+    genesis: Path
+    state: Path
+    """Directory of ledger, journals and the control socket."""
+    keystore: KeystoreConfig
+    roles: tuple[Role, ...] = ()
+    listen: str = "127.0.0.1:0"
+    """``HOST:PORT``; port 0 takes a free one."""
+    advertise: Annotated[tuple[str, ...], Meta(max_length=ADDRESSES_PER_NODE_MAX)] = ()
+    """``HOST:PORT`` that peers can dial; empty: the address listened on."""
+    seeds: tuple[str, ...] = ()
+    control: Path | None = None
+    """Unix socket of the control API; None: ``control.sock`` inside the state directory."""
+    log: LogConfig = LogConfig()
+    provider: ProviderConfig = ProviderConfig()
+    buyer: BuyerConfig = BuyerConfig()
+
+    @property
+    def control_socket(self) -> Path:
+        """Path of the control API's socket."""
+        return self.control or self.state / "control.sock"
+
+    @property
+    def model_store(self) -> Path:
+        """Directory of the content-addressed model store."""
+        return self.provider.model_store or self.state / "models"

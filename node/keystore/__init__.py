@@ -1,0 +1,1 @@
+"""Secret keys: what a node signs with, and the encrypted files they rest in."""
