@@ -1,0 +1,57 @@
+"""The door: every signature that a message carries is checked here, once, before the engine sees the message.
+
+Law: a check that held is remembered by the hash of key, message and signature, so that a transaction verified in gossip
+costs nothing in a block; a check that failed is never remembered. Many checks at once go to a thread in chunks: PyNaCl
+releases the interpreter lock, and below a handful the hop costs more than the check.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from hashlib import blake2b
+
+from protocol.primitives.signing import SignatureCheck
+
+_INLINE_CHECKS_MAX = 4
+_CHUNK_CHECKS = 64
+_REMEMBERED_MAX = 100_000
+"""About 10 MB; several times what the mempool can hold."""
+
+
+def _all_hold(checks: Sequence[SignatureCheck]) -> bool:
+    return all(check.holds() for check in checks)
+
+
+class Door:
+    """Verifies and remembers signature checks."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._held: dict[bytes, None] = {}
+
+    @staticmethod
+    def _fingerprint(check: SignatureCheck) -> bytes:
+        return blake2b(check.cache_key(), digest_size=16).digest()
+
+    def remember(self, check: SignatureCheck) -> None:
+        """Note a check that is known to hold, such as one over our own signature."""
+        self._held[self._fingerprint(check)] = None
+        if len(self._held) > _REMEMBERED_MAX:
+            for fingerprint in list(self._held)[: _REMEMBERED_MAX // 4]:
+                del self._held[fingerprint]
+
+    async def admit(self, checks: Sequence[SignatureCheck]) -> bool:
+        """True if every signature holds."""
+        fresh = [check for check in checks if self._fingerprint(check) not in self._held]
+        if len(fresh) <= _INLINE_CHECKS_MAX:
+            held = _all_hold(fresh)
+        else:
+            loop = asyncio.get_running_loop()
+            chunks = [fresh[start : start + _CHUNK_CHECKS] for start in range(0, len(fresh), _CHUNK_CHECKS)]
+            held = all(
+                await asyncio.gather(*(loop.run_in_executor(self._executor, _all_hold, chunk) for chunk in chunks))
+            )
+        if held:
+            for check in fresh:
+                self.remember(check)
+        return held

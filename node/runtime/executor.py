@@ -1,0 +1,105 @@
+"""Carries out effects, in order, with one disk commit for everything that waits (group commit).
+
+Law: no effect leaves the node before every durable effect ahead of it is on disk, and no authority's signature exists
+before the sign guard has committed its position. Writing earlier than asked is always safe, sending earlier never is:
+so a batch first commits all its durable effects, then reserves all its guard positions, then acts one by one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Protocol
+
+from node.runtime.signer import Signer
+from node.store.database import Store
+from node.store.sign_guard import SignGuard
+from protocol.messages.effects import CommitBlock, Delete, Effect, Put, SignAndSend
+
+_BATCH_EFFECTS_MAX = 2048
+"""Bounds the time of one commit, so that urgent sends wait for no more than about 20 ms of rows."""
+
+Durable = Put | Delete | CommitBlock
+
+
+class Actor(Protocol):
+    """Carries out effects that are not about the disk."""
+
+    def act(self, effect: Effect) -> None: ...
+    def signed(self, effect: SignAndSend, envelope: bytes) -> None: ...
+
+
+class EffectExecutor:
+    """Owns the order of effects. ``submit`` from the loop; ``run`` in one task of the node's group."""
+
+    def __init__(
+        self,
+        store: Store,
+        guard: SignGuard | None,
+        signer: Signer,
+        threads: Executor,
+        actor: Actor,
+        on_committed: Callable[[CommitBlock], None],
+    ) -> None:
+        self._store = store
+        self._guard = guard
+        self._signer = signer
+        self._threads = threads
+        self._actor = actor
+        self._on_committed = on_committed
+        self._queue: deque[Effect] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def submit(self, effects: Iterable[Effect]) -> None:
+        """Queue effects behind all earlier ones."""
+        self._queue.extend(effects)
+        if self._queue:
+            self._idle.clear()
+            self._wake.set()
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far has been carried out."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Carry out effects until cancelled. A disk error ends the task, and with it the node: nothing is sent that
+        should have been written."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
+                await self._carry_out(batch)
+            self._idle.set()
+
+    async def _carry_out(self, batch: list[Effect]) -> None:
+        loop = asyncio.get_running_loop()
+        durable: list[Durable] = [effect for effect in batch if isinstance(effect, Put | Delete | CommitBlock)]
+        if durable:
+            await loop.run_in_executor(self._threads, self._store.commit, durable)
+        guarded = [effect for effect in batch if isinstance(effect, SignAndSend) and effect.position is not None]
+        allowed = await self._reserve(guarded)
+        for effect in batch:
+            match effect:
+                case Put() | Delete():
+                    pass
+                case CommitBlock():
+                    self._on_committed(effect)
+                case SignAndSend():
+                    payload = allowed.get(id(effect), effect.payload) if effect.position is not None else effect.payload
+                    if payload is not None:
+                        self._actor.signed(effect, self._signer.sign(effect.kind, payload))
+                case _:
+                    self._actor.act(effect)
+
+    async def _reserve(self, guarded: list[SignAndSend]) -> dict[int, bytes | None]:
+        """For each effect the payload that may be signed at its position: its own, the guard's older one, or none."""
+        if not guarded:
+            return {}
+        assert self._guard is not None, "a signature with a position needs the sign guard"
+        wanted = [(effect.position, effect.payload) for effect in guarded if effect.position is not None]
+        loop = asyncio.get_running_loop()
+        held = await loop.run_in_executor(self._threads, self._guard.reserve, wanted)
+        return {id(effect): payload for effect, payload in zip(guarded, held, strict=True)}

@@ -1,0 +1,156 @@
+"""Everything that can happen to an engine.
+
+Law: an input is data; the same sequence of inputs gives the same sequence of effects. Signatures inside a ``Received``
+have been settled at the door.
+"""
+
+import msgspec
+
+from protocol.messages.effects import TimerKey
+from protocol.messages.market import FaultKind, FinishReason, JobPayload, ModelOffer
+from protocol.messages.peers import NodeRecord
+from protocol.messages.transactions import Action
+from protocol.messages.wire import WireMessage
+from protocol.primitives.units import (
+    Amount,
+    DurationMs,
+    Hash,
+    MessageId,
+    ModelId,
+    NodeId,
+    Salt,
+    WorkUnits,
+)
+
+
+class _Input(msgspec.Struct, frozen=True):
+    pass
+
+
+class Started(_Input, frozen=True):
+    """First input of a process's life; ``nonce`` is 32 fresh random bytes."""
+
+    nonce: Hash
+
+
+class LinkUp(_Input, frozen=True):
+    """A link whose peer proved its node key and greeted us from the same network."""
+
+    peer: NodeId
+    record: NodeRecord
+    tip: int
+
+
+class LinkDown(_Input, frozen=True):
+    peer: NodeId
+
+
+class Received(_Input, frozen=True):
+    """A message whose signatures all hold."""
+
+    peer: NodeId
+    message: WireMessage
+
+
+class Misbehaved(_Input, frozen=True):
+    """The door refused what this peer sent: a broken signature or malformed bytes."""
+
+    peer: NodeId
+    reason: str
+
+
+class Signed(_Input, frozen=True):
+    """Our own envelope, handed back after ``SignAndSend``."""
+
+    envelope: bytes
+
+
+class TimerFired(_Input, frozen=True):
+    key: TimerKey
+
+
+class WorkPrefilled(_Input, frozen=True):
+    """The worker has processed a job's input."""
+
+    job: MessageId
+    input_units: WorkUnits
+
+
+class WorkPiece(_Input, frozen=True):
+    """The worker's next piece; ``units`` are this piece's output units."""
+
+    job: MessageId
+    payload: bytes
+    units: WorkUnits
+    finish: FinishReason
+
+
+class WorkFailed(_Input, frozen=True):
+    job: MessageId
+    fault: FaultKind
+    reason: str
+
+
+class Serve(_Input, frozen=True):
+    """What this provider can serve from now on; an empty tuple of models stops selling."""
+
+    models: tuple[ModelOffer, ...]
+    slots: int
+    isolation: str
+    region: str
+    addresses: tuple[str, ...]
+
+
+class StartJob(_Input, frozen=True):
+    """A job that this node's user wants done. ``unique`` and ``salt`` are fresh random bytes."""
+
+    unique: Hash
+    salt: Salt
+    model: ModelId
+    payload: JobPayload
+    input_units_max: WorkUnits
+    output_units_max: WorkUnits
+    price_ceiling: Amount
+    seed: int
+    temperature_milli: int
+    timeout_ms: DurationMs
+
+
+class CancelJob(_Input, frozen=True):
+    """The user of job request ``unique`` wants no more."""
+
+    unique: Hash
+    reason: str
+
+
+class WantAction(_Input, frozen=True):
+    """The user wants this action on the ledger, paid and signed by this node's account."""
+
+    request: Hash
+    action: Action
+
+
+class Redeem(_Input, frozen=True):
+    """Redeem now what this node's account holds or has promised on the channel of a job."""
+
+    request: Hash
+    job: MessageId
+
+
+Input = (
+    Started
+    | LinkUp
+    | LinkDown
+    | Received
+    | Misbehaved
+    | Signed
+    | TimerFired
+    | WorkPrefilled
+    | WorkPiece
+    | WorkFailed
+    | Serve
+    | StartJob
+    | CancelJob
+    | WantAction
+    | Redeem
+)

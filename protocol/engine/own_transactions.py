@@ -1,0 +1,174 @@
+"""The transactions of this node's own account, from wish to block.
+
+Law: a wish keeps its nonce for life. Whatever is signed again for it (after a restart, after expiry) carries the same
+nonce, so the ledger can apply at most one of them: nothing is ever paid twice. One wish at a time stands between
+nonce and mempool; if the mempool refuses it, the signed bytes never left this node and the nonce is free again.
+"""
+
+from collections import deque
+
+from msgspec import Struct
+
+from protocol.engine.events import TransactionDecided, TransactionFailed
+from protocol.ledger.mempool import TransactionRejected
+from protocol.ledger.state import LedgerState
+from protocol.messages.blocks import Header
+from protocol.messages.effects import Delete, Effect, Notify, Put, SignAndSend, Table
+from protocol.messages.envelope import envelope_id, open_as
+from protocol.messages.kinds import MessageKind
+from protocol.messages.transactions import Action, BondDeposit, Transaction
+from protocol.primitives.codec import Message, decode, encode
+from protocol.primitives.limits import TEXT_BYTES_MAX
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    BlockHash,
+    Hash,
+    HashField,
+    Height,
+    MessageId,
+    Nonce,
+)
+
+VALID_FOR_BLOCKS = 4096
+"""Blocks for which a transaction of ours may still be included: minutes under load, hours when idle."""
+
+WISHES_MAX = 4096
+"""Wishes waiting for their nonce; beyond it the caller is told to wait."""
+
+
+class OwnTransactionRow(Message, frozen=True):
+    """Durable before anything is signed: a wish and its nonce. ``replaced`` marks one whose action became impossible
+    and whose nonce is filled by a void transaction."""
+
+    request: HashField
+    transaction: Transaction
+    replaced: bool
+
+
+class _Pending(Struct):
+    request: Hash
+    transaction: Transaction
+    envelope: bytes
+    transaction_id: MessageId | None
+    replaced: bool
+
+
+class OwnTransactions:
+    """Queue and book of this account's transactions. Pure; effects are returned."""
+
+    def __init__(self, account: AccountId) -> None:
+        self._account = account
+        self._wishes: deque[tuple[Hash, Action, Amount]] = deque()
+        self._signing: _Pending | None = None
+        self._pending: dict[Nonce, _Pending] = {}
+
+    def restore(self, rows: list[bytes]) -> list[Effect]:
+        """Take up the rows of an earlier life: each is signed again, to the same bytes."""
+        for row in sorted((decode(row, OwnTransactionRow) for row in rows), key=lambda row: row.transaction.nonce):
+            self._pending[row.transaction.nonce] = _Pending(row.request, row.transaction, b"", None, row.replaced)
+        return [_sign(pending.transaction) for pending in self._pending.values()]
+
+    def want(self, request: Hash, action: Action, state: LedgerState) -> list[Effect]:
+        """Queue an action. The fee is the ledger's floor; the outcome comes as an event named by ``request``."""
+        if len(self._wishes) >= WISHES_MAX:
+            return [Notify(TransactionFailed(request, "too many transactions of this node are waiting"))]
+        self._wishes.append((request, action, state.parameters.fee_min))
+        return self._next(state)
+
+    def signed(self, envelope_bytes: bytes) -> tuple[MessageId, Transaction]:
+        """Note a transaction of ours that was handed back signed; the engine then submits it to the mempool."""
+        envelope, payload = open_as(envelope_bytes, MessageKind.TRANSACTION)
+        assert isinstance(payload, Transaction)
+        pending = self._pending.get(payload.nonce)
+        if self._signing is not None and self._signing.transaction == payload:
+            pending = self._signing
+        if pending is not None and pending.transaction == payload:
+            pending.envelope = envelope_bytes
+            pending.transaction_id = envelope_id(envelope)
+        return envelope_id(envelope), payload
+
+    def admitted(self, transaction: Transaction, state: LedgerState) -> list[Effect]:
+        """The mempool took it: the nonce is used, the next wish may go on."""
+        if self._signing is not None and self._signing.transaction == transaction:
+            self._pending[transaction.nonce] = self._signing
+            self._signing = None
+        return self._next(state)
+
+    def rejected(self, transaction: Transaction, error: TransactionRejected, state: LedgerState) -> list[Effect]:
+        """The mempool refused it. A first attempt never left this node; an older one is filled by a void transaction
+        once the ledger waits for its nonce."""
+        signing = self._signing
+        if signing is not None and signing.transaction == transaction:
+            self._signing = None
+            return [
+                Delete(Table.OWN_TRANSACTION, _row_key(transaction.nonce)),
+                Notify(TransactionFailed(signing.request, str(error)[:TEXT_BYTES_MAX])),
+                *self._next(state),
+            ]
+        pending = self._pending.get(transaction.nonce)
+        if pending is None or pending.transaction != transaction or state.account(self._account).nonce != transaction.nonce:
+            return []
+        return self._fill_with_void(pending, error, state)
+
+    def block_decided(
+        self, header: Header, block_hash: BlockHash, decided: dict[MessageId, None], state: LedgerState
+    ) -> list[Effect]:
+        """Settle what the block contains, sign again what expired."""
+        effects: list[Effect] = []
+        next_nonce = state.account(self._account).nonce
+        for nonce in [nonce for nonce in self._pending if nonce < next_nonce]:
+            pending = self._pending.pop(nonce)
+            effects.append(Delete(Table.OWN_TRANSACTION, _row_key(nonce)))
+            if pending.replaced:
+                continue
+            if pending.transaction_id is not None and pending.transaction_id in decided:
+                transaction = Hash(pending.transaction_id)
+                effects.append(Notify(TransactionDecided(pending.request, transaction, header.height, block_hash)))
+            else:
+                reason = "its nonce was used by another transaction of this account"
+                effects.append(Notify(TransactionFailed(pending.request, reason)))
+        for pending in self._pending.values():
+            if pending.transaction.valid_until < header.height:
+                effects.extend(self._renew(pending, pending.transaction.action, state))
+        return effects + self._next(state)
+
+    def unfinished(self) -> list[bytes]:
+        """Signed envelopes that no block holds yet, in nonce order: for rebroadcast."""
+        return [self._pending[nonce].envelope for nonce in sorted(self._pending) if self._pending[nonce].envelope]
+
+    def _next(self, state: LedgerState) -> list[Effect]:
+        if self._signing is not None or not self._wishes:
+            return []
+        request, action, fee = self._wishes.popleft()
+        nonce = Nonce(max(state.account(self._account).nonce, max(self._pending, default=-1) + 1))
+        transaction = Transaction(nonce, fee, Height(state.tip.height + VALID_FOR_BLOCKS), action)
+        self._signing = _Pending(request, transaction, b"", None, False)
+        return [_row(self._signing), _sign(transaction)]
+
+    def _renew(self, pending: _Pending, action: Action, state: LedgerState) -> list[Effect]:
+        old = pending.transaction
+        fee = Amount(old.fee + old.fee // 10 + 1)  # the mempool's price of a replacement
+        pending.transaction = Transaction(old.nonce, fee, Height(state.tip.height + VALID_FOR_BLOCKS), action)
+        pending.envelope, pending.transaction_id = b"", None
+        return [_row(pending), _sign(pending.transaction)]
+
+    def _fill_with_void(self, pending: _Pending, error: TransactionRejected, state: LedgerState) -> list[Effect]:
+        if pending.replaced:
+            return []
+        pending.replaced = True
+        failed = Notify(TransactionFailed(pending.request, str(error)[:TEXT_BYTES_MAX]))
+        return [failed, *self._renew(pending, BondDeposit(Amount(0)), state)]
+
+
+def _row_key(nonce: int) -> bytes:
+    return nonce.to_bytes(8, "big")
+
+
+def _row(pending: _Pending) -> Put:
+    row = OwnTransactionRow(pending.request, pending.transaction, pending.replaced)
+    return Put(Table.OWN_TRANSACTION, _row_key(pending.transaction.nonce), encode(row))
+
+
+def _sign(transaction: Transaction) -> SignAndSend:
+    return SignAndSend(MessageKind.TRANSACTION, encode(transaction))
