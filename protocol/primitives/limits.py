@@ -78,3 +78,30 @@ PENDING_TOTAL_MAX = 20_000
 
 REFUSALS_SHOWN_MAX = 64
 """Reasons listed by one quote."""
+
+LINK_QUEUE_MESSAGES_MAX = 4096
+LINK_QUEUE_BYTES_MAX = 2 * FRAME_BYTES_MAX
+"""What may wait for one slow peer: two full frames. Sixty-four stalled links then hold at most half a gigabyte."""
+
+PEERS_STORED_MAX = 1024
+"""Node records kept on disk: 32 exchanges' worth, below a megabyte."""
+
+DIAL_TARGETS_MAX = 256
+"""Nodes that one node tries to stay linked to: authorities, seeds, and the providers of open jobs."""
+
+PENDING_CONNECTIONS_MAX = 128
+"""Accepted connections that have not yet greeted us. Each costs a TLS handshake (3 ms) and a socket."""
+
+GOSSIP_OBJECTS_MAX = 20_000
+GOSSIP_OBJECT_BYTES_TOTAL_MAX = 64 * 1024 * 1024
+"""Live gossip objects whose bodies a node serves; the next to expire go first."""
+
+GOSSIP_SEEN_MAX = 65_536
+"""Ids and envelope hashes remembered, 5 MiB: three times the live objects."""
+
+GOSSIP_PULLS_MAX = 4096
+GOSSIP_ANNOUNCERS_MAX = 8
+"""Objects awaited at once, and peers remembered as holders of each: eight silent ones delay a body by eight timeouts."""
+
+GOSSIP_LIFETIME_MS_MAX = 3_600_000
+"""No object outlives an hour here, whatever expiry its sender wrote: what should last is announced again."""
