@@ -65,7 +65,8 @@ class ProviderModel(Section, frozen=True):
     """One model to sell and its prices in base units."""
 
     description: str
-    """A path (it contains ``/`` or ends with ``.toml``) or the name of a description that ships with mercat."""
+    """A path (it contains ``/`` or ends with ``.toml``) or the name of a description that ships with mercat; once
+    loaded, always the absolute path of the description file."""
     request: BaseUnits = 1_000
     input_per_thousand: BaseUnits = 10_000
     output_per_thousand: BaseUnits = 40_000
