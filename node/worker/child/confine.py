@@ -50,8 +50,6 @@ def apply_filter(program: bytes) -> None:
     argument = FilterProgram(len(program) // record_bytes, ctypes.cast(records, ctypes.c_void_p).value)
     if library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise ConfinementFailed(f"no_new_privs: errno {ctypes.get_errno()}")
-    result = library.syscall(
-        SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(argument)
-    )
+    result = library.syscall(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(argument))
     if result != 0:
         raise ConfinementFailed(f"seccomp: errno {ctypes.get_errno()}")

@@ -10,11 +10,11 @@ from node.worker.child.runtime import Loaded, Refused, Request, SingleStepRuntim
 class EchoRuntime(SingleStepRuntime):
     """Returns the payload of each job, split into pieces on request."""
 
-    def prepare(self) -> None:
-        """Nothing to import."""
+    def prepare(self) -> dict[str, int | str]:
+        return {}
 
     def load(self, files: dict[str, str], settings: dict[str, Value], slots: int) -> Loaded:
-        return Loaded("echo 1", {}, 0)
+        return Loaded(0)
 
     def check(self, request: Request) -> int:
         if request.input_format not in ("bytes", "text"):
@@ -22,4 +22,6 @@ class EchoRuntime(SingleStepRuntime):
         return len(request.payload)
 
     def run(self, request: Request) -> list[tuple[bytes, int]]:
-        return [(piece, len(piece)) for piece in split(request.payload[: request.max_output_units], request.chunk_units)]
+        return [
+            (piece, len(piece)) for piece in split(request.payload[: request.max_output_units], request.chunk_units)
+        ]

@@ -82,8 +82,14 @@ class GgufRuntime(Runtime):
         self._free: list[int] = []
         self._template: Template | None = None
 
-    def prepare(self) -> None:
+    def prepare(self) -> dict[str, int | str]:
         self._llama = Llama()
+        return {
+            "flash_attn": FLASH_ATTENTION,
+            "n_ubatch": BATCH_ROWS,
+            "n_threads": THREADS,
+            "processor": self._llama.processor.strip(" |"),
+        }
 
     def load(self, files: dict[str, str], settings: dict[str, Value], slots: int) -> Loaded:
         model, context_tokens = settings.get("model_file"), settings.get("context_tokens")
@@ -98,14 +104,7 @@ class GgufRuntime(Runtime):
             self._template = TEMPLATES[template]
         self._llama.load(files[model], context_tokens, slots)
         self._free = list(range(slots))
-        facts: dict[str, int | str] = {
-            "flash_attn": FLASH_ATTENTION,
-            "n_ubatch": BATCH_ROWS,
-            "n_threads": THREADS,
-            "chat_template": str(template or ""),
-            "processor": self._llama.processor.strip(" |"),
-        }
-        return Loaded("llama.cpp", facts, self._llama.context_tokens)
+        return Loaded(self._llama.context_tokens)
 
     def open(self, job: int, request: Request) -> None:
         prompt = self._prompt(request)

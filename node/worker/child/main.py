@@ -5,14 +5,13 @@ work the pipe is polled, so a cancel is seen after at most one step. When the no
 this process.
 
 Frames in: ["start", {...}], ["open", job, request], ["grant", job], ["cancel", job].
-Frames out: ["confined"], ["ready", {...}], ["failed", reason], ["prefilled", job, units],
+Frames out: ["confined", settings], ["ready", context_tokens], ["failed", reason], ["prefilled", job, units],
 ["piece", job, payload, units, tokens, finish], ["refused", job, reason], ["broken", job, reason],
 ["cancelled", job], ["canary", name, stopped, seen].
 """
 
 import os
 import sys
-import time
 from typing import assert_never
 
 from node.worker.child import confine
@@ -100,7 +99,7 @@ def run_canaries(pipe: FramePipe, names: list[Value], program: bytes) -> None:
 
     if program:
         confine.apply_filter(program)
-    pipe.write(["confined"])
+    pipe.write(["confined", {}])
     for name in names:
         assert isinstance(name, str)
         stopped, seen = canaries.attempt(name)
@@ -126,22 +125,11 @@ def start(pipe: FramePipe) -> None:
         ]:
             confine.limit_processes(processes)
             runtime = make_runtime(name)
-            runtime.prepare()
+            facts: dict[str, Value] = {**runtime.prepare()}
             confine.apply_filter(program)
-            pipe.write(["confined"])
-            began = time.monotonic()
+            pipe.write(["confined", facts])  # said before the first stranger's byte, so the node may believe it
             loaded = runtime.load({key: str(value) for key, value in files.items()}, settings, slots)
-            pipe.write(
-                [
-                    "ready",
-                    {
-                        "runtime_build": loaded.runtime_build,
-                        "settings": {key: value for key, value in loaded.settings.items()},
-                        "context_tokens": loaded.context_tokens,
-                        "load_ms": int((time.monotonic() - began) * 1000),
-                    },
-                ]
-            )
+            pipe.write(["ready", loaded.context_tokens])
             serve(pipe, runtime)
         case _:
             raise Misused("the first frame must be a start")

@@ -99,9 +99,10 @@ class OnnxRuntime(SingleStepRuntime):
         self._pipeline = "tensors"
         self._classifier: ByteClassifier | None = None
 
-    def prepare(self) -> None:
+    def prepare(self) -> dict[str, int | str]:
         onnxruntime.disable_telemetry_events()
         onnxruntime.set_default_logger_severity(4)
+        return {"threads": 1, "optimization": "all"}
 
     def load(self, files: dict[str, str], settings: dict[str, Value], slots: int) -> Loaded:
         pipeline, model = settings.get("pipeline"), settings.get("model_file")
@@ -123,8 +124,7 @@ class OnnxRuntime(SingleStepRuntime):
                 raise LoadFailed("a byte-classifier needs a configuration_file")
             with open(files[configuration], "rb") as stream:
                 self._classifier = ByteClassifier(stream.read())
-        facts: dict[str, int | str] = {"threads": 1, "optimization": "all", "pipeline": self._pipeline}
-        return Loaded(f"onnxruntime {onnxruntime.__version__}", facts, 0)
+        return Loaded(0)
 
     def check(self, request: Request) -> int:
         if self._pipeline == "byte-classifier":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from node.worker.child.frames import Value
 
 PIECE_BYTES_MAX = 1 << 20
+OUTPUT_BYTES_MAX = 16 << 20
 
 
 class Refused(Exception):
@@ -37,10 +38,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Facts about a loaded model that go into offers and receipts."""
+    """What is known of a model once its bytes were read, so nothing that a receipt relies on."""
 
-    runtime_build: str
-    settings: dict[str, int | str]
     context_tokens: int
 
 
@@ -125,8 +124,8 @@ class Runtime(ABC):
     """What can load one model and run several jobs on it."""
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Import and initialise everything; no model byte is read yet."""
+    def prepare(self) -> dict[str, int | str]:
+        """Import and initialise everything; no model byte is read yet. Returns settings that decide output bits."""
 
     @abstractmethod
     def load(self, files: dict[str, str], settings: dict[str, Value], slots: int) -> Loaded:
@@ -228,6 +227,8 @@ class SingleStepRuntime(Runtime):
 
 
 def split(output: bytes, piece_bytes: int) -> list[bytes]:
-    """Output cut into pieces of at most this size; an empty output is one empty piece."""
+    """Output cut into pieces of at most this size; an empty output is one empty piece. Raises Refused if too large."""
+    if len(output) > OUTPUT_BYTES_MAX:
+        raise Refused(f"the result has {len(output)} bytes; one job gives at most {OUTPUT_BYTES_MAX}")
     size = min(piece_bytes, PIECE_BYTES_MAX)
     return [output[start : start + size] for start in range(0, len(output), size)] or [b""]

