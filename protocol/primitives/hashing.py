@@ -33,6 +33,7 @@ class Domain(Enum):
     OUTPUT_COMMITMENT = b"mercat/output-commitment/1\0"
     CHUNK = b"mercat/chunk/1\0"
     JOB_ID = b"mercat/job-id/1\0"
+    MATCH_TIE = b"mercat/match-tie/1\0"
 
 
 def digest(domain: Domain, *parts: bytes) -> Hash:
