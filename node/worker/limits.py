@@ -24,3 +24,6 @@ class WorkerLimits:
     frame_s: float = 5.0  # a frame that has begun must be complete within this time
     cancel_grace_s: float = 1.5  # a job past its deadline must be given up within this time, else the worker is killed
     jobs_queued: int = 64  # jobs waiting for a slot of one worker
+
+
+DEFAULT_LIMITS = WorkerLimits()

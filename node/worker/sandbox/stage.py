@@ -19,7 +19,7 @@ from typing import NoReturn, TypedDict
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x1000, 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
-STAGE_DIRECTORY = "/tmp"  # noqa: S108 (in a private mount namespace, hidden under a fresh file system)
+STAGE_DIRECTORY = "/tmp"  # in a private mount namespace, hidden under a fresh file system
 FAILURE_STATUS = 125
 
 
