@@ -1,0 +1,142 @@
+"""What people and programs of this node are told about jobs.
+
+Law: events are hints for whoever watches; nothing depends on one being seen. Those of the buyer's side carry the
+``request`` that the buyer's program chose; ``job`` is the agreement's id, zeros while there is none.
+"""
+
+from protocol.messages.market import Count, FaultKind, FinishReason, Receipt, Text
+from protocol.primitives.codec import Message
+from protocol.primitives.units import (
+    AccountIdField,
+    AmountField,
+    ChannelIdField,
+    HashField,
+    LaneField,
+    MessageId,
+    MessageIdField,
+    ModelIdField,
+    WorkUnitsField,
+)
+
+NO_JOB = MessageId(bytes(32))
+"""Stands for the job where there is none yet."""
+
+
+class JobProgressed(Message, frozen=True):
+    """A request entered a state; ``cause`` says why."""
+
+    request: HashField
+    job: MessageIdField
+    state: Text
+    cause: Text
+
+
+class JobAgreed(Message, frozen=True):
+    """A provider took the job on these terms."""
+
+    request: HashField
+    job: MessageIdField
+    provider: AccountIdField
+    model: ModelIdField
+    price_ceiling: AmountField
+    channel: ChannelIdField
+    lane: LaneField
+    attempt: Count
+
+
+class JobPrefilled(Message, frozen=True):
+    """The input was processed and metered."""
+
+    request: HashField
+    job: MessageIdField
+    input_units: WorkUnitsField
+
+
+class JobText(Message, frozen=True):
+    """One verified chunk of output; ``output_units`` counts all so far."""
+
+    request: HashField
+    job: MessageIdField
+    index: Count
+    payload: bytes
+    output_units: WorkUnitsField
+    finish: FinishReason
+
+
+class AttemptFailed(Message, frozen=True):
+    """One provider refused or failed; another one is tried."""
+
+    request: HashField
+    job: MessageIdField
+    provider: AccountIdField
+    fault: FaultKind
+    reason: Text
+
+
+class JobFinished(Message, frozen=True):
+    """Delivered, paid and receipted. ``paid`` is the price of all attempts of the request together."""
+
+    request: HashField
+    job: MessageIdField
+    receipt: Receipt
+    paid: AmountField
+
+
+class JobFailed(Message, frozen=True):
+    """The request ends without a receipt. What was delivered stays delivered, and paid for."""
+
+    request: HashField
+    job: MessageIdField
+    fault: FaultKind
+    reason: Text
+    paid: AmountField
+    output_units: WorkUnitsField
+    first_fault: FaultKind
+    first_reason: Text
+    """The first error of the request: later ones are often its consequences."""
+
+
+class JobCancelled(Message, frozen=True):
+    """The buyer's own people wanted no more."""
+
+    request: HashField
+    job: MessageIdField
+    reason: Text
+    paid: AmountField
+    output_units: WorkUnitsField
+
+
+class SaleAccepted(Message, frozen=True):
+    """This node took a job."""
+
+    job: MessageIdField
+    buyer: AccountIdField
+    model: ModelIdField
+    price_ceiling: AmountField
+
+
+class SaleRefused(Message, frozen=True):
+    """This node did not take a job."""
+
+    job: MessageIdField
+    buyer: AccountIdField
+    fault: FaultKind
+    reason: Text
+
+
+class SaleEnded(Message, frozen=True):
+    """A job of this node ended; ``earned`` is what was paid for it."""
+
+    job: MessageIdField
+    buyer: AccountIdField
+    state: Text
+    reason: Text
+    earned: AmountField
+    output_units: WorkUnitsField
+
+
+class SlotsChanged(Message, frozen=True):
+    """The number of jobs that this node can take has changed: the offer should follow."""
+
+    slots_free: Count
+    slots_total: Count

@@ -1,0 +1,64 @@
+"""Numbers of one node that steer its buying and selling. Cluster-wide numbers are in the genesis instead.
+
+Law: data only; durations in milliseconds, amounts in base units.
+"""
+
+from msgspec import Struct
+
+from protocol.primitives.limits import CHUNK_UNITS_MAX
+from protocol.primitives.units import CREDIT, Amount, DurationMs
+
+
+class BuyerPolicy(Struct, frozen=True, kw_only=True):
+    """How this node buys."""
+
+    channel_deposit: Amount = Amount(10 * CREDIT)
+    """Deposit of a new channel, or the job's ceiling if that is more, or what the balance allows."""
+    channel_top_up: Amount = Amount(10 * CREDIT)
+    """Added when what is left in a channel doesn't cover a job."""
+    attempts_max: int = 3
+    """Providers tried for one request."""
+    jobs_max: int = 1024
+    """Requests under way at once."""
+    connect_ms: DurationMs = DurationMs(5_000)
+    reconnect_ms: DurationMs = DurationMs(3_000)
+    """How long a job outlives its lost link."""
+    funding_ms: DurationMs = DurationMs(30_000)
+    """How long to wait for the ledger to open or top up a channel."""
+    demoted_ms: DurationMs = DurationMs(60_000)
+    """How long a provider that failed ranks behind all others."""
+    output_bytes_max: int = 8 * 1024 * 1024
+    """Output of one job that this node is ready to hold."""
+
+
+class SellerPolicy(Struct, frozen=True, kw_only=True):
+    """How this node sells."""
+
+    slots: int = 1
+    """Jobs worked on at once."""
+    chunk_units_max: int = CHUNK_UNITS_MAX
+    """A larger chunk puts more at risk."""
+    accept_ms_min: DurationMs = DurationMs(100)
+    first_output_ms_min: DurationMs = DurationMs(1_000)
+    """Shorter promises than these are not made."""
+    stall_ms_min: DurationMs = DurationMs(500)
+    stall_ms_max: DurationMs = DurationMs(120_000)
+    """A slot is not held longer for a silent buyer."""
+    total_ms_max: DurationMs = DurationMs(3_600_000)
+    hold_ms: DurationMs = DurationMs(5_000)
+    """How long an agreement waits for its input, or for this node's ledger to show its channel."""
+    clock_tolerance_ms: DurationMs = DurationMs(60_000)
+    """How far a buyer's clock may differ."""
+    work_ahead: bool = True
+    """Let the worker compute the next chunk while the last one is not paid yet. It is never released early."""
+    output_bytes_max: int = 8 * 1024 * 1024
+    verifications: tuple[str, ...] = ("none",)
+    """Verification policies that this node takes part in."""
+    redeem_amount: Amount = Amount(10 * CREDIT)
+    """Redeem a channel once so much waits on it."""
+    redeem_age_ms: DurationMs = DurationMs(3_600_000)
+    """Redeem a channel once its oldest unredeemed voucher is so old."""
+    redeem_worth_min: Amount = Amount(1)
+    """Never redeem less than this: the redeem fee would eat it."""
+    redeem_retry_ms: DurationMs = DurationMs(60_000)
+    """Ask again when the ledger has not shown a redemption for so long."""

@@ -1,0 +1,172 @@
+"""What the market keeps on disk.
+
+Law: a row alone is enough to go on after a crash at any moment. Amounts in the rows of a lane are all counted since the
+channel was opened: ``cumulative`` is what was promised, ``earned`` what was worked for, the difference is the
+provider's debt.
+
+Tables: ``BUYER_LANE`` and ``SELLER_LANE`` by ``lane_key``; ``JOB`` by job id (or by request id for a request that never
+came to an agreement); ``RECEIPT`` by job id.
+"""
+
+from enum import IntEnum
+from typing import Annotated
+
+from msgspec import Meta
+
+from protocol.messages.market import Count, FaultKind, Text
+from protocol.primitives.codec import Message
+from protocol.primitives.units import (
+    AccountIdField,
+    Amount,
+    AmountField,
+    ChannelId,
+    ChannelIdField,
+    Hash,
+    HashField,
+    LaneField,
+    MessageIdField,
+    ModelIdField,
+    NodeIdField,
+    SaltField,
+    SequenceField,
+    TimestampField,
+    WorkUnitsField,
+)
+from protocol.settlement.accumulator import Accumulator, MembershipProof
+from protocol.settlement.vouchers import LanePosition
+
+HISTORY_ENTRIES_MAX = 64
+"""State changes kept for one job: more than any job goes through."""
+
+
+class BuyerLane(Message, frozen=True):
+    """``Table.BUYER_LANE``: what this node promised on one lane of a channel to ``provider``."""
+
+    channel: ChannelIdField
+    lane: LaneField
+    provider: AccountIdField
+    node: NodeIdField
+    """Where vouchers of this lane go."""
+    position: LanePosition
+    accumulator: Accumulator
+    earned: AmountField
+    """What the provider has earned on this lane; set when a job ends."""
+    job: MessageIdField | None
+    """The job that uses the lane now."""
+    start: AmountField
+    """``cumulative_start`` of that job, or of the last one."""
+    ceiling: AmountField
+    """Price ceiling of that job."""
+    paid: AmountField
+    """What that job's last voucher covers, by the job's prices."""
+    last_receipt: MessageIdField | None
+    """Job of the last receipt that a voucher of this lane committed to."""
+    retired: bool
+    """The provider holds vouchers of ours whose receipts we have lost: nothing new starts here."""
+
+
+class SellerLane(Message, frozen=True):
+    """``Table.SELLER_LANE``: the best voucher that this node holds on one lane, and what it worked for."""
+
+    channel: ChannelIdField
+    lane: LaneField
+    buyer: AccountIdField
+    position: LanePosition
+    accumulator: Accumulator
+    voucher: bytes
+    """Envelope of the best voucher; empty before the first."""
+    earned: AmountField
+    job: MessageIdField | None
+    start: AmountField
+    sequence_start: SequenceField
+    ceiling: AmountField
+    paid: AmountField
+    pending: HashField | None
+    """Leaf of the receipt that the next voucher should commit to."""
+    pending_job: MessageIdField | None
+    unredeemed_since: TimestampField
+    """When the first voucher came that is not redeemed yet; 0 when there is none."""
+
+
+class Side(IntEnum):
+    """Which side of a job this node is on."""
+
+    BUYER = 1
+    SELLER = 2
+
+
+class HistoryEntry(Message, frozen=True):
+    """When a job entered a state, and why."""
+
+    at: TimestampField
+    state: Text
+    cause: Text
+
+
+class JobRecord(Message, frozen=True):
+    """``Table.JOB``: one attempt at a job as this node saw it."""
+
+    job: MessageIdField
+    request: HashField
+    """The buyer's request; zeros on the seller's side."""
+    side: Side
+    buyer: AccountIdField
+    provider: AccountIdField
+    model: ModelIdField
+    channel: ChannelIdField | None
+    lane: LaneField
+    price_ceiling: AmountField
+    state: Text
+    fault: FaultKind | None
+    reason: Text
+    paid: AmountField
+    input_units: WorkUnitsField
+    output_units: WorkUnitsField
+    chunks: Count
+    history: Annotated[tuple[HistoryEntry, ...], Meta(max_length=HISTORY_ENTRIES_MAX)]
+
+
+class ReceiptRecord(Message, frozen=True):
+    """``Table.RECEIPT``: all that a receipt file needs but the ledger's part.
+
+    ``final_voucher`` is empty until it is held; ``proof`` shows the receipt under that voucher's receipts root. For a
+    later voucher of the lane, collect ``leaf`` of the lane's records in the order of ``proof.index`` and use
+    ``settlement.accumulator.prove``.
+    """
+
+    job: MessageIdField
+    request: HashField
+    side: Side
+    channel: ChannelIdField
+    lane: LaneField
+    bid: bytes
+    agreement: bytes
+    acceptance: bytes
+    receipt: bytes
+    final_voucher: bytes
+    """Envelopes, as received or signed."""
+    leaf: HashField
+    proof: MembershipProof
+    salt: SaltField
+    """Keep it to prove what went in and out; erase it and the commitments say nothing."""
+    input: bytes
+    output: bytes
+
+
+def lane_key(channel: ChannelId, lane: int) -> bytes:
+    """Key of a lane's row."""
+    return channel + lane.to_bytes(1, "big")
+
+
+def buyer_debt(lane: BuyerLane) -> Amount:
+    """What the provider owes on this lane, by the buyer's books."""
+    return Amount(max(0, lane.position.cumulative - lane.earned))
+
+
+def seller_debt(lane: SellerLane) -> Amount:
+    """What this provider owes on the lane, by its own books."""
+    return Amount(max(0, lane.position.cumulative - lane.earned))
+
+
+NO_REQUEST = Hash(bytes(32))
+"""``JobRecord.request`` on the seller's side."""
