@@ -1,0 +1,195 @@
+"""Whom to dial, and when again: nodes to stay linked to, seeds, and enough known peers.
+
+Law: every wait between attempts grows and is drawn with jitter; no target is dialed while a link to it stands. A dial
+runs its link to the link's end, so the number of tasks is bounded by targets and links.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+from node.transport.endpoints import Seed
+from node.transport.link import Link
+from node.transport.peer_store import PeerStore
+from node.transport.policy import Backoff, DialPolicy
+from protocol.primitives.limits import DIAL_TARGETS_MAX
+from protocol.primitives.units import NodeId
+
+Attempt = Callable[[str, NodeId | None], Awaitable[NodeId | None]]
+"""Dial one endpoint and run the link to its end: the peer when a link stood, None when the attempt failed."""
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+Report = Callable[[str, dict[str, object]], None]
+
+LASTING_LINK_SECONDS = 5.0
+"""A link that stood so long makes the next delays start from the first again."""
+
+
+class _Target:
+    __slots__ = ("addresses", "keep", "task")
+
+    def __init__(self, addresses: tuple[str, ...], keep: bool) -> None:
+        self.addresses = addresses
+        self.keep = keep
+        self.task: asyncio.Task[None] | None = None
+
+
+class Dialer:
+    """Owns no link: it calls ``attempt`` and watches ``links``."""
+
+    def __init__(
+        self,
+        policy: DialPolicy,
+        store: PeerStore,
+        links: Mapping[NodeId, Link],
+        attempt: Attempt,
+        spawn: Spawn,
+        report: Report,
+        own: NodeId,
+    ) -> None:
+        self._policy = policy
+        self._store = store
+        self._links = links
+        self._attempt = attempt
+        self._spawn = spawn
+        self._report = report
+        self._own = own
+        self.dice = random.Random(policy.dice_seed)
+        self._targets: dict[NodeId, _Target] = {}
+        self._exploring: dict[NodeId, None] = {}
+        self._retry_at: dict[NodeId, float] = {}
+        self._wake = asyncio.Event()
+
+    def wants(self, node: NodeId) -> bool:
+        """True for nodes that are being dialed on purpose: they have room even when links are full."""
+        return node in self._targets
+
+    def pursue(self, node: NodeId, addresses: tuple[str, ...], *, keep: bool) -> None:
+        """Dial a node; with ``keep`` for ever again, else until a link stood or some rounds have failed."""
+        if node == self._own:
+            return
+        target = self._targets.get(node)
+        if target is not None:
+            target.addresses = addresses or target.addresses
+            target.keep = target.keep or keep
+            return
+        if len(self._targets) >= DIAL_TARGETS_MAX:
+            self._report("dial.refused", {"peer": node.hex(), "reason": "too many nodes to dial"})
+            return
+        target = self._targets[node] = _Target(addresses, keep)
+        target.task = self._spawn(self._run_target(node, target))
+
+    def forget(self, node: NodeId) -> None:
+        """Stop to dial a node. A link that stands is left alone, unless this dial made it."""
+        target = self._targets.pop(node, None)
+        if target is not None and target.task is not None:
+            target.task.cancel()
+
+    def follow_seed(self, seed: Seed) -> None:
+        """Keep a link to whoever answers at a seed, or to the node that it pins."""
+        if seed.node is not None:
+            self.pursue(seed.node, (seed.endpoint,), keep=True)
+        else:
+            self._spawn(self._run_seed(seed.endpoint))
+
+    def reconsider(self) -> None:
+        """Links or known peers changed: look again whether more links are wanted."""
+        self._wake.set()
+
+    async def _unlinked(self, node: NodeId) -> None:
+        while (link := self._links.get(node)) is not None:
+            await link.ended.wait()
+
+    async def _run_target(self, node: NodeId, target: _Target) -> None:
+        backoff = Backoff(self._policy, self.dice)
+        failed_rounds = 0
+        while target.keep or failed_rounds < self._policy.rounds_max:
+            if node in self._links:
+                await self._unlinked(node)
+                if not target.keep:
+                    break
+            elif await self._round(node, target.addresses, backoff):
+                failed_rounds = 0
+                if not target.keep:
+                    break
+            else:
+                failed_rounds += 1
+            await asyncio.sleep(backoff.next_ms() / 1000)
+        else:
+            self._report("dial.given_up", {"peer": node.hex(), "rounds": failed_rounds})
+        if self._targets.get(node) is target:
+            del self._targets[node]
+
+    async def _run_seed(self, endpoint: str) -> None:
+        backoff = Backoff(self._policy, self.dice)
+        while True:
+            started = asyncio.get_running_loop().time()
+            peer = await self._attempt(endpoint, None)
+            if peer == self._own:
+                return
+            if peer is not None:
+                await self._unlinked(peer)
+                self._reset_if_lasting(backoff, started)
+            await asyncio.sleep(backoff.next_ms() / 1000)
+
+    async def _round(self, node: NodeId, addresses: tuple[str, ...], backoff: Backoff | None) -> bool:
+        """Try each address once; True when a link stood (it has ended by then)."""
+        record = self._store.record(node)
+        known = record.addresses if record is not None else ()
+        for endpoint in dict.fromkeys((*addresses, *known)):
+            started = asyncio.get_running_loop().time()
+            if await self._attempt(endpoint, node) is not None:
+                if backoff is not None:
+                    self._reset_if_lasting(backoff, started)
+                return True
+            if node in self._links:
+                return False
+        self._store.failed(node)
+        return False
+
+    def _reset_if_lasting(self, backoff: Backoff, started: float) -> None:
+        if asyncio.get_running_loop().time() - started >= LASTING_LINK_SECONDS:
+            backoff.reset()
+
+    async def discover(self) -> None:
+        """Dial known peers while there are fewer links than the target. Runs until cancelled."""
+        while True:
+            self._wake.clear()
+            wait_seconds = self._explore_some()
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _explore_some(self) -> float:
+        """Start dials for the links that are missing; the seconds after which to look again."""
+        wait_seconds = self._policy.exchange_interval_ms / 1000
+        missing = self._policy.links_target - len(self._links) - len(self._exploring)
+        if missing <= 0:
+            return wait_seconds
+        now = asyncio.get_running_loop().time()
+        nodes = self._store.nodes()
+        self._retry_at = {node: at for node, at in self._retry_at.items() if at > now}
+        for node in nodes:
+            busy = node == self._own or node in self._links or node in self._targets or node in self._exploring
+            record = self._store.record(node)
+            if busy or record is None or not record.addresses:
+                continue
+            if node in self._retry_at:
+                wait_seconds = min(wait_seconds, self._retry_at[node] - now)
+            elif missing > 0:
+                missing -= 1
+                self._exploring[node] = None
+                self._spawn(self._explore(node))
+        return max(wait_seconds, 0.001)
+
+    async def _explore(self, node: NodeId) -> None:
+        try:
+            await self._round(node, (), None)
+        finally:
+            del self._exploring[node]
+            ceiling = self._policy.backoff_first_ms << min(self._store.failures(node), 16)
+            delay_ms = min(ceiling, self._policy.backoff_max_ms)
+            delay_ms = self.dice.randint((delay_ms + 1) // 2, delay_ms)
+            self._retry_at[node] = asyncio.get_running_loop().time() + delay_ms / 1000
+            self.reconsider()

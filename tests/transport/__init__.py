@@ -1,0 +1,1 @@
+"""Links between real nodes on loopback."""
