@@ -1,0 +1,220 @@
+"""Building and executing blocks.
+
+Law: executing never changes the state; ``LedgerState.apply`` takes over a whole execution or nothing. A block is valid
+only if every rule of its header holds, every transaction executes, the supply is conserved and the state root is what
+the header says. An empty block is valid only once a heartbeat is due.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInvalid
+from protocol.ledger.execution import Execution
+from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
+from protocol.ledger.merkle import merkle_root, transaction_leaf
+from protocol.ledger.rows import FEE_POOL_KEY, Row, account_row, bond_row, channel_row, sum_row
+from protocol.ledger.signatures import open_transaction
+from protocol.ledger.state import BLOCK_VERSION, LedgerState, genesis_rows
+from protocol.ledger.state import genesis_header as _genesis_header
+from protocol.ledger.transition import apply_transaction
+from protocol.ledger.view import Context, Overlay
+from protocol.messages.blocks import Block, Header, header_hash
+from protocol.messages.envelope import envelope_id
+from protocol.messages.genesis import Genesis
+from protocol.messages.transactions import Transaction
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX
+from protocol.primitives.units import AccountId, BlockHash, Hash, Height, LedgerTimeMs, MessageId, TimestampMs
+
+LEDGER_TIME_STEP_MS_MAX = 30_000
+"""Ledger time grows by at most this in one block, so that a halted ledger eats nobody's window."""
+
+HEADER_BYTES_MAX = 512
+"""Room that a block keeps for its header and for the lengths around its transactions list."""
+
+
+class PendingTransaction(NamedTuple):
+    """A transaction whose signatures have been checked, decoded once."""
+
+    transaction_id: MessageId
+    envelope_bytes: bytes
+    sender: AccountId
+    transaction: Transaction
+
+    @classmethod
+    def from_bytes(cls, received: bytes) -> "PendingTransaction":
+        """Decode; ``NotATransaction`` on anything else than a transaction's envelope. Checks no signature."""
+        envelope, transaction = open_transaction(received)
+        return cls(envelope_id(envelope), received, AccountId(envelope.sender), transaction)
+
+    @property
+    def block_bytes_max(self) -> int:
+        """What it takes up in a block at most: its bytes and their length."""
+        return len(self.envelope_bytes) + 5
+
+
+def genesis_header(genesis: Genesis) -> Header:
+    """The header of height 0, which all nodes start from. Raises ``GenesisInvalid``."""
+    return _genesis_header(genesis, lattice_root(updated(EMPTY_LATTICE, (), genesis_rows(genesis))))
+
+
+def ledger_time_after(parent: Header, timestamp_ms: TimestampMs) -> LedgerTimeMs:
+    """Ledger time of a block with this timestamp on top of ``parent``."""
+    return LedgerTimeMs(parent.ledger_time_ms + min(timestamp_ms - parent.timestamp_ms, LEDGER_TIME_STEP_MS_MAX))
+
+
+def heartbeat_due(state: LedgerState, timestamp_ms: TimestampMs) -> bool:
+    """True if a block with this timestamp may be empty."""
+    return timestamp_ms >= state.tip.timestamp_ms + state.parameters.heartbeat_ms
+
+
+def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, bytes | None, bytes | None]]:
+    """Rows that differ from the state's, in order of their keys: (key, value before, value after)."""
+    rows: list[tuple[bytes, bytes | None, bytes | None]] = []
+    for account_id, account in changes.accounts.items():
+        key, after = account_row(account_id, account)
+        rows.append((key, account_row(account_id, state.account(account_id))[1], after))
+    for account_id, bond in changes.bonds.items():
+        key, after = bond_row(account_id, bond)
+        rows.append((key, bond_row(account_id, state.bond(account_id))[1], after))
+    for channel_id, channel in changes.channels.items():
+        key, after = channel_row(channel_id, channel)
+        rows.append((key, channel_row(channel_id, state.channel(channel_id))[1], after))
+    rows.append((FEE_POOL_KEY, sum_row(FEE_POOL_KEY, state.fee_pool)[1], sum_row(FEE_POOL_KEY, changes.fee_pool)[1]))
+    return sorted(row for row in rows if row[1] != row[2])
+
+
+def supply_difference(state: LedgerState, changes: Overlay) -> int:
+    """Base units that the changes make or lose, from the stored values of the touched rows; must be 0."""
+    difference = changes.fee_pool - state.fee_pool
+    for account_id, account in changes.accounts.items():
+        difference += account.balance - state.account(account_id).balance
+    for account_id, bond in changes.bonds.items():
+        difference += bond.total - state.bond(account_id).total
+    for channel_id, channel in changes.channels.items():
+        before = state.channel(channel_id)
+        difference += (channel.held if channel is not None else 0) - (before.held if before is not None else 0)
+    return difference
+
+
+class _Outcome(NamedTuple):
+    rows: tuple[tuple[bytes, bytes | None], ...]
+    lattice: LatticeSum
+
+
+def _outcome(state: LedgerState, changes: Overlay) -> _Outcome:
+    difference = supply_difference(state, changes)
+    if difference:
+        raise BlockInvalid("supply", f"the block makes {difference} base units")
+    touched = _touched_rows(state, changes)
+    removed: list[Row] = [(key, before) for key, before, _ in touched if before is not None]
+    added: list[Row] = [(key, after) for key, _, after in touched if after is not None]
+    return _Outcome(tuple((key, after) for key, _, after in touched), updated(state.lattice, removed, added))
+
+
+def build_block(state: LedgerState, candidates: Sequence[PendingTransaction], timestamp_ms: TimestampMs) -> Execution:
+    """A block on top of the state from as many candidates as execute and fit, in their order.
+
+    A timestamp below the parent's is raised to it. The result may be empty, and is then valid only if
+    ``heartbeat_due``; candidates that do not execute are listed in ``refused``.
+    """
+    timestamp_ms = max(timestamp_ms, state.tip.timestamp_ms)
+    context = Context(Height(state.height + 1), ledger_time_after(state.tip, timestamp_ms))
+    changes = Overlay(state)
+    included: list[PendingTransaction] = []
+    refused: list[tuple[MessageId, TransactionInvalid]] = []
+    room = BLOCK_BYTES_MAX - HEADER_BYTES_MAX
+    for candidate in candidates:
+        size = candidate.block_bytes_max
+        if size > room or len(included) == BLOCK_TRANSACTIONS_MAX:
+            continue
+        attempt = Overlay(changes)
+        try:
+            apply_transaction(attempt, context, candidate.sender, candidate.transaction)
+        except TransactionInvalid as error:
+            refused.append((candidate.transaction_id, error))
+            continue
+        changes.take_from(attempt)
+        included.append(candidate)
+        room -= size
+    outcome = _outcome(state, changes)
+    transactions = tuple(candidate.envelope_bytes for candidate in included)
+    header = Header(
+        version=BLOCK_VERSION,
+        height=context.height,
+        parent=state.tip_hash,
+        timestamp_ms=timestamp_ms,
+        ledger_time_ms=context.ledger_time_ms,
+        transactions_root=merkle_root([transaction_leaf(received) for received in transactions]),
+        state_root=lattice_root(outcome.lattice),
+        authorities_hash=state.authorities.hash(),
+        next_authorities_hash=state.authorities.hash(),
+    )
+    block = Block(header, transactions)
+    block_bytes = encode(block)
+    assert len(block_bytes) <= BLOCK_BYTES_MAX
+    ids = tuple(candidate.transaction_id for candidate in included)
+    return Execution(
+        block, block_bytes, header_hash(header), outcome.rows, ids, tuple(refused), changes, outcome.lattice
+    )
+
+
+def decode_block(received: bytes) -> Block:
+    """The block in these bytes; ``MalformedMessage`` on anything else, too large a block included."""
+    return decode(received, Block)
+
+
+def _check_header(state: LedgerState, block: Block) -> None:
+    header, parent = block.header, state.tip
+    expected: tuple[tuple[str, int | Hash | BlockHash, int | Hash | BlockHash], ...] = (
+        ("version", BLOCK_VERSION, header.version),
+        ("height", parent.height + 1, header.height),
+        ("parent", state.tip_hash, header.parent),
+        ("authorities", state.authorities.hash(), header.authorities_hash),
+        ("next authorities", state.authorities.hash(), header.next_authorities_hash),
+    )
+    for reason, wanted, got in expected:
+        if wanted != got:
+            raise BlockInvalid(reason, f"expected {_shown(wanted)}, got {_shown(got)}")
+    if header.timestamp_ms < parent.timestamp_ms:
+        raise BlockInvalid("timestamp", f"{header.timestamp_ms} lies before the parent's {parent.timestamp_ms}")
+    ledger_time = ledger_time_after(parent, header.timestamp_ms)
+    if header.ledger_time_ms != ledger_time:
+        raise BlockInvalid("ledger time", f"expected {ledger_time}, got {header.ledger_time_ms}")
+    if not block.transactions and not heartbeat_due(state, header.timestamp_ms):
+        raise BlockInvalid("empty", "no transactions and no heartbeat due")
+    if header.transactions_root != merkle_root([transaction_leaf(received) for received in block.transactions]):
+        raise BlockInvalid("transactions root")
+
+
+def _shown(value: int | bytes) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def execute_block(state: LedgerState, block: Block) -> Execution:
+    """Judge and execute a block whose signatures have been checked. Never changes the state.
+
+    Raises ``BlockInvalid``.
+    """
+    block_bytes = encode(block)
+    if len(block_bytes) > BLOCK_BYTES_MAX:
+        raise BlockInvalid("size", f"{len(block_bytes)} bytes")
+    _check_header(state, block)
+    header = block.header
+    context = Context(header.height, header.ledger_time_ms)
+    changes = Overlay(state)
+    ids: list[MessageId] = []
+    for position, received in enumerate(block.transactions):
+        try:
+            pending = PendingTransaction.from_bytes(received)
+            apply_transaction(changes, context, pending.sender, pending.transaction)
+        except NotATransaction as error:
+            raise BlockInvalid("malformed transaction", f"number {position}: {error}") from None
+        except TransactionInvalid as error:
+            raise BlockInvalid("transaction", f"number {position}: {error}") from error
+        ids.append(pending.transaction_id)
+    outcome = _outcome(state, changes)
+    root = lattice_root(outcome.lattice)
+    if root != header.state_root:
+        raise BlockInvalid("state root", f"execution gives {root.hex()}, the header has {header.state_root.hex()}")
+    return Execution(block, block_bytes, header_hash(header), outcome.rows, tuple(ids), (), changes, outcome.lattice)

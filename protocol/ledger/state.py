@@ -1,0 +1,289 @@
+"""The whole state of the ledger in memory, and its recount.
+
+Law: ``issued = balances + channel deposits + bonds + fee pool`` after every block: by difference over the touched rows
+in each block, by a full recount whenever a state is loaded. The root over all rows stands in the tip's header.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from protocol.ledger.errors import GenesisInvalid, StateInvalid
+from protocol.ledger.execution import Execution
+from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
+from protocol.ledger.merkle import EMPTY_ROOT
+from protocol.ledger.rows import (
+    ACCOUNT_PREFIX,
+    BOND_PREFIX,
+    CHANNEL_PREFIX,
+    FEE_POOL_KEY,
+    ISSUED_KEY,
+    NO_ACCOUNT,
+    NO_BOND,
+    PARAMETERS_KEY,
+    Account,
+    Bond,
+    Channel,
+    Row,
+    account_row,
+    bond_row,
+    channel_row,
+    decode_sum,
+    parameters_row,
+    sum_row,
+)
+from protocol.messages.blocks import Header, header_hash
+from protocol.messages.genesis import Genesis, Parameters, genesis_hash
+from protocol.messages.quorum import AuthoritySet
+from protocol.primitives.codec import decode
+from protocol.primitives.errors import AmountOutOfRange, LocalProtocolError, MalformedMessage
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    BlockHash,
+    ChannelId,
+    Hash,
+    Height,
+    LedgerTimeMs,
+    Nonce,
+    checked_sum,
+)
+
+BLOCK_VERSION = 1
+"""Version of the header and of the ledger's rules."""
+
+
+class Supply(NamedTuple):
+    """Where all credits are, in base units. ``total`` is their sum, ``issued`` what it has to be."""
+
+    balances: int
+    deposits: int
+    bonds: int
+    fee_pool: int
+    issued: int
+
+    @property
+    def total(self) -> int:
+        """Sum over all places; equals ``issued`` or money was made or lost."""
+        return self.balances + self.deposits + self.bonds + self.fee_pool
+
+
+class LedgerState:
+    """Accounts, bonds, channels and sums after the block ``tip``. Changed by ``apply`` alone."""
+
+    def __init__(self, genesis: Genesis, rows: Iterable[Row], tip: Header) -> None:
+        """Decode rows; use ``from_genesis`` or ``from_rows``, which also check them."""
+        self.genesis = genesis
+        self.genesis_hash: Hash = genesis_hash(genesis)
+        self.authorities = AuthoritySet.from_genesis(genesis)
+        self.tip = tip
+        self.tip_hash: BlockHash = header_hash(tip)
+        self.parameters: Parameters = genesis.parameters
+        self.fee_pool = Amount(0)
+        self.issued = Amount(0)
+        self.lattice: LatticeSum = EMPTY_LATTICE
+        self._accounts: dict[AccountId, Account] = {}
+        self._bonds: dict[AccountId, Bond] = {}
+        self._channels: dict[ChannelId, Channel] = {}
+        self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
+        self._load(rows)
+
+    def _load(self, rows: Iterable[Row]) -> None:
+        def kept() -> Iterator[Row]:
+            for key, value in rows:
+                self._load_row(key, value)
+                yield key, value
+
+        self.lattice = updated(EMPTY_LATTICE, (), kept())
+
+    def _load_row(self, key: bytes, value: bytes) -> None:
+        prefix, identity = key[:1], key[1:]
+        if prefix == ACCOUNT_PREFIX:
+            self._accounts[AccountId(identity)] = decode(value, Account)
+        elif prefix == BOND_PREFIX:
+            self._bonds[AccountId(identity)] = decode(value, Bond)
+        elif prefix == CHANNEL_PREFIX:
+            self._set_channel(ChannelId(identity), decode(value, Channel))
+        elif key == FEE_POOL_KEY:
+            self.fee_pool = decode_sum(value)
+        elif key == ISSUED_KEY:
+            self.issued = decode_sum(value)
+        elif key == PARAMETERS_KEY:
+            self.parameters = decode(value, Parameters)
+        else:
+            raise StateInvalid(f"a row of no known kind: {key.hex()}")
+
+    @classmethod
+    def from_genesis(cls, genesis: Genesis) -> "LedgerState":
+        """The state before block 1. Raises ``GenesisInvalid``."""
+        rows = genesis_rows(genesis)
+        return cls(genesis, rows, genesis_header(genesis, lattice_root(updated(EMPTY_LATTICE, (), rows))))
+
+    @classmethod
+    def from_rows(cls, genesis: Genesis, rows: Iterable[Row], header: Header) -> "LedgerState":
+        """The state behind ``header`` from stored rows.
+
+        Raises ``StateInvalid`` unless they give its state root and conserve the supply.
+        """
+        try:
+            state = cls(genesis, rows, header)
+        except MalformedMessage as error:
+            raise StateInvalid(f"a stored row does not decode: {error}") from None
+        root = lattice_root(state.lattice)
+        if root != header.state_root:
+            raise StateInvalid(
+                f"rows give state root {root.hex()}, block {header.height} has {header.state_root.hex()}"
+            )
+        supply = recount(state)
+        if supply.total != supply.issued:
+            raise StateInvalid(f"supply is {supply.total} base units but {supply.issued} were issued")
+        return state
+
+    @property
+    def height(self) -> Height:
+        """Height of the tip; 0 before the first block."""
+        return self.tip.height
+
+    @property
+    def ledger_time_ms(self) -> LedgerTimeMs:
+        """Ledger time after the tip."""
+        return self.tip.ledger_time_ms
+
+    def account(self, account_id: AccountId) -> Account:
+        """The account's row; an account nobody paid has balance 0 and nonce 0."""
+        return self._accounts.get(account_id, NO_ACCOUNT)
+
+    def bond(self, account_id: AccountId) -> Bond:
+        """The account's bond; all zeros where there is none."""
+        return self._bonds.get(account_id, NO_BOND)
+
+    def channel(self, channel_id: ChannelId) -> Channel | None:
+        """An open channel, or ``None``."""
+        return self._channels.get(channel_id)
+
+    def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
+        """Open channels in which the account is payer or payee, oldest first."""
+        found = [(channel_id, self._channels[channel_id]) for channel_id in self._channels_of.get(account_id, {})]
+        return tuple(sorted(found, key=lambda entry: (entry[1].opened_height, entry[0])))
+
+    def supply(self) -> Supply:
+        """Where all credits are; a full recount, linear in the state's size."""
+        return recount(self)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows that exist, sorted by key: what a snapshot holds."""
+        yield from sorted(self._unsorted_rows())
+
+    def _unsorted_rows(self) -> Iterator[Row]:
+        for account_id, account in self._accounts.items():
+            yield _existing(account_row(account_id, account))
+        for account_id, bond in self._bonds.items():
+            yield _existing(bond_row(account_id, bond))
+        for channel_id, channel in self._channels.items():
+            yield _existing(channel_row(channel_id, channel))
+        yield sum_row(FEE_POOL_KEY, self.fee_pool)
+        yield sum_row(ISSUED_KEY, self.issued)
+        yield parameters_row(self.parameters)
+
+    def accounts(self) -> Iterator[tuple[AccountId, Account]]:
+        """All accounts that say something, in no promised order."""
+        yield from self._accounts.items()
+
+    def bonds(self) -> Iterator[tuple[AccountId, Bond]]:
+        """All bonds that are not empty, in no promised order."""
+        yield from self._bonds.items()
+
+    def channels(self) -> Iterator[tuple[ChannelId, Channel]]:
+        """All open channels, in no promised order."""
+        yield from self._channels.items()
+
+    def apply(self, execution: Execution) -> None:
+        """Make an executed block the new tip; cheap, and all or nothing.
+
+        Raises ``LocalProtocolError`` unless the block was executed on the present tip.
+        """
+        if execution.header.parent != self.tip_hash:
+            raise LocalProtocolError(f"block {execution.header.height} does not follow tip {self.height}")
+        changes = execution.changes
+        for account_id, account in changes.accounts.items():
+            if account == NO_ACCOUNT:
+                self._accounts.pop(account_id, None)
+            else:
+                self._accounts[account_id] = account
+        for account_id, bond in changes.bonds.items():
+            if bond == NO_BOND:
+                self._bonds.pop(account_id, None)
+            else:
+                self._bonds[account_id] = bond
+        for channel_id, channel in changes.channels.items():
+            self._set_channel(channel_id, channel)
+        self.fee_pool = changes.fee_pool
+        self.lattice, self.tip, self.tip_hash = execution.lattice, execution.header, execution.block_hash
+
+    def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
+        if channel is not None:
+            self._channels[channel_id] = channel
+            for party in (channel.payer, channel.payee):
+                self._channels_of.setdefault(party, {})[channel_id] = None
+            return
+        ended = self._channels.pop(channel_id, None)
+        if ended is None:
+            return
+        for party in (ended.payer, ended.payee):
+            del self._channels_of[party][channel_id]
+            if not self._channels_of[party]:
+                del self._channels_of[party]
+
+
+def _existing(row: tuple[bytes, bytes | None]) -> Row:
+    key, value = row
+    assert value is not None
+    return key, value
+
+
+def recount(state: LedgerState) -> Supply:
+    """Count every credit in the state, touching every row."""
+    return Supply(
+        balances=sum(account.balance for _, account in state.accounts()),
+        deposits=sum(channel.held for _, channel in state.channels()),
+        bonds=sum(bond.total for _, bond in state.bonds()),
+        fee_pool=state.fee_pool,
+        issued=state.issued,
+    )
+
+
+def genesis_rows(genesis: Genesis) -> tuple[Row, ...]:
+    """The rows that a genesis allocates.
+
+    Raises ``GenesisInvalid`` on a repeated account or authority, or more credits than can exist.
+    """
+    try:
+        AuthoritySet.from_genesis(genesis)
+        issued = checked_sum(
+            amount for allocation in genesis.allocations for amount in (allocation.balance, allocation.bond)
+        )
+    except (ValueError, AmountOutOfRange) as error:
+        raise GenesisInvalid(str(error)) from None
+    if len({allocation.account for allocation in genesis.allocations}) != len(genesis.allocations):
+        raise GenesisInvalid("an account has two allocations")
+    rows: list[tuple[bytes, bytes | None]] = []
+    for allocation in genesis.allocations:
+        rows.append(account_row(allocation.account, Account(allocation.balance, Nonce(0))))
+        rows.append(bond_row(allocation.account, Bond(allocation.bond, Amount(0), LedgerTimeMs(0))))
+    rows += [sum_row(FEE_POOL_KEY, 0), sum_row(ISSUED_KEY, issued), parameters_row(genesis.parameters)]
+    return tuple((key, value) for key, value in rows if value is not None)
+
+
+def genesis_header(genesis: Genesis, state_root: Hash) -> Header:
+    """The header of height 0: never voted on, its parent is the genesis hash."""
+    authorities = AuthoritySet.from_genesis(genesis).hash()
+    return Header(
+        version=BLOCK_VERSION,
+        height=Height(0),
+        parent=BlockHash(genesis_hash(genesis)),
+        timestamp_ms=genesis.created_at,
+        ledger_time_ms=LedgerTimeMs(0),
+        transactions_root=EMPTY_ROOT,
+        state_root=state_root,
+        authorities_hash=authorities,
+        next_authorities_hash=authorities,
+    )

@@ -1,0 +1,1 @@
+"""Tests of accounts, channels, blocks, the mempool and the light client."""

@@ -1,0 +1,200 @@
+"""Named keys, a small network's genesis, and a ledger that can be driven block by block."""
+
+from nacl.signing import SigningKey
+
+from protocol.ledger.blocks import PendingTransaction, build_block, execute_block
+from protocol.ledger.execution import Execution
+from protocol.ledger.state import LedgerState
+from protocol.messages.consensus import Certificate, CertificateKind, FinalBody
+from protocol.messages.envelope import message_id, seal, signing_bytes
+from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Voucher
+from protocol.messages.quorum import AuthoritySet
+from protocol.messages.transactions import Action, ChannelOpen, Transaction
+from protocol.primitives.codec import Message, encode
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    AuthorityId,
+    BlockHash,
+    ChannelId,
+    DurationMs,
+    Hash,
+    Height,
+    Lane,
+    MessageId,
+    NodeId,
+    Nonce,
+    PublicKey,
+    SequenceNumber,
+    Signature,
+    TimestampMs,
+    View,
+)
+from protocol.settlement.vouchers import channel_id
+
+NAMES = ("alice", "bob", "carol", "dave")
+START_MS = 1_700_000_000_000
+FEE = 10
+
+
+def key_of(name: str) -> SigningKey:
+    """The well-known test key of a name."""
+    return SigningKey(name.encode().ljust(32, b"."))
+
+
+def account_of(name: str) -> AccountId:
+    """The account of a name."""
+    return AccountId(bytes(key_of(name).verify_key))
+
+
+def make_parameters(**changes: int) -> Parameters:
+    """Small numbers: fee floor 10, redeem fee 1 % but at least 5, windows of 5 s and 9 s."""
+    numbers: dict[str, int] = {
+        "heartbeat_ms": 15_000,
+        "delta_ms": 500,
+        "delta_cap_ms": 30_000,
+        "clock_precision_ms": 500,
+        "challenge_ms": 5_000,
+        "unbonding_ms": 9_000,
+        "provider_bond_min": 1_000,
+        "fee_min": FEE,
+        "redeem_fee_min": 5,
+        "redeem_fee_share_ppm": 10_000,
+    }
+    numbers.update(changes)
+    return Parameters(
+        heartbeat_ms=DurationMs(numbers["heartbeat_ms"]),
+        delta_ms=DurationMs(numbers["delta_ms"]),
+        delta_cap_ms=DurationMs(numbers["delta_cap_ms"]),
+        clock_precision_ms=DurationMs(numbers["clock_precision_ms"]),
+        challenge_ms=DurationMs(numbers["challenge_ms"]),
+        unbonding_ms=DurationMs(numbers["unbonding_ms"]),
+        provider_bond_min=Amount(numbers["provider_bond_min"]),
+        fee_min=Amount(numbers["fee_min"]),
+        redeem_fee_min=Amount(numbers["redeem_fee_min"]),
+        redeem_fee_share_ppm=numbers["redeem_fee_share_ppm"],
+    )
+
+
+def make_genesis(
+    balance: int = 1_000_000, names: tuple[str, ...] = NAMES, authorities: int = 4, **parameters: int
+) -> Genesis:
+    """Each name holds ``balance`` and a bond of 2,000; authorities are named auth0, auth1, …"""
+    records = tuple(
+        AuthorityRecord(
+            AuthorityId(account_of(f"auth{index}")),
+            account_of(f"auth{index}-account"),
+            NodeId(account_of(f"auth{index}-node")),
+            f"auth{index}",
+        )
+        for index in range(authorities)
+    )
+    allocations = tuple(Allocation(account_of(name), Amount(balance), Amount(2_000)) for name in names)
+    return Genesis("test", True, TimestampMs(START_MS), make_parameters(**parameters), records, allocations)
+
+
+def sealed(genesis: Hash, name: str, kind: MessageKind, body: Message) -> bytes:
+    """An envelope signed by a name's key."""
+    payload, key = encode(body), key_of(name)
+    signature = key.sign(signing_bytes(genesis, kind, payload)).signature
+    return seal(kind, payload, PublicKey(bytes(key.verify_key)), signature)
+
+
+class Ledger:
+    """A state, with shorthand to sign, include and refuse transactions."""
+
+    def __init__(self, genesis: Genesis | None = None) -> None:
+        self.genesis = genesis if genesis is not None else make_genesis()
+        self.hash = genesis_hash(self.genesis)
+        self.state = LedgerState.from_genesis(self.genesis)
+
+    def transaction(
+        self, name: str, action: Action, nonce: int | None = None, fee: int = FEE, valid_until: int = 1_000_000
+    ) -> PendingTransaction:
+        """A signed transaction with the account's next nonce unless told otherwise."""
+        if nonce is None:
+            nonce = self.state.account(account_of(name)).nonce
+        body = Transaction(Nonce(nonce), Amount(fee), Height(valid_until), action)
+        return PendingTransaction.from_bytes(sealed(self.hash, name, MessageKind.TRANSACTION, body))
+
+    def include(self, *transactions: PendingTransaction, after_ms: int = 20) -> Execution:
+        """Put transactions into the next block, execute it as a follower would, and apply it."""
+        timestamp = TimestampMs(self.state.tip.timestamp_ms + after_ms)
+        built = build_block(self.state, transactions, timestamp)
+        for _, error in built.refused:
+            raise error
+        execution = execute_block(self.state, built.block)
+        assert execution.rows == built.rows
+        self.state.apply(execution)
+        return execution
+
+    def act(self, name: str, action: Action, fee: int = FEE, after_ms: int = 20) -> Execution:
+        """One transaction in a block of its own; raises its ``TransactionInvalid``."""
+        return self.include(self.transaction(name, action, fee=fee), after_ms=after_ms)
+
+    def pass_time(self, duration_ms: int) -> None:
+        """Let ledger time pass in empty blocks."""
+        while duration_ms > 0:
+            step = max(min(duration_ms, 30_000), self.state.parameters.heartbeat_ms)
+            self.include(after_ms=step)
+            duration_ms -= step
+
+    def balance(self, name: str) -> int:
+        """Balance of a name's account in base units."""
+        return self.state.account(account_of(name)).balance
+
+    def open_channel(self, payer: str, payee: str, deposit: int) -> ChannelId:
+        """Open a channel and return its id."""
+        nonce = self.state.account(account_of(payer)).nonce
+        self.act(payer, ChannelOpen(account_of(payee), Amount(deposit)))
+        return channel_id(account_of(payer), account_of(payee), nonce)
+
+    def voucher(
+        self,
+        channel: ChannelId,
+        payer: str,
+        payee: str,
+        sequence: int,
+        cumulative: int,
+        lane: int = 0,
+        receipts_root: bytes = bytes(32),
+        receipts_count: int = 0,
+    ) -> bytes:
+        """A signed voucher."""
+        body = Voucher(
+            channel,
+            account_of(payee),
+            Lane(lane),
+            SequenceNumber(sequence),
+            Amount(cumulative),
+            Hash(receipts_root),
+            receipts_count,
+        )
+        return sealed(self.hash, payer, MessageKind.VOUCHER, body)
+
+    def decided(self, execution: Execution, signers: int | None = None, view: int = 1) -> Certificate:
+        """A DECIDED certificate for a block, signed by the first ``signers`` (default: quorum) authorities."""
+        authorities = AuthoritySet.from_genesis(self.genesis)
+        count = authorities.quorum if signers is None else signers
+        body = FinalBody(execution.header.height, View(view), execution.block_hash)
+        message = signing_bytes(self.hash, MessageKind.FINAL, encode(body))
+        keys = {account_of(f"auth{index}"): key_of(f"auth{index}") for index in range(authorities.n)}
+        signatures = tuple(
+            Signature(keys[AccountId(record.authority)].sign(message).signature)
+            for record in authorities.records[:count]
+        )
+        return Certificate(
+            CertificateKind.DECIDED,
+            execution.header.height,
+            View(view),
+            BlockHash(execution.block_hash),
+            tuple(range(count)),
+            signatures,
+        )
+
+
+def transaction_id(pending: PendingTransaction) -> MessageId:
+    """The id as ``message_id`` gives it."""
+    return message_id(MessageKind.TRANSACTION, pending.sender, encode(pending.transaction))
