@@ -6,6 +6,8 @@ about its structure is settled here, so that only signatures are left to check.
 Source: Simplex consensus (Chan and Pass); n ≥ 3f + 1, and two quorums of Q = ⌊2n/3⌋ + 1 share an honest member.
 """
 
+from itertools import pairwise
+
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, VoteBody
 from protocol.messages.envelope import signing_bytes
 from protocol.messages.genesis import AuthorityRecord, Genesis
@@ -92,7 +94,7 @@ def certificate_checks(genesis_hash: Hash, authorities: AuthoritySet, certificat
         raise CertificateInvalid(f"{len(signers)} signers but {len(signatures)} signatures")
     if len(signers) < authorities.quorum:
         raise CertificateInvalid(f"{len(signers)} signers where {authorities.quorum} are needed")
-    if any(left >= right for left, right in zip(signers, signers[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(signers)):
         raise CertificateInvalid("signers do not strictly rise")
     if signers[-1] >= authorities.n:
         raise CertificateInvalid(f"signer {signers[-1]} in a set of {authorities.n}")
