@@ -16,11 +16,11 @@ from aiohttp import WSMsgType, web
 from node.transport.outgoing import OutgoingQueue
 from node.transport.peer_store import open_record
 from node.transport.policy import LinkPolicy
-from protocol.messages.peers import PROTOCOL_VERSION, Hello, NodeRecord
+from protocol.messages.peers import Hello, NodeRecord
 from protocol.messages.wire import Goodbye, WireMessage, encode_message, join_frame, split_frame
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.limits import TEXT_BYTES_MAX
-from protocol.primitives.units import Hash, NodeId
+from protocol.primitives.units import NodeId
 
 Socket = aiohttp.ClientWebSocketResponse[bool] | web.WebSocketResponse[bool]
 
@@ -85,12 +85,21 @@ async def say_goodbye(socket: Socket, reason: str, linger_ms: int) -> None:
     try:
         async with asyncio.timeout(linger_ms / 1000):
             await socket.send_bytes(join_frame([encode_message(Goodbye(shorten(reason)))]))
+    except CONNECTION_ERRORS:
+        pass
+    await close_socket(socket, linger_ms)
+
+
+async def close_socket(socket: Socket, linger_ms: int) -> None:
+    """Close, with the closing handshake if the peer takes part in time. Safe to call on a closed socket."""
+    try:
+        async with asyncio.timeout(linger_ms / 1000):
             await socket.close()
     except CONNECTION_ERRORS:
         pass
 
 
-async def greet(socket: Socket, own: Hello, peer: NodeId, genesis_hash: Hash) -> tuple[Hello, NodeRecord]:
+async def greet(socket: Socket, own: Hello, peer: NodeId) -> tuple[Hello, NodeRecord]:
     """Exchange Hellos. Raises ``LinkRefused``, another ``RemoteProtocolError`` or a connection error."""
     await socket.send_bytes(join_frame([encode_message(own)]))
     messages, _ = await receive_frame(socket)
@@ -101,11 +110,11 @@ async def greet(socket: Socket, own: Hello, peer: NodeId, genesis_hash: Hash) ->
             raise LinkRefused(f"peer said goodbye: {reason}")
         case _:
             raise RemoteProtocolError("peer did not greet first")
-    if hello.version != PROTOCOL_VERSION:
-        raise LinkRefused(f"protocol version {hello.version} there, {PROTOCOL_VERSION} here")
-    if hello.genesis_hash != genesis_hash:
-        raise LinkRefused(f"network {hello.genesis_hash.hex()[:16]} there, {genesis_hash.hex()[:16]} here")
-    node, record = open_record(genesis_hash, hello.record)
+    if hello.version != own.version:
+        raise LinkRefused(f"protocol version {hello.version} there, {own.version} here")
+    if hello.genesis_hash != own.genesis_hash:
+        raise LinkRefused(f"network {hello.genesis_hash.hex()[:16]} there, {own.genesis_hash.hex()[:16]} here")
+    node, record = open_record(own.genesis_hash, hello.record)
     if node != peer:
         raise RemoteProtocolError(f"greeting holds the record of another node, {node.hex()[:16]}")
     return hello, record

@@ -15,7 +15,17 @@ from node.transport.certificates import proved_node
 from node.transport.dialing import Dialer
 from node.transport.endpoints import OffLoopback, format_endpoint, is_loopback, parse_endpoint, parse_seed
 from node.transport.identity import NodeIdentity
-from node.transport.link import CONNECTION_ERRORS, Link, LinkEnd, LinkFacts, LinkRefused, Socket, greet, say_goodbye
+from node.transport.link import (
+    CONNECTION_ERRORS,
+    Link,
+    LinkEnd,
+    LinkFacts,
+    LinkRefused,
+    Socket,
+    close_socket,
+    greet,
+    say_goodbye,
+)
 from node.transport.listener import Listener
 from node.transport.peer_exchange import PeerExchange
 from node.transport.peer_store import PeerStore
@@ -72,7 +82,6 @@ class Transport:
         if loopback_only and not is_loopback(listen_host):
             raise OffLoopback(f"a development network does not listen off loopback: {listen_host!r}")
         self._identity = identity
-        self._genesis_hash = genesis_hash
         self._listen = (listen_host, listen_port)
         self._make_hello = make_hello
         self._on_link_up = on_link_up
@@ -242,7 +251,16 @@ class Transport:
         await asyncio.wait((self._spawn(hold()),))
 
     async def _hold(self, socket: Socket, endpoint: str, expected: NodeId | None, *, outbound: bool) -> NodeId | None:
-        """Check the peer's key, greet, place and run one link; the peer if the link stood."""
+        """Run a connection to its end, and close it whatever happens; the peer if a link stood."""
+        try:
+            return await self._greet_and_run(socket, endpoint, expected, outbound=outbound)
+        finally:
+            await close_socket(socket, self._link_policy.linger_ms)
+
+    async def _greet_and_run(
+        self, socket: Socket, endpoint: str, expected: NodeId | None, *, outbound: bool
+    ) -> NodeId | None:
+        """Check the peer's key, greet, place and run one link."""
         fields: dict[str, object] = {"endpoint": endpoint, "outbound": outbound}
         peer: NodeId | None = None
         try:
@@ -255,7 +273,7 @@ class Transport:
             if self._is_banned(peer):
                 raise LinkRefused("banned for now")
             async with asyncio.timeout(self._link_policy.greeting_timeout_ms / 1000):
-                hello, record = await greet(socket, self._make_hello(), peer, self._genesis_hash)
+                hello, record = await greet(socket, self._make_hello(), peer)
             link = Link(socket, peer, record, endpoint, outbound, self._link_policy)
             self._place(link)
         except RemoteProtocolError as error:
