@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInvalid
-from protocol.ledger.execution import Execution
+from protocol.ledger.execution import Execution as Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
 from protocol.ledger.rows import FEE_POOL_KEY, Row, account_row, bond_row, channel_row, sum_row
