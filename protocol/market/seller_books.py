@@ -1,0 +1,193 @@
+"""The seller's books: the best voucher of each lane, and what was worked for.
+
+Law: the best voucher is put on disk by the caller before any more output is released for it, and is never replaced by
+one that is worth less. ``earned`` follows the work that was released; what vouchers say beyond it is this node's debt.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from protocol.market.records import SellerLane, lane_key
+from protocol.messages.effects import Put, Table
+from protocol.messages.market import Agreement, Voucher
+from protocol.primitives.codec import encode
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    ChannelId,
+    Hash,
+    Lane,
+    MessageId,
+    TimestampMs,
+)
+from protocol.settlement.accumulator import EMPTY, MembershipProof
+from protocol.settlement.vouchers import (
+    ReceiptsFell,
+    SequenceNotRising,
+    VoucherInvalid,
+    check_voucher,
+    position_after,
+    unused_lane,
+)
+
+
+class AmountNotDue(VoucherInvalid):
+    """A voucher for a live job that says another amount, or another place, than the chunk it must pay."""
+
+    def __init__(self, due: int, got: int) -> None:
+        super().__init__(f"voucher says {got}, {due} is due")
+        self.due = due
+        self.got = got
+
+
+class Taken(Struct, frozen=True):
+    """A voucher that counts: the row to make durable, and the job whose receipt it committed to."""
+
+    put: Put
+    receipted: MessageId | None
+    proof: MembershipProof | None
+
+
+class SellerBooks:
+    """All lanes of all channels towards this provider."""
+
+    def __init__(self, rows: Iterable[SellerLane] = ()) -> None:
+        self._channels: dict[ChannelId, dict[int, SellerLane]] = {}
+        for row in rows:
+            self._keep(row)
+
+    def lane(self, channel: ChannelId, lane: int) -> SellerLane | None:
+        """One lane, or ``None`` before its first job."""
+        return self._channels.get(channel, {}).get(lane)
+
+    def lanes_of(self, channel: ChannelId) -> tuple[SellerLane, ...]:
+        """The channel's lanes that were ever used, lowest first."""
+        lanes = self._channels.get(channel, {})
+        return tuple(lanes[number] for number in sorted(lanes))
+
+    def channels(self) -> tuple[ChannelId, ...]:
+        """Every channel with a lane, in the order of ids."""
+        return tuple(sorted(self._channels))
+
+    def reserved_elsewhere(self, channel: ChannelId, lane: int) -> Amount:
+        """What all other lanes have been promised or may yet come to."""
+        return Amount(sum(_bound(held) for number, held in self._channels.get(channel, {}).items() if number != lane))
+
+    def begin(self, agreement: Agreement, job: MessageId) -> Put:
+        """Give the lane to a job: what the buyer did not pay before is written off here."""
+        held = self.lane(agreement.channel, agreement.lane)
+        assert held is None or held.job is None
+        row = SellerLane(
+            channel=agreement.channel,
+            lane=agreement.lane,
+            buyer=agreement.buyer,
+            position=held.position if held is not None else unused_lane(agreement.lane),
+            accumulator=held.accumulator if held is not None else EMPTY,
+            voucher=held.voucher if held is not None else b"",
+            earned=agreement.cumulative_start,
+            job=job,
+            start=agreement.cumulative_start,
+            sequence_start=agreement.sequence_start,
+            ceiling=agreement.price_ceiling,
+            paid=Amount(0),
+            pending=None,
+            pending_job=None,
+            unredeemed_since=held.unredeemed_since if held is not None else TimestampMs(0),
+        )
+        return self._keep(row)
+
+    def expect_receipt(self, channel: ChannelId, lane: Lane, job: MessageId, leaf: Hash) -> Put:
+        """The next voucher may commit to this receipt."""
+        held = self._channels[channel][lane]
+        assert held.job == job
+        return self._keep(replace(held, pending=leaf, pending_job=job))
+
+    def take(
+        self,
+        voucher: Voucher,
+        envelope_bytes: bytes,
+        own: AccountId,
+        deposit: int,
+        due: Amount | None,
+        chunk: int,
+        now: TimestampMs,
+    ) -> Taken:
+        """Judge a voucher for a lane and keep it if it counts. Raises ``VoucherInvalid``.
+
+        ``due`` is what the lane's live job has come to with the released ``chunk`` that waits for payment, ``None``
+        when the lane has no job: then any rise is welcome.
+        """
+        held = self._channels[voucher.channel][voucher.lane]
+        check_voucher(
+            voucher,
+            channel=held.channel,
+            payee=own,
+            position=held.position,
+            other_lanes_total=self._promised_elsewhere(held),
+            deposit=deposit,
+        )
+        paid = held.paid
+        if due is not None:
+            # [live job] one voucher for each chunk, for exactly what is due
+            expected = max(held.position.cumulative, held.start + due)
+            if voucher.sequence != held.sequence_start + 1 + chunk:
+                raise SequenceNotRising(held.sequence_start + chunk, voucher.sequence)
+            if voucher.cumulative != expected:
+                raise AmountNotDue(expected, voucher.cumulative)
+            paid = due
+        accumulator, proof = held.accumulator, None
+        if voucher.receipts_count != accumulator.count:
+            # [receipts] only the receipt that this node issued for the lane's last job may be new
+            if held.pending is None:
+                raise ReceiptsFell(accumulator.count, voucher.receipts_count)
+            accumulator, proof = accumulator.append_proved(held.pending)
+            if (voucher.receipts_count, voucher.receipts_root) != (accumulator.count, accumulator.root()):
+                raise ReceiptsFell(accumulator.count, voucher.receipts_count)
+        row = replace(
+            held,
+            position=position_after(voucher),
+            accumulator=accumulator,
+            voucher=envelope_bytes,
+            earned=self._earned_after(held, voucher) if due is None else held.earned,
+            paid=paid,
+            pending=None if proof is not None else held.pending,
+            pending_job=None if proof is not None else held.pending_job,
+            unredeemed_since=held.unredeemed_since or now,
+        )
+        return Taken(self._keep(row), held.pending_job if proof is not None else None, proof)
+
+    def end(self, channel: ChannelId, lane: Lane, earned_by_job: Amount) -> Put:
+        """The lane's job is over, and this much was worked for by its prices."""
+        held = self._channels[channel][lane]
+        assert held.job is not None
+        return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job)))
+
+    def redeemed(self, channel: ChannelId) -> tuple[Put, ...]:
+        """All vouchers held for the channel are on the ledger now."""
+        return tuple(
+            self._keep(replace(lane, unredeemed_since=TimestampMs(0)))
+            for lane in self.lanes_of(channel)
+            if lane.unredeemed_since
+        )
+
+    def _earned_after(self, held: SellerLane, voucher: Voucher) -> Amount:
+        # A voucher beyond the job's first one pays for output: by sending it the buyer says that it got some.
+        if voucher.sequence > held.sequence_start + 1 and voucher.cumulative > held.position.cumulative:
+            return Amount(max(held.earned, voucher.cumulative))
+        return held.earned
+
+    def _promised_elsewhere(self, held: SellerLane) -> int:
+        lanes = self._channels[held.channel].items()
+        return sum(other.position.cumulative for number, other in lanes if number != held.lane)
+
+    def _keep(self, row: SellerLane) -> Put:
+        self._channels.setdefault(row.channel, {})[row.lane] = row
+        return Put(Table.SELLER_LANE, lane_key(row.channel, row.lane), encode(row))
+
+
+def _bound(lane: SellerLane) -> int:
+    if lane.job is None:
+        return lane.position.cumulative
+    return max(lane.position.cumulative, lane.start + lane.ceiling)
