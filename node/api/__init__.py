@@ -1,0 +1,1 @@
+"""The control API: what programs of the node's own user may ask, over a unix socket."""

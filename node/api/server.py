@@ -1,0 +1,241 @@
+"""The control API on its unix socket: one route for each thing that ``NodeControl`` offers.
+
+Law: the socket is its owner's alone (0600 from the first moment), whoever may open it may act as the node's user.
+A client that goes away cancels what it had running: handler cancellation is on.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from node.api.requests import (
+    REQUEST_BYTES_MAX,
+    STREAM_TYPE,
+    AmountBody,
+    ErrorBody,
+    ErrorView,
+    SendBody,
+    SettledView,
+    WaitBody,
+)
+from node.runtime.control import ControlError, NodeControl, RunEvent, RunRequest
+from node.telemetry import event_logger
+from protocol.primitives.errors import UserError
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_STATUS_OF_EXIT_CODE = {2: 400, 3: 502, 4: 402, 5: 503, 124: 504}
+_log = event_logger("api")
+
+
+def _answer(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _error(code: str, message: str, exit_code: int, status: int) -> web.Response:
+    return _answer(ErrorBody(ErrorView(code, message, exit_code)), status)
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure leaves as ``{"error": {code, message, exit_code}}``."""
+    try:
+        return await handler(request)
+    except ControlError as error:
+        status = 404 if error.code.endswith("not_found") else _STATUS_OF_EXIT_CODE.get(error.exit_code, 500)
+        return _error(error.code, error.message, error.exit_code, status)
+    except (UserError, msgspec.ValidationError) as error:
+        return _error("invalid_request", str(error), 2, 400)
+    except msgspec.DecodeError as error:
+        return _error("malformed_request", f"the body is not JSON: {error}", 2, 400)
+    except web.HTTPException as error:
+        return _error(error.reason.lower().replace(" ", "_"), f"{request.method} {request.path}", 2, error.status)
+    except Exception as error:
+        _log.error("request_failed", path=request.path, exc_info=True)
+        return _error("internal", f"{type(error).__name__}; the node's log has more", 1, 500)
+
+
+async def _body(request: web.Request, kind: type[T]) -> T:
+    return msgspec.json.decode(await request.read(), type=kind)
+
+
+def _height(request: web.Request) -> int:
+    text = request.match_info["height"]
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise UserError(f"not a height: {text!r}")
+    return int(text)
+
+
+class ControlRoutes:
+    """Handlers over one node."""
+
+    def __init__(self, control: NodeControl) -> None:
+        self._control = control
+
+    def table(self) -> list[web.RouteDef]:
+        """Every route."""
+        control = self._control
+        return [
+            _read("/v1/status", lambda request: control.status()),
+            _read("/v1/models", lambda request: control.models()),
+            _read("/v1/offers", lambda request: control.offers()),
+            web.post("/v1/quote", self.quote),
+            web.post("/v1/run", self.run),
+            _read("/v1/jobs", lambda request: control.jobs()),
+            _read("/v1/jobs/{job}", lambda request: control.job(request.match_info["job"])),
+            web.get("/v1/jobs/{job}/receipt", self.receipt),
+            web.post("/v1/jobs/{job}/cancel", self.cancel),
+            web.post("/v1/jobs/{job}/settle", self.settle),
+            _read("/v1/account", lambda request: control.account(request.query.get("account"))),
+            web.post("/v1/send", self.send),
+            _read("/v1/channels", lambda request: control.channels()),
+            web.post("/v1/channels/{channel}/close", self.close_channel),
+            _read("/v1/provider", lambda request: control.provider()),
+            web.post("/v1/provider/bond", self.bond),
+            web.post("/v1/provider/unbond", self.unbond),
+            _read("/v1/ledger", lambda request: control.ledger()),
+            _read("/v1/blocks/{height}", lambda request: control.block(_height(request))),
+            _read("/v1/supply", lambda request: control.supply()),
+        ]
+
+    async def quote(self, request: web.Request) -> web.StreamResponse:
+        """Who would take a job at what price, and why others would not."""
+        return _answer(self._control.quote(await _body(request, RunRequest)))
+
+    async def run(self, request: web.Request) -> web.StreamResponse:
+        """Run a job: one ``RunEvent`` a line. A refusal before the first event is an ordinary error answer."""
+        events = self._control.run(await _body(request, RunRequest))
+        response = web.StreamResponse(headers={"Content-Type": STREAM_TYPE, "Cache-Control": "no-store"})
+        try:
+            with contextlib.suppress(StopAsyncIteration):
+                event = await anext(events)
+                await response.prepare(request)
+                while True:
+                    await response.write(msgspec.json.encode(event) + b"\n")
+                    event = await anext(events)
+        except ControlError as error:
+            if not response.prepared:
+                raise
+            facts: dict[str, str | int | bool | None] = {
+                "code": error.code,
+                "reason": error.message,
+                "exit_code": error.exit_code,
+            }
+            await response.write(msgspec.json.encode(RunEvent("failed", facts)) + b"\n")
+        except ConnectionResetError:
+            _log.info("client_left", path=request.path)
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+        if not response.prepared:
+            raise ControlError("no_events", "the job ended without any event")
+        return response
+
+    async def receipt(self, request: web.Request) -> web.StreamResponse:
+        """The receipt file, as it is to be stored and verified."""
+        content = self._control.receipt(request.match_info["job"])
+        return web.Response(body=content, content_type="application/json")
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        """Cancel a job and its further charges."""
+        return _answer(await self._control.cancel(request.match_info["job"]))
+
+    async def settle(self, request: web.Request) -> web.StreamResponse:
+        """Anchor a job's receipt in a block."""
+        wait = await _body(request, WaitBody)
+        return _answer(SettledView(await self._control.settle(request.match_info["job"], wait.timeout_ms)))
+
+    async def send(self, request: web.Request) -> web.StreamResponse:
+        """Send money."""
+        body = await _body(request, SendBody)
+        return _answer(await self._control.send(body.recipient, body.amount, body.timeout_ms))
+
+    async def close_channel(self, request: web.Request) -> web.StreamResponse:
+        """Close a payment channel."""
+        wait = await _body(request, WaitBody)
+        return _answer(await self._control.close_channel(request.match_info["channel"], wait.timeout_ms))
+
+    async def bond(self, request: web.Request) -> web.StreamResponse:
+        """Put money at stake as a provider."""
+        body = await _body(request, AmountBody)
+        return _answer(await self._control.bond(body.amount, body.timeout_ms))
+
+    async def unbond(self, request: web.Request) -> web.StreamResponse:
+        """Start to take the stake back."""
+        body = await _body(request, AmountBody)
+        return _answer(await self._control.unbond(body.amount, body.timeout_ms))
+
+
+def _read(path: str, answer: Callable[[web.Request], object]) -> web.RouteDef:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return _answer(answer(request))
+
+    return web.get(path, handler, allow_head=False)
+
+
+class SocketTaken(UserError):
+    """Another node answers on the control socket."""
+
+
+def _private_socket(path: Path) -> tuple[socket.socket, int]:
+    """A bound unix socket that never, not for a moment, was open to other users, and its file's inode."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists():
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise SocketTaken(f"{path} exists and is not a socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise SocketTaken(f"another node answers on {path}; stop it or choose another state directory")
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(str(path))
+        os.chmod(path, 0o600)  # where the kernel ignores the mode of an unbound socket
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener, path.stat().st_ino
+
+
+def _remove_socket(path: Path, inode: int) -> None:
+    """Unlink the socket unless somebody put another one there meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+
+
+def control_application(control: NodeControl) -> web.Application:
+    """The routes as an application."""
+    application = web.Application(middlewares=[errors_as_json], client_max_size=REQUEST_BYTES_MAX)
+    application.add_routes(ControlRoutes(control).table())
+    return application
+
+
+@contextlib.asynccontextmanager
+async def serve_control(control: NodeControl, path: Path) -> AsyncIterator[None]:
+    """Serve a node's control API on a unix socket while the context lasts; the socket file goes with it.
+
+    Raises ``SocketTaken`` if another node answers there.
+    """
+    listener, inode = await asyncio.to_thread(_private_socket, path)
+    runner = web.AppRunner(
+        control_application(control), handle_signals=False, handler_cancellation=True, access_log=None
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listener).start()
+        yield
+    finally:
+        _remove_socket(path, inode)
+        await runner.cleanup()

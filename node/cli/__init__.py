@@ -1,0 +1,1 @@
+"""The ``mercat`` command: a client of the control API that starts fast."""

@@ -1,0 +1,211 @@
+"""A client of the control API: plain HTTP over the node's unix socket.
+
+Law: only the standard library and msgspec; the command line must start fast. Every failure is ``CommandFailed`` with
+the exit code that the command ends with.
+"""
+
+import http.client
+import socket
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from node.api.requests import AmountBody, ErrorBody, SendBody, SettledView, WaitBody
+from node.cli.failures import CommandFailed, ExitCode
+from node.runtime.control import (
+    AccountView,
+    BlockView,
+    ChannelView,
+    JobView,
+    LedgerView,
+    ModelView,
+    OfferView,
+    ProviderView,
+    QuoteView,
+    RunEvent,
+    RunRequest,
+    StatusView,
+    SupplyView,
+    TransactionView,
+)
+
+ANSWER_SECONDS = 30.0
+"""A question about what the node knows is answered at once; a node that takes longer hangs."""
+ANSWER_BYTES_MAX = 256 * 1024 * 1024
+LINE_BYTES_MAX = 8 * 1024 * 1024
+"""One event holds at most one chunk of 1 MiB, in base64."""
+
+T = TypeVar("T")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class NodeClient:
+    """Asks one running node."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _unreachable(self, error: OSError) -> CommandFailed:
+        return CommandFailed(
+            f"no node answers on {self.path} ({error.strerror or error}); start one with `mercat node run` or "
+            "`mercat cluster up`, or name one with --control or MERCAT_CONTROL",
+            ExitCode.UNREACHABLE,
+            "node_unreachable",
+        )
+
+    def _send(
+        self, method: str, path: str, body: object, seconds: float
+    ) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+        connection = _UnixConnection(self.path, seconds)
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            connection.request(method, path, content, {"Content-Type": "application/json"} if content else {})
+            response = connection.getresponse()
+        except TimeoutError:
+            connection.close()
+            raise CommandFailed(f"no answer within {seconds:.0f} s", ExitCode.TIMEOUT, "timeout") from None
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error if isinstance(error, OSError) else OSError(str(error))) from None
+        except BaseException:
+            connection.close()
+            raise
+        if response.status != 200:
+            try:
+                raise _failure(response)
+            finally:
+                connection.close()
+        return connection, response
+
+    def _ask(self, method: str, path: str, body: object = None, seconds: float = ANSWER_SECONDS) -> bytes:
+        connection, response = self._send(method, path, body, seconds)
+        try:
+            return response.read(ANSWER_BYTES_MAX)
+        except TimeoutError:
+            raise CommandFailed(f"no answer within {seconds:.0f} s", ExitCode.TIMEOUT, "timeout") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error if isinstance(error, OSError) else OSError(str(error))) from None
+        finally:
+            connection.close()
+
+    def _get(self, path: str, kind: type[T]) -> T:
+        return msgspec.json.decode(self._ask("GET", path), type=kind)
+
+    def _wait(self, path: str, body: WaitBody | AmountBody | SendBody, kind: type[T]) -> T:
+        return msgspec.json.decode(self._ask("POST", path, body, body.timeout_ms / 1000 + 5), type=kind)
+
+    def status(self, seconds: float = ANSWER_SECONDS) -> StatusView:
+        """The node at a glance."""
+        return msgspec.json.decode(self._ask("GET", "/v1/status", None, seconds), type=StatusView)
+
+    def models(self) -> tuple[ModelView, ...]:
+        """Models that somebody offers now."""
+        return self._get("/v1/models", tuple[ModelView, ...])
+
+    def offers(self) -> tuple[OfferView, ...]:
+        """Every model of every live offer."""
+        return self._get("/v1/offers", tuple[OfferView, ...])
+
+    def quote(self, request: RunRequest) -> QuoteView:
+        """Who would take a job."""
+        return msgspec.json.decode(self._ask("POST", "/v1/quote", request), type=QuoteView)
+
+    def run(self, request: RunRequest, seconds: float) -> Generator[RunEvent, None, None]:
+        """Run a job; ``seconds`` is the longest silence. Closing the iterator hangs up, which cancels the job."""
+        connection, response = self._send("POST", "/v1/run", request, seconds)
+        try:
+            while line := response.readline(LINE_BYTES_MAX):
+                if not line.endswith(b"\n"):
+                    break
+                yield msgspec.json.decode(line, type=RunEvent)
+        except TimeoutError:
+            raise CommandFailed(f"no news of the job within {seconds:.0f} s", ExitCode.TIMEOUT, "timeout") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unreachable(error if isinstance(error, OSError) else OSError(str(error))) from None
+        finally:
+            response.close()
+            connection.close()
+
+    def jobs(self) -> tuple[JobView, ...]:
+        """Jobs that the node knows, from either side."""
+        return self._get("/v1/jobs", tuple[JobView, ...])
+
+    def job(self, job: str) -> JobView:
+        """One job with its timeline."""
+        return self._get(f"/v1/jobs/{quote(job, safe='')}", JobView)
+
+    def receipt(self, job: str) -> bytes:
+        """A job's receipt file."""
+        return self._ask("GET", f"/v1/jobs/{quote(job, safe='')}/receipt")
+
+    def cancel(self, job: str, seconds: float = ANSWER_SECONDS) -> JobView:
+        """Cancel a job."""
+        return msgspec.json.decode(
+            self._ask("POST", f"/v1/jobs/{quote(job, safe='')}/cancel", None, seconds), type=JobView
+        )
+
+    def settle(self, job: str, timeout_ms: int) -> SettledView:
+        """Anchor a job's receipt in a block."""
+        return self._wait(f"/v1/jobs/{quote(job, safe='')}/settle", WaitBody(timeout_ms), SettledView)
+
+    def account(self, account: str | None = None) -> AccountView:
+        """An account on the ledger; None: the node's own."""
+        return self._get(f"/v1/account?account={quote(account, safe='')}" if account else "/v1/account", AccountView)
+
+    def send(self, recipient: str, amount: int, timeout_ms: int) -> TransactionView:
+        """Send base units."""
+        return self._wait("/v1/send", SendBody(recipient, amount, timeout_ms), TransactionView)
+
+    def channels(self) -> tuple[ChannelView, ...]:
+        """Payment channels of the node's account."""
+        return self._get("/v1/channels", tuple[ChannelView, ...])
+
+    def close_channel(self, channel: str, timeout_ms: int) -> TransactionView:
+        """Close a payment channel."""
+        return self._wait(f"/v1/channels/{quote(channel, safe='')}/close", WaitBody(timeout_ms), TransactionView)
+
+    def provider(self) -> ProviderView:
+        """What a provider's operator wants to see."""
+        return self._get("/v1/provider", ProviderView)
+
+    def bond(self, amount: int, timeout_ms: int) -> TransactionView:
+        """Bond base units."""
+        return self._wait("/v1/provider/bond", AmountBody(amount, timeout_ms), TransactionView)
+
+    def unbond(self, amount: int, timeout_ms: int) -> TransactionView:
+        """Unbond base units."""
+        return self._wait("/v1/provider/unbond", AmountBody(amount, timeout_ms), TransactionView)
+
+    def ledger(self) -> LedgerView:
+        """The tip of the ledger."""
+        return self._get("/v1/ledger", LedgerView)
+
+    def block(self, height: int) -> BlockView:
+        """One decided block."""
+        return self._get(f"/v1/blocks/{height}", BlockView)
+
+    def supply(self) -> SupplyView:
+        """Where all the money is."""
+        return self._get("/v1/supply", SupplyView)
+
+
+def _failure(response: http.client.HTTPResponse) -> CommandFailed:
+    content = response.read(ANSWER_BYTES_MAX)
+    try:
+        error = msgspec.json.decode(content, type=ErrorBody).error
+    except msgspec.DecodeError:
+        return CommandFailed(f"the node answered {response.status} {response.reason}", ExitCode.FAILED, "bad_answer")
+    return CommandFailed(error.message, error.exit_code, error.code)

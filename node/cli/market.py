@@ -1,0 +1,92 @@
+"""``mercat models``, ``offers`` and ``quote``: what the market offers now."""
+
+import click
+
+from node.cli.options import CREDITS, Session, with_node
+from node.cli.output import Output, credits_text, short, table
+from node.runtime.control import QuoteView, RunRequest
+from protocol.primitives.units import Amount, format_credits
+
+
+@click.command()
+@with_node
+def models(session: Session) -> None:
+    """Models that somebody offers now, with the lowest prices in credits for 1,000 units."""
+    views = session.client.models()
+    rows = [
+        (
+            view.name,
+            view.runtime,
+            str(view.providers),
+            str(view.slots_free),
+            format_credits(view.input_per_thousand_min),
+            format_credits(view.output_per_thousand_min),
+            format_credits(view.request_min),
+            short(view.model, 18),
+        )
+        for view in views
+    ]
+    headers = ("MODEL", "RUNTIME", "PROVIDERS", "SLOTS FREE", "INPUT/1K", "OUTPUT/1K", "REQUEST", "ID")
+    session.output.show(views, table(headers, rows), (view.model for view in views))
+
+
+@click.command()
+@with_node
+def offers(session: Session) -> None:
+    """Every model of every live offer, with prices in credits for 1,000 units."""
+    views = session.client.offers()
+    rows = [
+        (
+            short(view.provider),
+            view.name,
+            view.runtime,
+            view.isolation,
+            view.region or "-",
+            f"{view.slots_free}/{view.slots_total}",
+            format_credits(view.input_per_thousand),
+            format_credits(view.output_per_thousand),
+            format_credits(view.request),
+            format_credits(view.bond),
+        )
+        for view in views
+    ]
+    headers = (
+        "PROVIDER", "MODEL", "RUNTIME", "ISOLATION", "REGION", "SLOTS", "INPUT/1K", "OUTPUT/1K", "REQUEST", "BOND",
+    )  # fmt: skip
+    session.output.show(views, table(headers, rows), dict.fromkeys(view.provider for view in views))
+
+
+def print_quote(output: Output, quote_view: QuoteView) -> None:
+    """Who would take the job, best first, and why others would not."""
+    rows = [
+        (
+            short(row.provider),
+            "yes" if row.would_take else "no",
+            credits_text(row.price_ceiling) if row.would_take else "-",
+            row.reason or "",
+        )
+        for row in quote_view.rows
+    ]
+    takers = [row.provider for row in quote_view.rows if row.would_take]
+    output.show(quote_view, table(("PROVIDER", "TAKES IT", "AT MOST", "BECAUSE"), rows), takers)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--max-price", type=CREDITS, help="Ceiling on all that the job may cost, in credits.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Output units at most.")
+@click.option("--input-bytes", type=click.IntRange(min=0, max=1_048_576), default=0, help="Size of the input.")
+@with_node
+def quote(session: Session, model: str, max_price: Amount | None, max_tokens: int, input_bytes: int) -> None:
+    """Who would take a job on MODEL, at what price, and why each other provider would not."""
+    from node.cli.run import offered_model
+
+    offered = offered_model(session.client.models(), model)
+    request = RunRequest(
+        model=offered.model,
+        format="bytes",
+        body=bytes(input_bytes),
+        output_units_max=max_tokens,
+        price_max=int(max_price or 0),
+    )
+    print_quote(session.output, session.client.quote(request))

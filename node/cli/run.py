@@ -1,0 +1,302 @@
+"""``mercat run``: one job, its output alone on standard output and the facts about it on standard error."""
+
+import base64
+import codecs
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+from node.cli.failures import CommandFailed, ExitCode
+from node.cli.market import print_quote
+from node.cli.options import CREDITS, Session, timeout_option, with_node
+from node.cli.output import Output, Progress, credits_text, note, printable
+from node.runtime.control import ModelView, RunEvent, RunRequest
+from protocol.primitives.limits import JOB_INPUT_BYTES_MAX
+from protocol.primitives.units import Amount
+
+Fact = str | int | bool | None
+AMOUNT_FACTS = frozenset({"amount", "due", "paid", "price", "price_ceiling", "debt", "deposit"})
+"""Facts that are money, in base units."""
+
+CANCEL_SECONDS = 5.0
+GRACE_SECONDS = 10.0
+"""The node keeps the job's own deadline; only a node that hangs lets ours pass."""
+
+
+class RunResult(msgspec.Struct, frozen=True):
+    """What ``--json`` prints: the output as text if it is UTF-8, else in base64, and all facts of the job."""
+
+    output: str | None
+    output_base64: str | None
+    facts: dict[str, Fact]
+    receipt_file: str | None
+
+
+class OutputWriter:
+    """Passes output on as it comes: bytes as they are to a file or pipe, without control characters to a terminal."""
+
+    def __init__(self, collect: bool) -> None:
+        self._collect = collect
+        self._terminal = sys.stdout.isatty()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._last = "\n"
+        self.collected = bytearray()
+
+    def write(self, payload: bytes) -> None:
+        """One more piece."""
+        if self._collect:
+            self.collected += payload
+        elif self._terminal:
+            self._write_text(self._decoder.decode(payload))
+        else:
+            sys.stdout.buffer.write(payload)
+            sys.stdout.buffer.flush()
+
+    def _write_text(self, text: str) -> None:
+        if text:
+            self._last = text[-1]
+            sys.stdout.write(printable(text, keep="\n\t"))
+            sys.stdout.flush()
+
+    def end(self) -> None:
+        """No more pieces; a terminal's prompt shall start on a line of its own."""
+        if self._terminal and not self._collect:
+            self._write_text(self._decoder.decode(b"", True))
+            if self._last != "\n":
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+
+
+def fact_text(facts: dict[str, Fact]) -> str:
+    """Facts on one line: ``provider mc1…  amount 0.0012 credits``."""
+    parts = []
+    for name, value in facts.items():
+        if value is None or name == "exit_code":
+            continue
+        amount = name in AMOUNT_FACTS and isinstance(value, int)
+        parts.append(f"{name.replace('_', ' ')} {credits_text(int(value)) if amount else value}")
+    return "  ".join(parts)
+
+
+def _limited(content: bytes, what: str) -> bytes:
+    if len(content) > JOB_INPUT_BYTES_MAX:
+        raise CommandFailed(f"{what} is larger than {JOB_INPUT_BYTES_MAX} bytes", ExitCode.USAGE, "usage")
+    return content
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return _limited(file.read(JOB_INPUT_BYTES_MAX + 1), str(path))
+
+
+def tensors_body(path: Path) -> bytes:
+    """The tensors of a file: MessagePack as it is, or JSON ``{name: {dtype, shape, data: base64}}``."""
+    content = _read(path)
+    if not content.lstrip().startswith(b"{"):
+        return content
+    try:
+        tensors = msgspec.json.decode(content)
+        for tensor in tensors.values():
+            tensor["data"] = base64.b64decode(tensor["data"], validate=True)
+    except (msgspec.DecodeError, ValueError, TypeError, KeyError, AttributeError):
+        raise CommandFailed(
+            f"{path} is not tensors: JSON of name → dtype, shape and base64 data, or MessagePack", ExitCode.USAGE
+        ) from None
+    return _limited(msgspec.msgpack.encode(tensors), str(path))
+
+
+def _prompt(argument: str | None) -> bytes:
+    if argument is not None and argument != "-":
+        return argument.encode()
+    if argument is None and sys.stdin.isatty():
+        raise CommandFailed("no prompt: give it after the model, on standard input, or with --file", ExitCode.USAGE)
+    return _limited(sys.stdin.buffer.read(JOB_INPUT_BYTES_MAX + 1), "the prompt")
+
+
+def job_input(
+    runtime: str, prompt: str | None, system: str | None, file: Path | None, tensors: Path | None
+) -> tuple[str, bytes]:
+    """Format and body of the input: what was given decides, then what the model's runtime takes."""
+    if sum(given is not None for given in (prompt, file, tensors)) > 1:
+        raise CommandFailed("give one of a prompt, --file and --tensors", ExitCode.USAGE, "usage")
+    if tensors is not None:
+        return "tensors", tensors_body(tensors)
+    content = _read(file) if file is not None else _prompt(prompt)
+    if runtime == "onnx":
+        return "bytes", content
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        if runtime == "gguf":
+            raise CommandFailed("a language model's prompt must be UTF-8 text", ExitCode.USAGE, "usage") from None
+        return "bytes", content
+    if runtime == "gguf":
+        messages = [["system", system]] if system is not None else []
+        return "chat", _limited(msgspec.msgpack.encode([*messages, ["user", text]]), "the prompt")
+    return "text", content
+
+
+def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
+    """The offered model of that name or id."""
+    named = [model for model in models if wanted in (model.name, model.model)]
+    if len(named) > 1:
+        ids = ", ".join(model.model for model in named)
+        raise CommandFailed(f"several models are called {wanted!r}; name one by its id: {ids}", ExitCode.USAGE)
+    if not named:
+        others = ", ".join(dict.fromkeys(printable(model.name) for model in models)) or "none"
+        raise CommandFailed(f"nobody offers {wanted!r} now; offered are: {others}", ExitCode.UNREACHABLE, "no_provider")
+    return named[0]
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--system", help="System message before the prompt.")
+@click.option("--file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Input from a file.")
+@click.option(
+    "--tensors", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Input tensors (MessagePack, JSON)."
+)
+@click.option("--max-price", type=CREDITS, help="Ceiling on all that the job may cost, in credits.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Output units at most.")
+@click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0, max=10), default=0.0, show_default=True)
+@click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
+@timeout_option(120, "Seconds for the whole job.")
+@click.option("--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Write the receipt file here.")
+@click.option("--settle", is_flag=True, help="Wait until the ledger has the receipt.")
+@click.option("--dry-run", is_flag=True, help="Only say who would take the job, and for how much.")
+@with_node
+def run(
+    session: Session,
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    file: Path | None,
+    tensors: Path | None,
+    max_price: Amount | None,
+    max_tokens: int,
+    seed: int,
+    temperature: float,
+    stop: tuple[str, ...],
+    timeout: float,
+    receipt: Path | None,
+    settle: bool,
+    dry_run: bool,
+) -> None:
+    """Run MODEL on PROMPT (or standard input) on somebody's machine.
+
+    The output alone goes to standard output; provider, work, price and receipt to standard error. Ctrl-C cancels the
+    job and its further charges.
+    """
+    offered = offered_model(session.client.models(), model)
+    input_format, body = job_input(offered.runtime, prompt, system, file, tensors)
+    request = RunRequest(
+        model=offered.model,
+        format=input_format,
+        body=body,
+        output_units_max=max_tokens,
+        price_max=int(max_price or 0),
+        seed=seed,
+        temperature_milli=round(temperature * 1000),
+        stop=stop,
+        timeout_ms=round(timeout * 1000),
+    )
+    if dry_run:
+        print_quote(session.output, session.client.quote(request))
+        return
+    writer = OutputWriter(collect=session.output.as_json)
+    facts = _stream(session, request, writer, timeout)
+    receipt_file = _keep_receipt(session, str(facts.get("job", "")), receipt, settle, timeout)
+    if session.output.as_json:
+        _print_result(session.output, bytes(writer.collected), facts, receipt_file)
+
+
+def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout: float) -> dict[str, Fact]:
+    """Follow the job to its end; its facts. Raises ``CommandFailed`` unless it finished."""
+    facts: dict[str, Fact] = {}
+    progress = Progress(enabled=not session.output.quiet)
+    deadline = time.monotonic() + timeout + GRACE_SECONDS
+    events = session.client.run(request, timeout + GRACE_SECONDS)
+    try:
+        with contextlib.closing(events):
+            for event in _until(events, deadline):
+                progress.clear()
+                if event.event == "output":
+                    writer.write(event.payload)
+                    continue
+                facts.update(event.facts)
+                if event.event in ("finished", "failed", "cancelled"):
+                    writer.end()
+                    return _ended(session.output, event, facts)
+                _tell(session.output, progress, event)
+    except KeyboardInterrupt:
+        progress.clear()
+        writer.end()
+        _cancel(session, facts)
+        raise CommandFailed("interrupted; the job is cancelled", ExitCode.INTERRUPTED, "interrupted") from None
+    writer.end()
+    raise CommandFailed("the node hung up before the job ended", ExitCode.UNREACHABLE, "node_unreachable")
+
+
+def _until(events: Iterator[RunEvent], deadline: float) -> Iterator[RunEvent]:
+    for event in events:
+        yield event
+        if time.monotonic() > deadline:
+            raise CommandFailed("the job took longer than --timeout", ExitCode.TIMEOUT, "timeout")
+
+
+def _tell(output: Output, progress: Progress, event: RunEvent) -> None:
+    """``request`` and ``input`` are passing states; what cost or changed something is kept on the screen."""
+    if event.event in ("agreed", "retry"):
+        output.note(f"{event.event}: {fact_text(event.facts)}")
+    elif not output.as_json:
+        progress.update(f"{event.event} {fact_text(event.facts)}")
+
+
+def _ended(output: Output, event: RunEvent, facts: dict[str, Fact]) -> dict[str, Fact]:
+    if event.event == "finished":
+        output.note(fact_text(event.facts))
+        return facts
+    reason = str(event.facts.get("reason") or event.event)
+    paid = event.facts.get("paid")
+    message = f"the job {event.event}: {reason}" if event.event == "failed" else "the job was cancelled"
+    if isinstance(paid, int):
+        message += f" (paid {credits_text(paid)})"
+    code = event.facts.get("exit_code")
+    raise CommandFailed(
+        message, code if isinstance(code, int) and code else ExitCode.JOB_FAILED, str(event.facts.get("code", "job"))
+    )
+
+
+def _cancel(session: Session, facts: dict[str, Fact]) -> None:
+    """Say to the node that the job is over and tell what it cost; hanging up alone would cancel it too."""
+    job = facts.get("job") or facts.get("request")
+    if not isinstance(job, str):
+        return
+    with contextlib.suppress(CommandFailed, KeyboardInterrupt):
+        view = session.client.cancel(job, CANCEL_SECONDS)
+        note(f"{view.state}: {view.output_units} output units, paid {credits_text(view.amount)}")
+
+
+def _keep_receipt(session: Session, job: str, path: Path | None, settle: bool, timeout: float) -> str | None:
+    if settle:
+        height = session.client.settle(job, round(timeout * 1000)).height
+        session.output.note(f"settled in block {height}")
+    if path is None:
+        return None
+    path.write_bytes(session.client.receipt(job))
+    session.output.note(f"receipt file {path}  (check it: mercat verify {path})")
+    return str(path)
+
+
+def _print_result(output: Output, content: bytes, facts: dict[str, Fact], receipt_file: str | None) -> None:
+    try:
+        text, encoded = content.decode(), None
+    except UnicodeDecodeError:
+        text, encoded = None, base64.b64encode(content).decode()
+    output.show(RunResult(text, encoded, facts, receipt_file), "")
