@@ -1,0 +1,95 @@
+"""One SQLite file, held exclusively: write-ahead log, a full sync at every commit, migrations by name.
+
+Law: a commit that has returned is on disk (``synchronous=FULL``). SQLite's own lock in the file keeps any second
+process out for as long as the file is open, so no stale lock can outlive its holder.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlite_utils import Database, Migrations
+
+from node.store.errors import DiskFull, StoreCorrupt, StoreLocked, StoreTooNew, StoreUnusable
+from node.store.schema import Schema
+
+_PRIMARY_CODE = 0xFF
+"""SQLite's extended result codes keep the primary code in the lowest byte."""
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours, which say what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY_CODE
+        if code == sqlite3.SQLITE_FULL:
+            raise DiskFull(path) from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreCorrupt(path, str(error)) from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLocked(path) from error
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            raise StoreUnusable(path, str(error)) from error
+        raise
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing. The caller holds the lock that keeps other threads off the connection."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def open_exclusively(path: Path, schema: Schema) -> Database:
+    """Open or create the file, lock it, and bring its schema up to date.
+
+    Raises ``StoreLocked``, ``StoreCorrupt``, ``StoreTooNew``, ``DiskFull`` or ``StoreUnusable``.
+    """
+    is_new = not path.exists()
+    with translated(path):
+        connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            # A lock is taken by the first write, not by the pragma.
+            with transaction(connection):
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            database = Database(connection, execute_plugins=False)
+            _migrate(path, database, schema)
+        except BaseException:
+            connection.close()
+            raise
+    if is_new:
+        _sync_directory(path.parent)
+    return database
+
+
+def _migrate(path: Path, database: Database, schema: Schema) -> None:
+    migrations = Migrations(schema.name)
+    for step in schema.steps:
+        migrations(name=step.__name__)(step)
+    known = [step.__name__ for step in schema.steps]
+    unknown = [applied.name for applied in migrations.applied(database) if applied.name not in known]
+    if unknown:
+        raise StoreTooNew(path, ", ".join(unknown))
+    migrations.apply(database)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the new file's name durable, too."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,253 @@
+"""The store: blocks, state, and the durable tables of the engine's rooms, in one SQLite file.
+
+Law: ``commit`` writes a list of effects in one transaction. A block, its certificate, the state rows that it touched
+and the end of its height's journal are never on disk without each other. Usable from any thread; calls block.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from blake3 import blake3
+from sqlite_utils import Database
+
+from node.store.connection import open_exclusively, transaction, translated
+from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
+from node.store.schema import STORE_SCHEMA, table_name
+from protocol.ledger.errors import StateInvalid
+from protocol.ledger.state import LedgerState, genesis_rows
+from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
+from protocol.messages.consensus import Certificate
+from protocol.messages.effects import CommitBlock, Delete, Put, Table
+from protocol.messages.genesis import Genesis, genesis_hash
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.errors import MalformedMessage
+from protocol.primitives.units import Height, MessageId
+
+Durable = Put | Delete | CommitBlock
+
+_JOURNAL_TABLES = (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE)
+"""The open height's journal: all of it ends when the height closes."""
+
+
+class _Batch:
+    """The net result of a list of effects: of several writes to one key the last one counts."""
+
+    def __init__(self, tip: Height) -> None:
+        self.tip = tip
+        self.tables: dict[Table, dict[bytes, bytes | None]] = {}
+        self.journal_ended = False
+        self.state: dict[bytes, bytes | None] = {}
+        self.blocks: list[CommitBlock] = []
+
+    def take(self, effect: Durable) -> None:
+        match effect:
+            case Put(table, key, value):
+                self.tables.setdefault(table, {})[key] = value
+            case Delete(table, key):
+                self.tables.setdefault(table, {})[key] = None
+            case CommitBlock():
+                if effect.height != self.tip + 1:
+                    raise BlockOutOfOrder(self.tip + 1, effect.height)
+                self.tip = effect.height
+                self.blocks.append(effect)
+                self.state.update(effect.rows)
+                self.journal_ended = True
+                for table in _JOURNAL_TABLES:
+                    self.tables.pop(table, None)
+
+
+def _checksum(block: bytes, certificate: bytes) -> bytes:
+    return blake3(len(block).to_bytes(8, "big") + block + certificate).digest()
+
+
+class Store:
+    """One node's store. Open with ``Store.open``, close with ``close``."""
+
+    def __init__(self, path: Path, genesis: Genesis, database: Database) -> None:
+        """Use ``open``."""
+        self.path = path
+        self.genesis = genesis
+        self.database = database
+        """For queries by tools; never write through it."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, genesis: Genesis) -> "Store":
+        """Open or create the store of this network, and hold it exclusively.
+
+        A new store starts with the genesis allocations. Raises ``StoreLocked``, ``StoreForeign``, ``StoreCorrupt``,
+        ``StoreTooNew``, ``DiskFull``, ``StoreUnusable`` or ``GenesisInvalid``.
+        """
+        rows = genesis_rows(genesis)
+        store = cls(path, genesis, open_exclusively(path, STORE_SCHEMA))
+        try:
+            store._bind(genesis_hash(genesis), rows)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _bind(self, wanted: bytes, rows: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._using() as connection:
+            found = connection.execute("SELECT value FROM facts WHERE name = 'genesis_hash'").fetchone()
+            if found is None:
+                with transaction(connection):
+                    connection.execute("INSERT INTO facts VALUES ('genesis_hash', ?)", (wanted,))
+                    connection.executemany("INSERT INTO state VALUES (?, ?)", rows)
+            elif found[0] != wanted:
+                raise StoreForeign(self.path, bytes(found[0]).hex(), wanted.hex())
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, translated(self.path):
+            yield self.database.conn
+
+    def close(self) -> None:
+        """Release the file; a second call does nothing."""
+        with self._lock:
+            self.database.close()
+
+    def commit(self, effects: Sequence[Durable]) -> None:
+        """Write all effects in their order in one transaction; when this returns they are on disk.
+
+        Raises ``DiskFull``, ``StoreCorrupt`` or ``StoreUnusable`` with nothing written, ``BlockOutOfOrder`` when a
+        block does not follow the last one.
+        """
+        if not effects:
+            return
+        with self._using() as connection, transaction(connection):
+            batch = _Batch(_tip(connection))
+            for effect in effects:
+                batch.take(effect)
+            _write(connection, batch)
+
+    def load_table(self, table: Table) -> list[tuple[bytes, bytes]]:
+        """All rows of a table in order of their keys."""
+        with self._using() as connection:
+            return connection.execute(f"SELECT key, value FROM {table_name(table)} ORDER BY key").fetchall()
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """One value, or ``None``."""
+        with self._using() as connection:
+            found = connection.execute(f"SELECT value FROM {table_name(table)} WHERE key = ?", (key,)).fetchone()
+        return None if found is None else bytes(found[0])
+
+    def load_rows(self) -> list[tuple[bytes, bytes]]:
+        """All rows of the ledger's state after the tip, in order of their keys."""
+        with self._using() as connection:
+            return connection.execute("SELECT key, value FROM state ORDER BY key").fetchall()
+
+    def load_state(self) -> LedgerState:
+        """The ledger's state after the tip, its root and supply recomputed.
+
+        Raises ``StoreCorrupt`` if the rows don't give what the tip's header says.
+        """
+        tip = self.tip()
+        header = LedgerState.from_genesis(self.genesis).tip if tip is None else _header(tip)
+        try:
+            return LedgerState.from_rows(self.genesis, self.load_rows(), header)
+        except StateInvalid as error:
+            raise StoreCorrupt(self.path, str(error)) from error
+
+    def height(self) -> Height:
+        """Height of the last block; 0 before the first."""
+        with self._using() as connection:
+            return _tip(connection)
+
+    def tip(self) -> DecidedBlock | None:
+        """The last block with its certificate; ``None`` before the first."""
+        return self.decided_block(self.height())
+
+    def decided_block(self, height: Height) -> DecidedBlock | None:
+        """A block with the certificate that decided it, or ``None``. Raises ``StoreCorrupt``."""
+        found = self._read_blocks(height, 1)
+        return found[0] if found and found[0].certificate.height == height else None
+
+    def decided_blocks(self, from_height: Height, bytes_max: int, count_max: int) -> list[DecidedBlock]:
+        """Consecutive blocks from a height on: what fits, at least one if there is any. Raises ``StoreCorrupt``."""
+        selected: list[DecidedBlock] = []
+        room = bytes_max
+        for decided in self._read_blocks(from_height, count_max):
+            room -= len(encode(decided))
+            if selected and room < 0:
+                break
+            selected.append(decided)
+        return selected
+
+    def _read_blocks(self, from_height: int, count: int) -> list[DecidedBlock]:
+        with self._using() as connection:
+            rows = connection.execute(
+                "SELECT height, block, certificate, checksum FROM blocks WHERE height >= ? ORDER BY height LIMIT ?",
+                (from_height, count),
+            ).fetchall()
+        return [self._decided(*row) for row in rows]
+
+    def _decided(self, height: int, block: bytes, certificate: bytes, checksum: bytes) -> DecidedBlock:
+        if _checksum(block, certificate) != checksum:
+            raise StoreCorrupt(self.path, f"block {height} is not what was written")
+        return DecidedBlock(block, decode(certificate, Certificate))
+
+    def transaction_height(self, transaction_id: MessageId) -> Height | None:
+        """Height of the block that holds a transaction, or ``None``."""
+        with self._using() as connection:
+            found = connection.execute("SELECT height FROM transactions WHERE id = ?", (transaction_id,)).fetchone()
+        return None if found is None else Height(found[0])
+
+    def check(self) -> LedgerState:
+        """Verify everything: the file's structure, every block and its link to the one before, state root, supply.
+
+        Returns the state. Takes time linear in the size of the file. Raises ``StoreCorrupt``.
+        """
+        with self._using() as connection:
+            problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise StoreCorrupt(self.path, problem)
+        parent = LedgerState.from_genesis(self.genesis).tip_hash
+        for height in range(1, self.height() + 1):
+            decided = self.decided_block(Height(height))
+            if decided is None:
+                raise StoreCorrupt(self.path, f"block {height} is missing")
+            header = _header(decided)
+            if header.height != height or header.parent != parent:
+                raise StoreCorrupt(self.path, f"block {height} does not follow the one before")
+            parent = header_hash(header)
+        return self.load_state()
+
+
+def _tip(connection: sqlite3.Connection) -> Height:
+    return Height(connection.execute("SELECT coalesce(max(height), 0) FROM blocks").fetchone()[0])
+
+
+def _header(decided: DecidedBlock) -> Header:
+    try:
+        return decode(decided.block, Block).header
+    except MalformedMessage as error:
+        raise AssertionError("a block whose checksum holds was decodable when it was written") from error
+
+
+def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
+    if batch.journal_ended:
+        for table in _JOURNAL_TABLES:
+            connection.execute(f"DELETE FROM {table_name(table)}")
+    for table, rows in batch.tables.items():
+        _write_rows(connection, table_name(table), rows)
+    _write_rows(connection, "state", batch.state)
+    for block in batch.blocks:
+        certificate = encode(block.decided.certificate)
+        checksum = _checksum(block.decided.block, certificate)
+        connection.execute(
+            "INSERT INTO blocks (height, block_hash, block, certificate, checksum) VALUES (?, ?, ?, ?, ?)",
+            (block.height, block.block_hash, block.decided.block, certificate, checksum),
+        )
+        ids = sorted((transaction_id, block.height) for transaction_id in block.transactions)
+        connection.executemany("INSERT OR REPLACE INTO transactions VALUES (?, ?)", ids)
+
+
+def _write_rows(connection: sqlite3.Connection, name: str, rows: dict[bytes, bytes | None]) -> None:
+    kept = sorted((key, value) for key, value in rows.items() if value is not None)
+    gone = sorted((key,) for key, value in rows.items() if value is None)
+    connection.executemany(f"INSERT OR REPLACE INTO {name} (key, value) VALUES (?, ?)", kept)
+    connection.executemany(f"DELETE FROM {name} WHERE key = ?", gone)

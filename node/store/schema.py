@@ -1,0 +1,61 @@
+"""The tables of our two files, as steps that have been taken or not.
+
+Law: a step, once released, never changes; a new version adds a step. A file with a step that we don't know is refused.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sqlite_utils import Database
+
+from protocol.messages.effects import Table
+
+Step = Callable[[Database], None]
+
+
+class Schema(NamedTuple):
+    """A file's kind and the steps that make its tables, oldest first; each is recorded by its name."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def table_name(table: Table) -> str:
+    """The SQL table behind an effect's table."""
+    return table.name.lower()
+
+
+def step_1_first_tables(database: Database) -> None:
+    """Blocks, state rows, transaction heights, facts about the file, and the key-value tables of the effects."""
+    database.table("facts").create({"name": str, "value": bytes}, pk="name")
+    database.table("blocks").create(
+        {"height": int, "block_hash": bytes, "block": bytes, "certificate": bytes, "checksum": bytes}, pk="height"
+    )
+    # Small rows under random keys: without a row id each is stored once, in key order.
+    database.execute("CREATE TABLE state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    database.execute("CREATE TABLE transactions (id BLOB PRIMARY KEY, height INTEGER NOT NULL) WITHOUT ROWID")
+    for name in (
+        "consensus_body",
+        "consensus_certificate",
+        "buyer_lane",
+        "seller_lane",
+        "job",
+        "receipt",
+        "own_transaction",
+        "standing",
+    ):
+        database.execute(f"CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+
+
+def step_1_signatures(database: Database) -> None:
+    """What was signed at each position, and the height up to which nothing may be signed any more."""
+    database.execute(
+        "CREATE TABLE signatures (height INTEGER, view INTEGER, class INTEGER, payload BLOB NOT NULL, "
+        "PRIMARY KEY (height, view, class)) WITHOUT ROWID"
+    )
+    database.execute("CREATE TABLE watermark (id INTEGER PRIMARY KEY CHECK (id = 1), height INTEGER NOT NULL)")
+    database.execute("INSERT INTO watermark VALUES (1, 0)")
+
+
+STORE_SCHEMA = Schema("store", (step_1_first_tables,))
+GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))
