@@ -30,10 +30,12 @@ class Domain(Enum):
     RECEIPT_NODE = b"mercat/receipt-node/1\0"
     RECEIPTS_ROOT = b"mercat/receipts-root/1\0"
     INPUT_COMMITMENT = b"mercat/input-commitment/1\0"
+    MARKET_WISH = b"mercat/market-wish/1\0"
     OUTPUT_COMMITMENT = b"mercat/output-commitment/1\0"
     CHUNK = b"mercat/chunk/1\0"
     JOB_ID = b"mercat/job-id/1\0"
     MATCH_TIE = b"mercat/match-tie/1\0"
+    GOSSIP_DRAW = b"mercat/gossip-draw/1\0"
 
 
 def digest(domain: Domain, *parts: bytes) -> Hash:
