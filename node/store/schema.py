@@ -43,6 +43,7 @@ def step_1_first_tables(database: Database) -> None:
         "receipt",
         "own_transaction",
         "standing",
+        "anchor",
     ):
         database.execute(f"CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
 

@@ -58,6 +58,8 @@ class Table(IntEnum):
     """Transaction id → an envelope of ours that is not yet decided, for rebroadcast after a restart."""
     STANDING = 15
     """Small facts of this node: incarnation, offer sequence, observer mark."""
+    ANCHOR = 16
+    """(channel, lane, receipts count) → where the ledger has a voucher of ours that commits to so many receipts."""
 
 
 class Put(_Effect, frozen=True):
