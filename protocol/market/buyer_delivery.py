@@ -1,0 +1,211 @@
+"""The buyer's way from the agreement to the receipt: judge what comes, pay for it, settle.
+
+Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; the voucher
+is durable before it leaves. The last chunk is paid by the voucher that commits to the receipt; if no good receipt
+comes, it is paid all the same, and the receipt is not acknowledged.
+"""
+
+from protocol.market.buyer_core import BuyerCore
+from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, Expiry, clip
+from protocol.market.buyer_opening import Opening
+from protocol.market.events import JobAgreed, JobPrefilled, JobText
+from protocol.market.records import ReceiptRecord, Side
+from protocol.market.requests import MarketEffect
+from protocol.market.terms import BOOKS_DIFFER
+from protocol.messages.effects import Notify, Now, Put, Table
+from protocol.messages.envelope import Envelope, open_as
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
+from protocol.primitives.codec import encode
+from protocol.primitives.errors import MalformedMessage
+from protocol.primitives.units import AccountId, MonotonicMs
+from protocol.settlement.accumulator import receipt_leaf
+from protocol.settlement.chunks import ChunkInvalid, check_chunk
+from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
+
+
+class Delivery:
+    """Steps from OFFERED to DONE."""
+
+    def __init__(self, core: BuyerCore, opening: Opening) -> None:
+        self._core = core
+        self._opening = opening
+
+    def accepted(
+        self, job: BuyerJob, attempt: Attempt, acceptance: Acceptance, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
+        """The provider takes the job."""
+        if job.state is not BuyerState.OFFERED:
+            return []
+        core, agreement = self._core, attempt.agreement
+        attempt.acceptance = acceptance
+        attempt.acceptance_bytes = envelope_bytes
+        core.unconfirmed.get(attempt.node, {}).pop((agreement.channel, agreement.lane), None)
+        agreed = JobAgreed(
+            request=job.request.request,
+            job=attempt.job,
+            provider=agreement.provider,
+            model=agreement.model,
+            price_ceiling=agreement.price_ceiling,
+            channel=agreement.channel,
+            lane=agreement.lane,
+            attempt=job.attempts,
+        )
+        return [*core.enter(job, BuyerState.PREFILLING, "accepted by the provider", now), Notify(agreed)]
+
+    def chunk(self, job: BuyerJob, attempt: Attempt, chunk: Chunk, envelope: Envelope, now: Now) -> list[MarketEffect]:
+        """A chunk came: verify it against the chain and the agreement, pay it unless it is the last."""
+        if job.state not in (BuyerState.PREFILLING, BuyerState.STREAMING):
+            return []
+        if chunk.index < attempt.progress.chunks:
+            return []  # sent again after a lost link
+        try:
+            progress = check_chunk(attempt.job, attempt.agreement, attempt.progress, chunk, envelope.payload)
+        except ChunkInvalid as error:
+            return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
+        if attempt.output_bytes + len(chunk.payload) > self._core.policy.output_bytes_max:
+            reason = f"output is larger than {self._core.policy.output_bytes_max} bytes"
+            return self.attempt_failed(job, FaultKind.PROVIDER, reason, now, tell=True)
+        attempt.progress = progress
+        request = job.request.request
+        if chunk.index == 0:
+            paid = self._pay(job, attempt)
+            entered = self._core.enter(job, BuyerState.STREAMING, "input processed and paid", now)
+            return [*paid, *entered, Notify(JobPrefilled(request, attempt.job, chunk.input_units))]
+        attempt.output.append(chunk.payload)
+        attempt.output_bytes += len(chunk.payload)
+        text = Notify(
+            JobText(request, attempt.job, chunk.index, chunk.payload, chunk.output_units, chunk.finish),
+        )
+        if chunk.finish is FinishReason.NONE:
+            return [*self._pay(job, attempt), self._core.postpone(job, now), text]
+        return [text, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
+
+    def receipt(
+        self, job: BuyerJob, attempt: Attempt, receipt: Receipt, envelope: Envelope, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
+        """The receipt came: pay the last chunk and commit to the receipt with one voucher."""
+        if job.state is not BuyerState.SETTLING:
+            return []
+        core, agreement = self._core, attempt.agreement
+        output = b"".join(attempt.output)
+        commitment = output_commitment(job.request.salt, output)
+        assert attempt.acceptance is not None
+        signer, accepted_at = AccountId(envelope.sender), attempt.acceptance.accepted_at
+        try:
+            check_receipt(receipt, signer, attempt.job, agreement, accepted_at, attempt.progress, commitment)
+        except ReceiptInvalid as error:
+            return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
+        leaf = receipt_leaf(envelope_bytes)
+        due = attempt.progress.due
+        lane_put, voucher, proof = core.books.pay(agreement.channel, agreement.lane, due, leaf)
+        assert proof is not None
+        attempt.paid = due
+        record = ReceiptRecord(
+            job=attempt.job,
+            request=job.request.request,
+            side=Side.BUYER,
+            channel=agreement.channel,
+            lane=agreement.lane,
+            bid=job.bid_bytes,
+            agreement=attempt.agreement_bytes,
+            acceptance=attempt.acceptance_bytes,
+            receipt=envelope_bytes,
+            final_voucher=b"",
+            leaf=leaf,
+            proof=proof,
+            salt=job.request.salt,
+            input=job.request.payload,
+            output=output,
+        )
+        core.unsealed[(agreement.channel, agreement.lane)] = record
+        return [
+            lane_put,
+            Put(Table.RECEIPT, attempt.job, encode(record)),
+            core.send_voucher(voucher, attempt.node),
+            *core.finish_done(job, receipt, now),
+        ]
+
+    def refused(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
+        """The provider does not take the job."""
+        if job.state is not BuyerState.OFFERED:
+            return []
+        if refusal.reason.startswith(BOOKS_DIFFER) and not job.resynced:
+            return self._reconcile(job, attempt, refusal, now)
+        return self.attempt_failed(job, refusal.fault, refusal.reason or "refused", now, tell=False)
+
+    def failed(self, job: BuyerJob, failure: Failure, now: Now) -> list[MarketEffect]:
+        """The provider can't go on."""
+        return self.attempt_failed(job, failure.fault, failure.reason or "provider failed", now, tell=False)
+
+    def expired(self, job: BuyerJob, expiry: Expiry, now: Now) -> list[MarketEffect]:
+        """The provider let a deadline pass."""
+        attempt = job.attempt
+        lost = attempt is not None and attempt.node not in self._core.linked
+        fault = FaultKind.NETWORK if lost else expiry.fault
+        reason = f"{expiry.reason} (its link was lost)" if lost else expiry.reason
+        return self.attempt_failed(job, fault, reason, now, tell=True)
+
+    def attempt_failed(
+        self, job: BuyerJob, fault: FaultKind, reason: str, now: Now, *, tell: bool
+    ) -> list[MarketEffect]:
+        """An attempt ends by the provider's doing: pay what was delivered, then fail or ask the next one.
+
+        Whoever took the price of the input and delivered nothing owes it. A user's fault is not tried elsewhere, nor
+        is a job that has delivered output.
+        """
+        core, attempt = self._core, job.attempt
+        assert attempt is not None
+        assert job.match is not None
+        effects: list[MarketEffect] = []
+        if attempt.delivered and attempt.progress.due > attempt.paid:
+            effects += self._pay(job, attempt)
+        if tell:
+            effects += core.tell_cancelled(job, reason)
+        if fault in (FaultKind.PROVIDER, FaultKind.NETWORK):
+            until = MonotonicMs(now.monotonic_ms + core.policy.demoted_ms)
+            core.demoted[job.match.live.account] = until
+        job.excluded = (*job.excluded, job.match.live.account)
+        exhausted = job.attempts >= core.policy.attempts_max or now.monotonic_ms >= job.total_until
+        if attempt.delivered or fault is FaultKind.USER or exhausted:
+            return [*effects, *core.finish_failed(job, fault, reason, now)]
+        job.first_error = job.first_error or (fault, clip(reason))
+        job.note(now.wall_ms, "attempt failed", reason)
+        effects.append(core.attempt_event(job, fault, reason))
+        effects += core.end_attempt(job, fault, reason, owed_back=attempt.paid > 0)
+        return [*effects, *self._opening.choose(job, now)]
+
+    def _pay(self, job: BuyerJob, attempt: Attempt) -> list[MarketEffect]:
+        agreement, due = attempt.agreement, attempt.progress.due
+        lane_put, voucher, _ = self._core.books.pay(agreement.channel, agreement.lane, due, None)
+        attempt.paid = due
+        return [lane_put, self._core.send_voucher(voucher, attempt.node)]
+
+    def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
+        """Our books and the provider's differ: bring them together, then offer again, once."""
+        core, agreement = self._core, attempt.agreement
+        job.resynced = True
+        theirs = self._own_voucher(refusal, attempt)
+        job.note(now.wall_ms, "books differ", refusal.reason)
+        effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
+        adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
+        if adopted is not None:
+            effects.append(adopted)
+        lane = core.books.lane(agreement.channel, agreement.lane)
+        last = core.books.last_voucher(lane) if lane is not None else None
+        if last is not None and (theirs is None or theirs.sequence < last.sequence):
+            effects.append(core.send_voucher(last, attempt.node))
+        return [*effects, *self._opening.advance(job, now)]
+
+    def _own_voucher(self, refusal: Refusal, attempt: Attempt) -> Voucher | None:
+        if refusal.last_voucher is None:
+            return None
+        try:
+            envelope, voucher = open_as(refusal.last_voucher, MessageKind.VOUCHER)
+        except MalformedMessage:
+            return None
+        assert isinstance(voucher, Voucher)
+        agreement = attempt.agreement
+        ours = (self._core.own, agreement.provider, agreement.channel, agreement.lane)
+        said = (AccountId(envelope.sender), voucher.payee, voucher.channel, voucher.lane)
+        return voucher if said == ours else None

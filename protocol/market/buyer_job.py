@@ -1,0 +1,243 @@
+"""One request of the buyer's: its states as tables, and what is known of it.
+
+Law: every state has a deadline and an outcome for when it passes, and a request moves only along ``TRANSITIONS``.
+
+    CHOOSING → CONNECTING → OPENING_CHANNEL → OFFERED → PREFILLING → STREAMING → SETTLING → DONE
+        ↑____________ next provider, as long as no output was delivered ____|            FAILED, CANCELLED
+"""
+
+from enum import Enum
+
+from msgspec import Struct
+
+from protocol.market.agreement import JobRequest
+from protocol.market.events import NO_JOB
+from protocol.market.matching import Match
+from protocol.market.policies import BuyerPolicy
+from protocol.market.records import HISTORY_ENTRIES_MAX, HistoryEntry, JobRecord, Side
+from protocol.messages.effects import Now
+from protocol.messages.market import Acceptance, Agreement, FaultKind
+from protocol.primitives.errors import UserError
+from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, TEXT_BYTES_MAX
+from protocol.primitives.units import (
+    AMOUNT_MAX,
+    AccountId,
+    Amount,
+    Lane,
+    MessageId,
+    MonotonicMs,
+    NodeId,
+    TimestampMs,
+    WorkUnits,
+)
+from protocol.settlement.chunks import Progress, progress_start
+
+
+class RequestInvalid(UserError):
+    """A request that no provider could take; ``str`` says what to change."""
+
+
+class BuyerState(Enum):
+    """Where a request is."""
+
+    CHOOSING = "choosing"
+    CONNECTING = "connecting"
+    OPENING_CHANNEL = "opening channel"
+    OFFERED = "offered"
+    PREFILLING = "prefilling"
+    STREAMING = "streaming"
+    SETTLING = "settling"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Expiry(Struct, frozen=True):
+    """What a state's passed deadline means: whose fault it is, and what the person is told."""
+
+    fault: FaultKind
+    reason: str
+
+
+EXPIRIES: dict[BuyerState, Expiry] = {
+    BuyerState.CHOOSING: Expiry(FaultKind.CAPACITY, "no offer came that would do"),
+    BuyerState.CONNECTING: Expiry(FaultKind.NETWORK, "provider could not be reached"),
+    BuyerState.OPENING_CHANNEL: Expiry(FaultKind.NETWORK, "the ledger did not fund the channel in time"),
+    BuyerState.OFFERED: Expiry(FaultKind.NETWORK, "provider did not answer the agreement in time"),
+    BuyerState.PREFILLING: Expiry(FaultKind.PROVIDER, "provider did not process the input in time"),
+    BuyerState.STREAMING: Expiry(FaultKind.PROVIDER, "provider stopped delivering"),
+    BuyerState.SETTLING: Expiry(FaultKind.PROVIDER, "provider delivered everything but no receipt"),
+}
+"""The default outcome of every state that is not an end."""
+
+_ENDS = (BuyerState.FAILED, BuyerState.CANCELLED)
+_RETRY = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL, BuyerState.OFFERED)
+TRANSITIONS: dict[BuyerState, tuple[BuyerState, ...]] = {
+    BuyerState.CHOOSING: (*_RETRY, *_ENDS),
+    BuyerState.CONNECTING: (*_RETRY, *_ENDS),
+    BuyerState.OPENING_CHANNEL: (*_RETRY, *_ENDS),
+    BuyerState.OFFERED: (*_RETRY, BuyerState.PREFILLING, *_ENDS),
+    BuyerState.PREFILLING: (*_RETRY, BuyerState.STREAMING, *_ENDS),
+    BuyerState.STREAMING: (*_RETRY, BuyerState.STREAMING, BuyerState.SETTLING, *_ENDS),
+    BuyerState.SETTLING: (BuyerState.DONE, *_ENDS),
+    BuyerState.DONE: (),
+    BuyerState.FAILED: (),
+    BuyerState.CANCELLED: (),
+}
+
+
+class Attempt:
+    """One agreement with one provider, and what it has delivered."""
+
+    __slots__ = (
+        "acceptance",
+        "acceptance_bytes",
+        "agreement",
+        "agreement_bytes",
+        "job",
+        "output",
+        "output_bytes",
+        "paid",
+        "progress",
+    )
+
+    def __init__(self, job: MessageId, agreement: Agreement) -> None:
+        self.job = job
+        self.agreement = agreement
+        self.agreement_bytes = b""
+        self.acceptance: Acceptance | None = None
+        self.acceptance_bytes = b""
+        self.progress: Progress = progress_start(job)
+        self.paid = Amount(0)
+        """Price of the chunks that a voucher covers."""
+        self.output: list[bytes] = []
+        self.output_bytes = 0
+
+    @property
+    def node(self) -> NodeId:
+        """Where this attempt's messages go."""
+        return self.agreement.provider_node
+
+    @property
+    def delivered(self) -> bool:
+        """True once any chunk of output came."""
+        return self.progress.chunks > 1
+
+
+class BuyerJob:
+    """A request under way. Mutable; changed by the buyer's steps alone."""
+
+    __slots__ = (
+        "attempt",
+        "attempts",
+        "bid",
+        "bid_bytes",
+        "bid_payload",
+        "choose_until",
+        "deadline",
+        "excluded",
+        "first_error",
+        "history",
+        "match",
+        "request",
+        "resynced",
+        "spent",
+        "state",
+        "total_until",
+    )
+
+    def __init__(self, request: JobRequest, now: Now) -> None:
+        self.request = request
+        self.state = BuyerState.CHOOSING
+        self.bid: MessageId = NO_JOB
+        self.bid_bytes = b""
+        self.bid_payload = b""
+        self.match: Match | None = None
+        self.attempt: Attempt | None = None
+        self.attempts = 0
+        self.excluded: tuple[AccountId, ...] = ()
+        self.first_error: tuple[FaultKind, str] | None = None
+        self.resynced = False
+        self.spent = Amount(0)
+        """Price of what earlier attempts were paid for."""
+        self.history: list[HistoryEntry] = []
+        self.choose_until = MonotonicMs(now.monotonic_ms + request.choose_ms)
+        self.total_until = MonotonicMs(now.monotonic_ms + request.total_ms)
+        self.deadline = self.total_until
+
+    def paid(self) -> Amount:
+        """Price of all that was paid for, over all attempts."""
+        return Amount(self.spent + (self.attempt.paid if self.attempt is not None else 0))
+
+    def job_id(self) -> MessageId:
+        """The current agreement's id, or ``NO_JOB``."""
+        return self.attempt.job if self.attempt is not None else NO_JOB
+
+    def note(self, at: TimestampMs, state: str, cause: str) -> None:
+        """Add a line to the timeline; a full one keeps its beginning."""
+        if len(self.history) < HISTORY_ENTRIES_MAX:
+            self.history.append(HistoryEntry(at, state, clip(cause)))
+
+    def deadline_of(self, state: BuyerState, policy: BuyerPolicy, now: Now) -> MonotonicMs:
+        """When ``state``, entered now, ends by itself; never after the request's own end."""
+        request = self.request
+        lasts = {
+            BuyerState.CONNECTING: policy.connect_ms,
+            BuyerState.OPENING_CHANNEL: policy.funding_ms,
+            BuyerState.OFFERED: request.accept_ms,
+            BuyerState.PREFILLING: request.first_output_ms,
+            BuyerState.STREAMING: request.stall_ms,
+            BuyerState.SETTLING: request.stall_ms,
+        }.get(state)
+        until = self.choose_until if lasts is None else now.monotonic_ms + lasts
+        return MonotonicMs(min(until, self.total_until))
+
+    def record(self, own: AccountId, fault: FaultKind | None = None, reason: str = "") -> JobRecord:
+        """The current attempt, or the request as a whole when there is none, as its row."""
+        attempt = self.attempt
+        agreement = attempt.agreement if attempt is not None else None
+        return JobRecord(
+            job=self.job_id(),
+            request=self.request.request,
+            side=Side.BUYER,
+            buyer=own,
+            provider=agreement.provider if agreement is not None else own,
+            model=self.request.model,
+            channel=agreement.channel if agreement is not None else None,
+            lane=agreement.lane if agreement is not None else Lane(0),
+            price_ceiling=agreement.price_ceiling if agreement is not None else self.request.price_ceiling,
+            state=self.state.value if fault is None else BuyerState.FAILED.value,
+            fault=fault,
+            reason=clip(reason),
+            paid=attempt.paid if attempt is not None else Amount(0),
+            input_units=attempt.progress.input_units if attempt is not None else WorkUnits(0),
+            output_units=attempt.progress.output_units if attempt is not None else WorkUnits(0),
+            chunks=attempt.progress.chunks if attempt is not None else 0,
+            history=tuple(self.history),
+        )
+
+
+def clip(text: str) -> str:
+    """Text that fits a line of a message."""
+    return text[:TEXT_BYTES_MAX]
+
+
+def check_request(request: JobRequest) -> None:
+    """Refuse what could not be written into an agreement. Raises ``RequestInvalid``."""
+    texts = (request.region, request.isolation, request.verification)
+    durations = (request.accept_ms, request.first_output_ms, request.stall_ms, request.total_ms)
+    for holds, problem in (
+        (len(request.request) == len(request.salt) == len(request.unique) == 32, "ids and salt must be 32 bytes"),
+        (len(request.model) == 32, "a model id is 32 bytes"),
+        (len(request.payload) <= JOB_INPUT_BYTES_MAX, f"input is larger than {JOB_INPUT_BYTES_MAX} bytes"),
+        (0 < request.output_units_max <= 2**40, "output limit must be at least 1 unit"),
+        (0 <= request.input_units_max <= 2**40, "input limit is out of range"),
+        (0 <= request.price_ceiling <= AMOUNT_MAX, "price ceiling is out of range"),
+        (1 <= request.chunk_units <= CHUNK_UNITS_MAX, f"chunks hold 1 to {CHUNK_UNITS_MAX} units"),
+        (0 <= request.seed < 2**63, "seed is out of range"),
+        (0 <= request.temperature_milli <= 10_000, "temperature is out of range"),
+        (all(0 < duration <= 2**40 for duration in durations), "deadlines must be above zero"),
+        (all(len(text) <= TEXT_BYTES_MAX for text in texts), f"texts are limited to {TEXT_BYTES_MAX} letters"),
+    ):
+        if not holds:
+            raise RequestInvalid(problem)

@@ -1,0 +1,182 @@
+"""The buyer's way to an agreement: choose a provider, reach it, fund a channel, make the offer.
+
+Law: nothing is deposited for a provider that cannot be reached, and all attempts of a request together stay under its
+ceiling: each one is offered only what the earlier ones left.
+"""
+
+from protocol.market.agreement import make_agreement, make_bid
+from protocol.market.buyer_core import BuyerCore, Funding
+from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
+from protocol.market.ledger_view import ChannelFacts
+from protocol.market.matching import NoMatch, Want, quote
+from protocol.market.requests import MarketEffect, WantTransaction
+from protocol.messages.effects import Dial, Now, Send, SignAndSend
+from protocol.messages.envelope import message_id
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import FaultKind
+from protocol.messages.transactions import ChannelOpen, ChannelTopUp
+from protocol.messages.wire import Direct, JobInput
+from protocol.primitives.codec import encode
+from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane
+
+
+class Opening:
+    """Steps from CHOOSING to OFFERED."""
+
+    def __init__(self, core: BuyerCore) -> None:
+        self._core = core
+
+    def choose(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+        """Take the best offer that is left, or wait for one, or fail with the reasons."""
+        core, request = self._core, job.request
+        found = quote(core.order_book, self.want(job, now), now, whole_book=False)
+        if found.ranked:
+            job.match = found.ranked[0]
+            return self.advance(job, now)
+        if not job.attempts and now.monotonic_ms < min(job.choose_until, job.total_until):
+            return core.enter(job, BuyerState.CHOOSING, "waiting for an offer that would do", now)
+        if job.first_error is not None:
+            fault, reason = job.first_error
+            return core.finish_failed(job, fault, f"{reason}; no other provider would do", now)
+        return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(found.refused, request.provider), now)
+
+    def want(self, job: BuyerJob, now: Now) -> Want:
+        """The request as the order book is asked for it."""
+        core, request = self._core, job.request
+        core.demoted = {account: until for account, until in core.demoted.items() if until > now.monotonic_ms}
+        return Want(
+            buyer=core.own,
+            model=request.model,
+            input_units_max=request.input_units_max,
+            output_units_max=request.output_units_max,
+            input_units_expected=request.input_units_expected or request.input_units_max,
+            output_units_expected=request.output_units_expected or request.output_units_max,
+            price_ceiling=Amount(request.price_ceiling - job.paid()),
+            unique=request.unique,
+            region=request.region,
+            isolation=request.isolation,
+            provider=request.provider,
+            excluded=job.excluded,
+            demoted=tuple(core.demoted),
+        )
+
+    def advance(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+        """Go on with the chosen provider as far as links and ledger allow."""
+        core, match = self._core, job.match
+        assert match is not None
+        offer = match.live.offer
+        if offer.node not in core.linked:
+            if job.state is BuyerState.CONNECTING:
+                return []
+            effects = core.enter(job, BuyerState.CONNECTING, "no link to the provider yet", now)
+            return [*effects, Dial(offer.node, offer.addresses)]
+        lane = self._find_lane(match.live.account, match.price_at_limits)
+        if lane is not None:
+            return self._offer(job, *lane, now)
+        return self._fund(job, match.live.account, match.price_at_limits, now)
+
+    def unavailable(self, job: BuyerJob, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
+        """The chosen provider can't be had, for a reason on our own side: try the others."""
+        assert job.attempt is None
+        assert job.match is not None
+        job.first_error = job.first_error or (fault, reason)
+        job.excluded = (*job.excluded, job.match.live.account)
+        event = self._core.attempt_event(job, fault, reason)
+        return [event, *self.choose(job, now)]
+
+    def _find_lane(self, provider: AccountId, ceiling: int) -> tuple[ChannelId, Lane] | None:
+        for facts in self._open_channels(provider):
+            lane = self._core.books.free_lane(facts, ceiling)
+            if lane is not None:
+                return facts.channel, lane
+        return None
+
+    def _open_channels(self, provider: AccountId) -> tuple[ChannelFacts, ...]:
+        between = self._core.ledger.channels_between(self._core.own, provider)
+        return tuple(facts for facts in between if not facts.closing)
+
+    def deposits(self, provider: AccountId) -> Amount:
+        """What all open channels to a provider hold."""
+        return Amount(sum(facts.deposit for facts in self._open_channels(provider)))
+
+    def _fund(self, job: BuyerJob, provider: AccountId, ceiling: Amount, now: Now) -> list[MarketEffect]:
+        core = self._core
+        wanted: list[MarketEffect] = []
+        if provider not in core.funding:
+            action = self._funding_action(provider, ceiling)
+            if isinstance(action, str):
+                return self.unavailable(job, FaultKind.USER, action, now)
+            core.funding[provider] = Funding(self.deposits(provider))
+            wanted.append(WantTransaction(action, provider))
+        if job.state is BuyerState.OPENING_CHANNEL:
+            return wanted
+        return [*core.enter(job, BuyerState.OPENING_CHANNEL, "the channel needs a deposit", now), *wanted]
+
+    def _funding_action(self, provider: AccountId, ceiling: Amount) -> ChannelOpen | ChannelTopUp | str:
+        core = self._core
+        balance = core.ledger.balance(core.own)
+        for facts in self._open_channels(provider):
+            # A lane for a job that costs nothing: is there one at all?
+            if core.books.free_lane(facts, min(0, core.books.left(facts))) is None:
+                continue
+            least = Amount(ceiling - core.books.left(facts))
+            if balance < least:
+                return f"balance of {balance} base units does not cover a top-up of {least}"
+            return ChannelTopUp(facts.channel, Amount(min(balance, max(least, core.policy.channel_top_up))))
+        if balance < ceiling or balance == 0:
+            return f"balance of {balance} base units does not cover a deposit of {ceiling}"
+        return ChannelOpen(provider, Amount(min(balance, max(ceiling, core.policy.channel_deposit))))
+
+    def _offer(self, job: BuyerJob, channel: ChannelId, lane: Lane, now: Now) -> list[MarketEffect]:
+        core, request, match = self._core, job.request, job.match
+        assert match is not None
+        messages: list[MarketEffect] = []
+        node = match.live.offer.node
+        if not job.bid_payload:
+            job.bid_payload = encode(make_bid(request, now.wall_ms))
+            job.bid = message_id(MessageKind.BID, core.own, job.bid_payload)
+            core.by_bid[job.bid] = job
+        if job.bid_bytes:
+            messages.append(Send(node, Direct(job.bid_bytes)))
+        else:
+            messages.append(SignAndSend(MessageKind.BID, job.bid_payload, (node,)))
+        terms = core.books.terms(channel, lane)
+        agreement = make_agreement(
+            request,
+            match,
+            bid=job.bid,
+            buyer=core.own,
+            buyer_node=core.own_node,
+            lane=terms,
+            chunk_units=request.chunk_units,
+            total_ms=DurationMs(max(1, job.total_until - now.monotonic_ms)),
+            now=now.wall_ms,
+        )
+        payload = encode(agreement)
+        attempt = Attempt(message_id(MessageKind.AGREEMENT, core.own, payload), agreement)
+        job.attempt = attempt
+        job.attempts += 1
+        core.by_job[attempt.job] = job
+        lane_put = core.books.begin(terms, agreement.provider, node, attempt.job, agreement.price_ceiling)
+        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}", now)
+        return [
+            lane_put,
+            core.put_record(job),
+            *messages,
+            SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
+            Send(node, JobInput(attempt.job, request.salt, request.payload)),
+            *entered,
+        ]
+
+
+def _why_nobody(refused: tuple[NoMatch, ...], provider: AccountId | None) -> str:
+    if not refused:
+        return "no live offer serves this model"
+    reasons: dict[str, int] = {}
+    for refusal in refused:
+        if provider is None or refusal.live.account == provider:
+            reasons[refusal.reason] = reasons.get(refusal.reason, 0) + 1
+    if not reasons:
+        return "the provider that was asked for has no live offer of this model"
+    counted = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return clip("no offer would do: " + "; ".join(f"{count} × {reason}" for reason, count in counted))
