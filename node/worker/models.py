@@ -244,10 +244,12 @@ class ModelStore:
     model twice needs no network.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, wheels: Path | None = None) -> None:
+        """A store in this directory, made if need be; `wheels` may name a cache shared with other stores."""
         self.directory = directory
-        for name in ("files", "manifests", "wheels"):
-            (directory / name).mkdir(parents=True, exist_ok=True)
+        self.wheels = wheels or directory / "wheels"
+        for folder in (directory / "files", directory / "manifests", self.wheels):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def models(self) -> tuple[tuple[ModelId, Manifest], ...]:
         """Every model in the store, by name and version."""
@@ -256,6 +258,18 @@ class ModelStore:
             model_id = ModelId(path.stem)
             found.append((model_id, self.manifest(model_id)))
         return tuple(sorted(found, key=lambda entry: (entry[1].name, entry[1].version, entry[0])))
+
+    def find(self, description: ModelDescription, source: str) -> ModelId | None:
+        """The model that was made from this description and source, if all its files are there."""
+        for model_id, kept in self.models():
+            asked = (description.name, description.version, description.runtime, description.license, source)
+            if (kept.name, kept.version, kept.runtime, kept.license, kept.source) != asked:
+                continue
+            if dict(kept.settings) == dict(description.settings) and all(
+                self.file_path(file).is_file() for file in kept.files
+            ):
+                return model_id
+        return None
 
     def manifest(self, model_id: str) -> Manifest:
         """The manifest behind an id. Raises UnknownModel, CorruptModel."""

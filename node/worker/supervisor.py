@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from node.worker.errors import IsolationUnavailable, WorkerDied
+from node.worker.errors import CapacityExceeded, IsolationUnavailable, JobTimedOut
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
 from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
@@ -65,7 +65,8 @@ class WorkerSupervisor:
     ) -> None:
         for worker, _ in self._workers.values():
             worker.kill("the node is closing", "closed")
-        await self._tasks.__aexit__(kind, error, trace)
+        # the caller's own error goes on as it is, not wrapped in a group
+        await self._tasks.__aexit__(None, None, None)
 
     async def probe(self) -> IsolationReport:
         """Prove this machine's isolation, once; later calls return the same report."""
@@ -96,7 +97,11 @@ class WorkerSupervisor:
         Raises what `load` does, CapacityExceeded, JobTimedOut. A bad request shows in `prefill`.
         """
         until = asyncio.get_running_loop().time() + deadline_s
-        worker, _ = await self._worker(model_id)
+        try:
+            async with asyncio.timeout_at(until):
+                worker, _ = await self._worker(model_id)
+        except TimeoutError:
+            raise JobTimedOut("the model was not loaded before the job's deadline") from None
         return await worker.open(job_id, request, until)
 
     async def _worker(self, model_id: str) -> tuple[Worker, LoadedModel]:
@@ -123,7 +128,7 @@ class WorkerSupervisor:
         if slot is None:
             free = [number for number in range(MODELS_LOADED_MAX) if number not in self._process_slots.values()]
             if not free:
-                raise WorkerDied(f"{MODELS_LOADED_MAX} models are loaded already: unload one", "start")
+                raise CapacityExceeded(f"{MODELS_LOADED_MAX} models are loaded already: unload one")
             slot = self._process_slots[model_id] = free[0]
         try:
             worker = await Worker.start(self._store, manifest, slot, self._slots, self._limits, self._tasks)

@@ -30,8 +30,19 @@ AF_UNIX, AF_INET, AF_NETLINK, AF_PACKET, AF_VSOCK = 1, 2, 16, 17, 40
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 MAP_SHARED_ANONYMOUS = 0x21
 TIOCSTI = 0x5412
+PTRACE_SEIZE = 0x4206  # unlike an attach it stops nobody when it works
 X32_GETPID = 0x40000000 | 39
 NAMES_SHOWN = 5
+VISIBLE = {
+    "/": ("code", "dev", "etc", "lib", "lib64", "model", "proc", "python", "site", "sys", "usr"),
+    "/etc": ("ld.so.cache",),
+    "/proc": ("cpuinfo",),
+    "/dev": ("null", "urandom"),
+    "/usr": ("lib", "lib64"),
+    "/code": ("node",),
+    "/code/node": ("worker",),
+    "/code/node/worker": ("child",),
+}
 
 _library = ctypes.CDLL(None, use_errno=True)
 _library.syscall.restype = ctypes.c_long
@@ -107,6 +118,15 @@ def host_processes() -> str:
     if seen:
         return f"/proc shows {len(seen)} processes"
     raise Stopped("no processes in /proc")
+
+
+def unbound_files() -> str:
+    """Nothing may be visible beside what was bound on purpose."""
+    for folder, expected in VISIBLE.items():
+        extra = sorted(set(os.listdir(folder) if os.path.isdir(folder) else ()) - set(expected))
+        if extra:
+            return f"{folder} shows {extra[:NAMES_SHOWN]}"
+    raise Stopped("only what was bound")
 
 
 def inherited_descriptors() -> str:
@@ -206,6 +226,7 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "read /etc/shadow": read_shadow,
     "list homes": list_homes,
     "see other processes": host_processes,
+    "see files that weren't bound": unbound_files,
     "inherit descriptors": inherited_descriptors,
     "read the node's environment": environment,
     "learn the host's name": host_name,
@@ -214,7 +235,7 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "open a netlink socket": _raw(SYS_SOCKET, AF_NETLINK, 3, 0),
     "open a raw socket": _raw(SYS_SOCKET, AF_PACKET, 3, 0),
     "open a vsock": _raw(SYS_SOCKET, AF_VSOCK, 1, 0),
-    "ptrace": _raw(SYS_PTRACE, 16, 1, None, None),
+    "ptrace": _raw(SYS_PTRACE, PTRACE_SEIZE, 1, None, None),
     "read another process's memory": _raw(SYS_PROCESS_VM_READV, 1, None, 0, None, 0, 0),
     "open a pidfd": _raw(SYS_PIDFD_OPEN, 1, 0),
     "signal others": signal_all,

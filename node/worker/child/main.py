@@ -12,6 +12,7 @@ Frames out: ["confined", settings], ["ready", context_tokens], ["failed", reason
 
 import os
 import sys
+import traceback
 from typing import assert_never
 
 from node.worker.child import confine
@@ -28,6 +29,7 @@ from node.worker.child.runtime import (
     parse_request,
 )
 
+EXIT_FAILED = 1
 EXIT_MISUSED = 3
 
 
@@ -148,5 +150,8 @@ def main() -> None:
     except (Misused, MalformedFrame, confine.ConfinementFailed) as problem:
         print(f"worker: {problem}", file=sys.stderr)
         os._exit(EXIT_MISUSED)
+    except BaseException:  # leave at once: a normal exit would wait for threads that a runtime left behind
+        traceback.print_exc()
+        os._exit(EXIT_FAILED)
     sys.stderr.flush()
     os._exit(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from node.worker.limits import WorkerLimits
 
 ROOT = Path("/sys/fs/cgroup")
-CPU_PERIOD_US = 100_000
+PREFIX = "mercat"
 
 
 @dataclass(slots=True)
@@ -79,8 +79,18 @@ def _write(path: Path, value: str) -> bool:
     return True
 
 
+def _sweep(parent: Path) -> None:
+    """Delete what nodes that were killed left behind: empty groups whose name holds a process that is gone."""
+    for left in parent.glob(f"{PREFIX}-*"):
+        owner = left.name.split("-")[1]
+        if not os.path.exists(f"/proc/{owner}"):
+            with contextlib.suppress(OSError):
+                left.rmdir()
+
+
 def _make(parent: Path, name: str) -> Path | None:
-    directory = parent / name
+    _sweep(parent)
+    directory = parent / f"{PREFIX}-{os.getpid()}-{name}"
     try:
         directory.mkdir()
     except OSError:

@@ -310,7 +310,7 @@ async def launch(
 ) -> SandboxedProcess:
     """Start a command in the sandbox. Raises IsolationUnavailable with the launcher's own words and a remedy."""
     _check_platform()
-    group = cgroup.create(f"mercat-{os.getpid()}-{slot}-{os.urandom(3).hex()}", command.memory_bytes, limits)
+    group = cgroup.create(f"{slot}-{os.urandom(3).hex()}", command.memory_bytes, limits)
     descriptors: list[int] = []
     launched: SandboxedProcess | None = None
     try:

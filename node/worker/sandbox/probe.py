@@ -82,7 +82,7 @@ async def canaries(
         status = await process.end(kill=False)
     except (TimeoutError, MalformedFrame, FrameStalled, FrameTooLong) as error:
         await process.end()
-        raise IsolationUnavailable(f"the probe's child misbehaved: {error!r}") from None
+        raise IsolationUnavailable(f"the probe's child misbehaved: {error!r}. {GAP_REMEDY}") from None
     except BaseException:
         await process.end()
         raise

@@ -11,6 +11,7 @@ specification is JSON on the descriptor named by the first argument.
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -24,7 +25,7 @@ FAILURE_STATUS = 125
 
 
 class Specification(TypedDict):
-    """What the node asks for. A staged path is `{n}` in the arguments, n being its index in `staged`."""
+    """What the node asks for. An argument `{n}` stands for the place of path n in `staged`."""
 
     parent: int
     uid: int | None
@@ -93,6 +94,12 @@ def drop_root(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def filled(argument: str, places: list[str]) -> str:
+    """The argument, or the staged path that it stands for."""
+    placeholder = re.fullmatch(r"\{([0-9]+)\}", argument)
+    return places[int(placeholder[1])] if placeholder is not None else argument
+
+
 def main() -> NoReturn:
     """Run the stages and become the sandbox; any failure is one line on standard error."""
     descriptor = int(sys.argv[1])
@@ -111,8 +118,8 @@ def main() -> NoReturn:
         if wanted["uid"] is not None:
             drop_root(wanted["uid"])
             die_with(wanted["parent"])  # a change of user clears it
-        arguments = [argument.format(*places) for argument in wanted["arguments"]]
-        environment = {name: value.format(*places) for name, value in wanted["environment"].items()}
+        arguments = [filled(argument, places) for argument in wanted["arguments"]]
+        environment = {name: filled(value, places) for name, value in wanted["environment"].items()}
         os.execve(arguments[0], arguments, environment)
     except (OSError, ValueError) as error:
         print(f"launch: {error}", file=sys.stderr)

