@@ -1,0 +1,158 @@
+"""Bringing a cluster up: start what is missing, wait until every node serves, and let go of it.
+
+Law: until the cluster is ready each node hangs on a lifeline to this process. A start that is interrupted or killed
+leaves nothing behind; one that fails lets the nodes live on for inspection, and names the log to read.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from node.cli.client import NodeClient
+from node.cli.cluster_layout import (
+    ClusterRecord,
+    NodeRecord,
+    can_listen,
+    free_addresses,
+    log_tail,
+    write_configs,
+    write_record,
+)
+from node.cli.cluster_processes import Started, is_running, start_node, stop_processes
+from node.cli.failures import CommandFailed, ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from node.runtime.control import StatusView
+
+POLL_SECONDS = 0.1
+ANSWER_SECONDS = 5.0
+
+
+@contextmanager
+def cluster_lock(directory: Path) -> "Iterator[None]":
+    """One command at a time changes a cluster; the lock goes with its process."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CommandFailed(f"another command is changing the cluster in {directory}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True)
+class Start:
+    """A cluster that is being started."""
+
+    record: ClusterRecord
+    started: dict[str, Started]
+
+    def release(self) -> None:
+        """Let all nodes live on without us."""
+        for started in self.started.values():
+            started.release()
+
+    def abandon(self) -> None:
+        """Stop what this start had started."""
+        for started in self.started.values():
+            with suppress(OSError):
+                os.close(started.lifeline)
+        stop_processes(started.record for started in self.started.values())
+
+
+def start_missing(directory: Path, record: ClusterRecord) -> Start:
+    """Start every node that does not run; ports that others took meanwhile are replaced if none of ours runs."""
+    if not any(is_running(node.process) for node in record.nodes) and not all(
+        can_listen(node.address) for node in record.nodes
+    ):
+        addresses = free_addresses(len(record.nodes))
+        nodes = tuple(
+            msgspec.structs.replace(node, address=address)
+            for node, address in zip(record.nodes, addresses, strict=True)
+        )
+        record = msgspec.structs.replace(record, nodes=nodes)
+        write_configs(directory, record)
+    start = Start(record, {})
+    try:
+        for node in record.nodes:
+            if not is_running(node.process):
+                start.started[node.name] = started = start_node(node)
+                start.record = start.record.with_node(msgspec.structs.replace(node, process=started.record))
+                write_record(directory, start.record)
+    except BaseException:
+        start.abandon()
+        raise
+    return start
+
+
+def node_status(node: NodeRecord, seconds: float = ANSWER_SECONDS) -> "StatusView | None":
+    """What a node says of itself, or None if it does not answer."""
+    try:
+        return NodeClient(Path(node.control)).status(seconds)
+    except CommandFailed:
+        return None
+
+
+def _unready(record: ClusterRecord, node: NodeRecord, status: "StatusView | None") -> str | None:
+    """Why a node is not ready yet."""
+    if status is None:
+        return "does not answer yet"
+    if node.role == "provider" and not status.selling:
+        return f"does not sell yet{f': {status.not_selling_because}' if status.not_selling_because else ''}"
+    providers = sum(other.role == "provider" for other in record.nodes)
+    if node.role == "buyer" and status.live_offers < providers:
+        return f"sees {status.live_offers} of {providers} offers"
+    if not status.peers and len(record.nodes) > 1:
+        return "has no peer yet"
+    return None
+
+
+def wait_ready(start: Start, seconds: float, tell: Callable[[str], None]) -> None:
+    """Wait until every node serves, providers sell and the buyer sees their offers.
+
+    Raises ``CommandFailed`` that names the node and its log.
+    """
+    record = start.record
+    deadline = time.monotonic() + seconds
+    waiting = {node.name: "does not answer yet" for node in record.nodes}
+    while waiting:
+        for node in record.nodes:
+            if node.name not in waiting:
+                continue
+            started = start.started.get(node.name)
+            if started is not None and started.process.poll() is not None:
+                raise _failure(node, f"ended with exit code {started.process.returncode}", ExitCode.FAILED)
+            reason = _unready(record, node, node_status(node))
+            if reason is None:
+                del waiting[node.name]
+            else:
+                waiting[node.name] = reason
+        if not waiting:
+            return
+        reasons = "; ".join(f"{name} {reason}" for name, reason in waiting.items())
+        tell(f"{len(record.nodes) - len(waiting)} of {len(record.nodes)} ready; {reasons}")
+        if time.monotonic() > deadline:
+            name, reason = next(iter(waiting.items()))
+            raise _failure(record.named(name), f"{reason} after {seconds:.0f} s", ExitCode.TIMEOUT)
+        time.sleep(POLL_SECONDS)
+
+
+def _failure(node: NodeRecord, reason: str, exit_code: ExitCode) -> CommandFailed:
+    tail = "".join(f"\n  {line}" for line in log_tail(Path(node.log), 5))
+    return CommandFailed(
+        f"{node.name} {reason}; the others were left running. Read {node.log}, which ends with:{tail}",
+        exit_code,
+        "cluster_not_ready",
+    )

@@ -1,0 +1,100 @@
+"""``mercat node run``: this process becomes a node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from node.cli.failures import CommandFailed, ExitCode
+from node.cli.options import passphrase_options
+from node.cli.settings import config_file, config_options, flag_settings
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+@click.group()
+def node() -> None:
+    """Run a node."""
+
+
+@node.command()
+@config_options
+@passphrase_options
+@click.option("--lifeline", type=int, hidden=True)
+def run(
+    config: Path | None,
+    listen: str | None,
+    seeds: tuple[str, ...],
+    settings: tuple[str, ...],
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+    lifeline: int | None,
+) -> None:
+    """Run a node until SIGTERM or Ctrl-C.
+
+    Settings: flag over MERCAT_NODE_* (MERCAT_NODE_PROVIDER_SLOTS=2) over the configuration file.
+    """
+    run_from_file(config_file(config), flag_settings(listen, seeds, settings), passphrase_file, passphrase_fd, lifeline)
+
+
+def run_from_file(
+    path: Path,
+    flags: dict[str, str],
+    passphrase_file: Path | None = None,
+    passphrase_fd: int | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """Load settings and keys and run the node until it stops."""
+    from node.config.genesis_file import load_genesis
+    from node.config.loading import check_exposure, load_config
+    from node.config.settings import Role
+    from node.keystore.files import open_keys
+    from node.keystore.passphrase import read_passphrase
+
+    settings = load_config(path, os.environ, flags).config
+    genesis = load_genesis(settings.genesis)
+    check_exposure(settings, genesis)
+    passphrase = read_passphrase(passphrase_file or settings.keystore.passphrase_file, passphrase_fd)
+    keys = open_keys(settings.keystore.directory, passphrase, Role.AUTHORITY in settings.roles)
+    if keys.authority_id is not None and keys.authority_id not in {record.authority for record in genesis.authorities}:
+        raise CommandFailed(
+            f"the authority key in {settings.keystore.directory} is not one of {genesis.network!r}'s authorities",
+            ExitCode.KEYS_OR_FUNDS,
+            "not_an_authority",
+        )
+    settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    import asyncio
+
+    from node.cli.process import event_log, node_process
+    from node.telemetry import event_logger
+
+    with event_log(settings.log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            runner.run(node_process(settings, keys, genesis, lifeline))
+        except ExceptionGroup as group:
+            event_logger("process").error("failed", exc_info=True)
+            raise CommandFailed(f"the node stopped: {_first(group)}", ExitCode.FAILED, "node_failed") from group
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error inside nested groups: tasks that fell with it say less."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # the standard loop serves as well, more slowly
+        return asyncio.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
