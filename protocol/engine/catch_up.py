@@ -1,0 +1,97 @@
+"""Whom to ask for decided blocks, and whom to answer how often.
+
+Law: what a peer says about its tip only chooses whom to ask; blocks are stored by the height that their certificate
+proves.
+"""
+
+from protocol.primitives.units import Height, MonotonicMs, NodeId
+
+ANSWER_TIMEOUT_MS = 2000
+"""A peer that does not answer a request for blocks for so long is passed over."""
+ANSWERS_BURST = 32
+ANSWERS_PER_SECOND = 32
+"""Block answers for one peer: up to 512 blocks a second, far above what a ledger makes."""
+GRACE_MS = 400
+"""A message of a height decided less than this ago was on its way already; a peer that is still undecided repeats
+itself after a second and is answered then."""
+_COMMITS_REMEMBERED = 64
+
+
+class CatchUp:
+    """Hints of linked peers and the one request that is under way."""
+
+    def __init__(self) -> None:
+        self._hints: dict[NodeId, Height] = {}
+        self._asked: tuple[NodeId, MonotonicMs] | None = None
+
+    def hint(self, peer: NodeId, height: Height) -> None:
+        """The peer seems to have decided this height."""
+        self._hints[peer] = max(self._hints.get(peer, Height(0)), height)
+
+    def forget(self, peer: NodeId) -> None:
+        """The link is gone, or the peer had nothing to give."""
+        self._hints.pop(peer, None)
+        if self._asked is not None and self._asked[0] == peer:
+            self._asked = None
+
+    def answered(self, peer: NodeId) -> None:
+        """The peer has answered: the next request may go out."""
+        if self._asked is not None and self._asked[0] == peer:
+            self._asked = None
+
+    def behind(self, tip: Height) -> bool:
+        """True if some peer seems to know more."""
+        return any(height > tip for height in self._hints.values())
+
+    def next_peer(self, tip: Height, now: MonotonicMs) -> NodeId | None:
+        """Whom to ask now, or ``None`` while an answer is awaited or nobody knows more.
+
+        A peer whose time is up loses its hint.
+        """
+        if self._asked is not None:
+            peer, asked_at = self._asked
+            if now - asked_at < ANSWER_TIMEOUT_MS:
+                return None
+            self.forget(peer)
+        for peer, height in list(self._hints.items()):
+            if height <= tip:
+                del self._hints[peer]
+        if not self._hints:
+            return None
+        best = max(self._hints, key=lambda candidate: (self._hints[candidate], candidate))
+        self._asked = (best, now)
+        return best
+
+
+class AnswerLimits:
+    """How often each peer gets decided blocks from us."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[NodeId, tuple[int, MonotonicMs]] = {}
+        self._commits: dict[Height, MonotonicMs] = {}
+
+    def committed(self, height: Height, now: MonotonicMs) -> None:
+        """A height was closed here just now."""
+        self._commits[height] = now
+        if len(self._commits) > _COMMITS_REMEMBERED:
+            del self._commits[next(iter(self._commits))]
+
+    def recently_committed(self, height: Height, now: MonotonicMs) -> bool:
+        """True while a message of this height may simply have crossed our decision."""
+        committed_at = self._commits.get(height)
+        return committed_at is not None and now - committed_at < GRACE_MS
+
+    def allow(self, peer: NodeId, now: MonotonicMs) -> bool:
+        """Take one answer from the peer's bucket."""
+        level, filled_at = self._buckets.get(peer, (ANSWERS_BURST, now))
+        refill = (now - filled_at) * ANSWERS_PER_SECOND // 1000
+        if refill > 0:
+            level, filled_at = min(ANSWERS_BURST, level + refill), now
+        if level == 0:
+            return False
+        self._buckets[peer] = (level - 1, filled_at)
+        return True
+
+    def forget(self, peer: NodeId) -> None:
+        """The link is gone."""
+        self._buckets.pop(peer, None)

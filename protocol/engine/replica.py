@@ -1,0 +1,200 @@
+"""One node's copy of the ledger: opens heights, builds, executes and commits blocks, catches up, restarts.
+
+Law: the state changes only by a block with its DECIDED certificate. Effects stand in the order in which they may leave
+the node: what a signature rests on is durable before it. A node without an authority key follows: it asks for decided
+blocks and executes them.
+"""
+
+from protocol.consensus.timing import RESEND_MS
+from protocol.engine.bodies import open_body
+from protocol.engine.replica_door import open_ballot, open_statement
+from protocol.engine.replica_height import CATCH_UP, OPEN, PULL, PUSH, RESEND, STANDING, WAKE
+from protocol.engine.replica_sync import ReplicaSync
+from protocol.engine.standing import StandingInquiry
+from protocol.ledger.signatures import open_transaction
+from protocol.messages import wire
+from protocol.messages.consensus import Attestation, Certificate, CertificateKind, ProposalBody
+from protocol.messages.effects import (
+    Effect,
+    Now,
+    SetTimer,
+    TimerKey,
+)
+from protocol.messages.envelope import open_envelope
+from protocol.primitives.units import (
+    AuthorityId,
+    Hash,
+    MonotonicMs,
+    NodeId,
+)
+
+
+class Replica(ReplicaSync):
+    """The replica of one node. Entry points return effects; the state and the mempool may be read by anybody."""
+
+    # Inputs
+
+    def start(self, nonce: Hash, now: Now) -> list[Effect]:
+        """First input of this life; ``nonce`` is fresh and makes old answers about our standing worthless."""
+        self._committed_at = now.monotonic_ms
+        if self.own is not None:
+            restored = self._restored
+            self._machine = self._new_machine()
+            for block_bytes in restored.bodies:
+                block, block_hash = open_body(block_bytes)
+                self._bodies.restore(block_hash, block, block_bytes)
+            positions = (position for position, _ in restored.guard_rows)
+            self.inquiry = StandingInquiry(
+                nonce, self.own, self.authorities, positions, restored.guard_watermark, restored.observer
+            )
+            self._carry_out(self._machine.restore(restored.certificates, now), now)
+            self._settle_standing(now)
+            if self.first_signing_height is None:
+                self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
+        return self._taken()
+
+    def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
+        """A peer is linked: tell it our tip, ask an authority about our standing, push it what waits."""
+        self._links[peer] = None
+        if self.tip:
+            self._send(peer, wire.TipNotice(self.tip))
+        if peer in self._authority_nodes:
+            self._ask_standing(peer)
+            self._push([pending.envelope_bytes for pending in self._first_pending()], (peer,))
+        return self._taken()
+
+    def link_down(self, peer: NodeId, now: Now) -> list[Effect]:
+        """A link is gone."""
+        self._links.pop(peer, None)
+        self._catch_up.forget(peer)
+        self._answers.forget(peer)
+        self._ask_blocks(now)
+        return self._taken()
+
+    def receive(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]:
+        """A message whose signatures hold. Raises ``RemoteProtocolError`` when it breaks a rule all the same."""
+        if self._halted:
+            return []
+        match message:
+            case wire.Proposal():
+                self._on_proposal(peer, message, now)
+            case wire.Ballot():
+                envelope, body = open_ballot(message.envelope, self.authorities)
+                if self._concerns_open_height(peer, body.height, now):
+                    machine = self._open_machine()
+                    self._carry_out(machine.ballot(AuthorityId(envelope.sender), body, envelope.signature, now), now)
+            case wire.CertificateNotice():
+                self._on_certificate(peer, message.certificate, now)
+            case wire.CertificateRequest():
+                if self._concerns_open_height(peer, message.height, now):
+                    for certificate in self._open_machine().held.at(message.view):
+                        self._send(peer, wire.CertificateNotice(certificate))
+            case wire.BodyRequest():
+                self._on_body_request(peer, message, now)
+            case wire.Body():
+                self._on_body(message, now)
+            case wire.BlocksRequest():
+                self._answer_blocks(peer, message.height, now)
+            case wire.Blocks():
+                self._on_blocks(peer, message, now)
+            case wire.TipNotice():
+                self._hint(peer, message.height, now)
+            case wire.Transactions():
+                self._on_transactions(peer, message, now)
+            case wire.StandingRequest():
+                self._on_standing_request(peer, message)
+            case wire.Standing():
+                self._on_standing(peer, message, now)
+            case _:
+                pass
+        return self._taken()
+
+    def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        """An own envelope, handed back after ``SignAndSend``."""
+        if self._halted:
+            return []
+        envelope, body = open_envelope(envelope_bytes)
+        if isinstance(body, Attestation):
+            self._on_attested(envelope_bytes, body)
+        elif self._machine is not None and getattr(body, "height", None) == self.tip + 1:
+            self._carry_out(self._machine.own_signed(envelope.kind, envelope.payload, envelope.signature, now), now)
+        return self._taken()
+
+    def submit(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        """A transaction whose signatures hold, from this node's user or from gossip; it goes to all authorities.
+
+        Raises ``TransactionRejected`` or ``NotATransaction``.
+        """
+        envelope, transaction = open_transaction(envelope_bytes)
+        self.mempool.add(envelope_bytes, envelope, transaction, self.state)
+        if self._halted:
+            return []
+        self._push([envelope_bytes], self._linked_authorities())
+        self._work_arrived(now)
+        return self._taken()
+
+    def timer(self, key: TimerKey, now: Now) -> list[Effect]:
+        """One of our timers has come."""
+        if self._halted:
+            return []
+        machine = self._machine
+        match key:
+            case _ if key == WAKE and machine is not None:
+                self._carry_out(machine.tick(now), now)
+            case _ if key == RESEND and machine is not None:
+                self._resending = False
+                self._carry_out(machine.resend(now), now)
+            case _ if key == PULL:
+                self._pulling = False
+                self._pull_bodies(now)
+            case _ if key == OPEN and machine is not None:
+                self._open_at = None
+                self._plan_opening(now)
+            case _ if key == CATCH_UP:
+                self._ask_blocks(now)
+            case _ if key == PUSH:
+                self._push_stuck(now)
+            case _ if key == STANDING:
+                self._repeat_standing(now)
+            case _:
+                pass
+        return self._taken()
+
+    # Consensus messages
+
+    def _on_proposal(self, peer: NodeId, message: wire.Proposal, now: Now) -> None:
+        envelope, body = open_statement(message.envelope, ProposalBody, self.authorities)
+        if not self._concerns_open_height(peer, body.height, now):
+            return
+        machine = self._open_machine()
+        wanted = body.block_hash in self._bodies.wanted
+        if body.block_hash not in self._bodies and (wanted or body.view >= machine.current):
+            block, block_hash = open_body(message.block)
+            self._bodies.hold(block_hash, block, message.block)
+        self._carry_out(machine.proposal(body, envelope.signature, message.certificates, now), now)
+        self._use_wanted(body.block_hash, now)
+
+    def _on_certificate(self, peer: NodeId, certificate: Certificate, now: Now) -> None:
+        """A DC of a closed height needs no answer: its sender has decided too."""
+        if certificate.kind is CertificateKind.DECIDED:
+            if certificate.height > self.tip + 1 or self._machine is None:
+                self._hint(peer, certificate.height, now)
+                return
+            if certificate.height <= self.tip:
+                return
+        if self._concerns_open_height(peer, certificate.height, now):
+            self._carry_out(self._open_machine().certificate(certificate, now), now)
+
+    def _on_body_request(self, peer: NodeId, message: wire.BodyRequest, now: Now) -> None:
+        if message.height <= self.tip:
+            self._answer_blocks(peer, message.height, now)
+        elif message.height == self.tip + 1:
+            block_bytes = self._bodies.bytes_of(message.block_hash)
+            if block_bytes is not None and self._answers.allow(peer, now.monotonic_ms):
+                self._send(peer, wire.Body(message.height, block_bytes))
+
+    def _on_body(self, message: wire.Body, now: Now) -> None:
+        block, block_hash = open_body(message.block)
+        if block.header.height == self.tip + 1 and block_hash in self._bodies.wanted:
+            self._bodies.hold(block_hash, block, message.block)
+            self._use_wanted(block_hash, now)

@@ -1,0 +1,380 @@
+"""Driving one height after the other at one node: opening, building, judging, committing.
+
+Law: what the machine of the open height asks for becomes effects in the same order; a block changes the state only
+with its DECIDED certificate, in one commit with it.
+"""
+
+from typing import assert_never
+
+from protocol.consensus import outputs as out
+from protocol.consensus.height import AuthorityHeight
+from protocol.consensus.height_state import HeightRules
+from protocol.consensus.timing import PULL_RETRY_MS, RESEND_MS, is_timely
+from protocol.engine.bodies import Bodies
+from protocol.engine.catch_up import AnswerLimits, CatchUp
+from protocol.engine.replica_door import ReplicaDoor
+from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key
+from protocol.engine.standing import StandingInquiry
+from protocol.ledger.blocks import build_block, heartbeat_due
+from protocol.ledger.errors import BlockInvalid
+from protocol.ledger.execution import Execution
+from protocol.ledger.mempool import Mempool
+from protocol.ledger.state import LedgerState
+from protocol.messages import wire
+from protocol.messages.blocks import DecidedBlock
+from protocol.messages.consensus import Certificate
+from protocol.messages.effects import (
+    BlockDecided,
+    CancelTimer,
+    CommitBlock,
+    Delete,
+    Effect,
+    GuardClass,
+    Halt,
+    Notify,
+    Now,
+    Put,
+    Send,
+    SetTimer,
+    SignAndSend,
+    Table,
+    TimerKey,
+)
+from protocol.messages.genesis import Genesis
+from protocol.messages.quorum import AuthoritySet
+from protocol.primitives.codec import encode
+from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX
+from protocol.primitives.signing import SignatureCheck
+from protocol.primitives.units import (
+    AuthorityId,
+    BlockHash,
+    Hash,
+    Height,
+    MessageId,
+    MonotonicMs,
+    NodeId,
+    TimestampMs,
+    View,
+)
+
+ROOM = "consensus"
+WAKE, RESEND, PULL, OPEN = (TimerKey(ROOM, name) for name in ("wake", "resend", "pull", "open"))
+CATCH_UP, PUSH, STANDING = (TimerKey(ROOM, name) for name in ("catch-up", "push", "standing"))
+
+BATCHING_MS = 10
+"""After a commit the next height waits so long for more transactions; an idle ledger opens at once."""
+BLOCK_ROOM_BYTES = BLOCK_BYTES_MAX - 1024
+"""What transactions may take up in a block that we build."""
+
+
+class HeightDriver:
+    """The open height of one node and the effects of the step under way."""
+
+    machine_type: type[AuthorityHeight] = AuthorityHeight
+    """The rules of a height; tests take one away to show that it is needed."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        state: LedgerState,
+        mempool: Mempool,
+        own: AuthorityId | None,
+        own_node: NodeId,
+        restored: RestoredConsensus,
+        last_decided: DecidedBlock | None,
+    ) -> None:
+        """``own`` is ``None`` on a node that is no authority; ``last_decided`` is the stored block at the tip."""
+        self.genesis = genesis
+        self.state = state
+        self.mempool = mempool
+        self.authorities = AuthoritySet.from_genesis(genesis)
+        self.own = own if own is not None and own in self.authorities else None
+        self.own_node = own_node
+        self.last_decided = last_decided
+        self.door = ReplicaDoor(state.genesis_hash, self.authorities)
+        self.inquiry: StandingInquiry | None = None
+        self.first_signing_height: Height | None = None
+        """From where on this authority signs; ``None`` until its standing is known."""
+        self._restored = restored
+        self._links: dict[NodeId, None] = {}
+        self._nodes = {record.authority: record.node for record in self.authorities.records}
+        self._authority_nodes = {record.node: record.authority for record in self.authorities.records}
+        self._effects: list[Effect] = []
+        self._halted = False
+        self._machine: AuthorityHeight | None = None
+        self._previous: AuthorityHeight | None = None
+        self._bodies = Bodies()
+        self._catch_up = CatchUp()
+        self._answers = AnswerLimits()
+        self._attesting: dict[Hash, tuple[NodeId, DecidedBlock | None]] = {}
+        self._pulled: dict[View, MonotonicMs] = {}
+        self._pull_turn = 0
+        self._resending = self._pulling = self._pushing = False
+        self._stuck: dict[MessageId, None] = {}
+        self._open_at: MonotonicMs | None = None
+        self._committed_at = MonotonicMs(0)
+
+    # What other rooms may ask
+
+    @property
+    def tip(self) -> Height:
+        """Height of the last committed block."""
+        return self.state.height
+
+    @property
+    def view(self) -> View:
+        """View of the open height, 0 while none is open."""
+        return self._machine.current if self._machine is not None else View(0)
+
+    @property
+    def observing(self) -> bool:
+        """True while this authority has lost signatures of its own and only watches."""
+        return self.inquiry is not None and self.inquiry.observer and not self._may_sign()
+
+    def unlinked_authorities(self) -> tuple[NodeId, ...]:
+        """Nodes of other authorities that there is no link to: gossip has to reach them."""
+        return tuple(node for node in self._authority_nodes if node not in self._links and node != self.own_node)
+
+    def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
+        """What the door must verify before ``receive``. Raises ``RemoteProtocolError`` on a wrong structure."""
+        return self.door.checks(message, self.tip, self._machine)
+
+    def _open_machine(self) -> AuthorityHeight:
+        assert self._machine is not None
+        return self._machine
+
+    # What the machine of the open height asks for
+
+    def _carry_out(self, asked: list[out.Output], now: Now) -> None:
+        """Turn outputs into effects, in order; what the machine asks for is answered where it stands."""
+        machine = self._machine
+        for output in asked:
+            if self._machine is not machine or self._halted:
+                return
+            self._carry_out_one(output, now)
+        if machine is not None and machine is self._machine and machine.opened and not self._resending:
+            self._resending = True
+            self._effects.append(SetTimer(RESEND, MonotonicMs(now.monotonic_ms + RESEND_MS)))
+
+    def _carry_out_one(self, output: out.Output, now: Now) -> None:
+        match output:
+            case out.Keep():
+                certificate = output.certificate
+                self._effects.append(
+                    Put(Table.CONSENSUS_CERTIFICATE, certificate_key(certificate), encode(certificate))
+                )
+            case out.Forward():
+                self._send_authorities(wire.CertificateNotice(output.certificate))
+            case out.KeepBody():
+                block_bytes = self._bodies.claim_durable(output.block_hash)
+                if block_bytes is not None:
+                    self._effects.append(Put(Table.CONSENSUS_BODY, output.block_hash, block_bytes))
+            case out.Sign():
+                self._sign(output)
+            case out.SendBallot():
+                self._send_authorities(wire.Ballot(output.envelope))
+            case out.SendProposal():
+                block_bytes = self._bodies.bytes_of(output.block_hash)
+                if block_bytes is not None:
+                    self._send_authorities(wire.Proposal(output.envelope, block_bytes, output.certificates))
+            case out.BuildBlock():
+                self._build(output.view, now)
+            case out.JudgeBlock():
+                good = self._is_good(output.view, output.block_hash, output.received)
+                self._carry_out(self._open_machine().judged(output.view, output.block_hash, good, now), now)
+            case out.NeedBody():
+                self._bodies.wanted.setdefault(output.block_hash, output.signers)
+                self._use_wanted(output.block_hash, now)
+                self._pull_bodies(now)
+            case out.PullCertificate():
+                asked_at = self._pulled.get(output.view)
+                if asked_at is None or now.monotonic_ms - asked_at >= PULL_RETRY_MS:
+                    self._pulled[output.view] = now.monotonic_ms
+                    self._send_authorities(wire.CertificateRequest(Height(self.tip + 1), output.view))
+            case out.WakeAt():
+                self._effects.append(SetTimer(WAKE, output.at))
+            case out.Decided():
+                self._on_decided(output.certificate, now)
+            case out.SafetyBroken():
+                self._halt(output.reason)
+            case out.Equivocation():
+                self._effects.append(Notify(output))
+            case _:
+                assert_never(output)
+
+    def _sign(self, output: out.Sign) -> None:
+        """Sign under the guard. VOTE and FINAL go to all linked authorities; a PROPOSAL waits for its block."""
+        assert self.inquiry is not None
+        self.inquiry.signs(output.position)
+        to = () if output.position.guard_class is GuardClass.PROPOSAL else self._linked_authorities()
+        self._effects.append(SignAndSend(output.kind, output.payload, to, output.position))
+
+    def _is_good(self, view: View, block_hash: BlockHash, received: TimestampMs) -> bool:
+        """Full validation and execution of a newly proposed block, and whether its timestamp fits our clock."""
+        block = self._bodies.block_of(block_hash)
+        if block is None:
+            return False
+        parameters = self.state.parameters
+        if not is_timely(
+            block.header.timestamp_ms,
+            received,
+            view,
+            parameters.delta_ms,
+            parameters.delta_cap_ms,
+            parameters.clock_precision_ms,
+        ):
+            return False
+        try:
+            self._bodies.execute(block_hash, self.state)
+        except BlockInvalid:
+            return False
+        return True
+
+    def _build(self, view: View, now: Now) -> None:
+        """Build a block from what waits; an empty one only if a heartbeat is due, or will be within clock precision."""
+        state = self.state
+        timestamp = TimestampMs(max(now.wall_ms, state.tip.timestamp_ms))
+        candidates = self.mempool.select(state, BLOCK_ROOM_BYTES, BLOCK_TRANSACTIONS_MAX)
+        if not candidates:
+            due = TimestampMs(max(timestamp, state.tip.timestamp_ms + state.parameters.heartbeat_ms))
+            early = due - now.wall_ms - state.parameters.clock_precision_ms
+            if early > 0:
+                self._schedule_opening(MonotonicMs(now.monotonic_ms + early))
+                return
+            timestamp = due
+        execution = build_block(state, candidates, timestamp)
+        if not execution.transaction_ids and not heartbeat_due(state, timestamp):
+            return
+        self._bodies.hold_execution(execution)
+        self._carry_out(self._open_machine().built(view, execution.block_hash, now), now)
+
+    def _use_wanted(self, block_hash: BlockHash, now: Now) -> None:
+        """A certified body that is here is executed and used. If it fails, this node's ledger differs: stop."""
+        if block_hash not in self._bodies.wanted or block_hash not in self._bodies:
+            return
+        del self._bodies.wanted[block_hash]
+        try:
+            execution = self._bodies.execute(block_hash, self.state)
+        except BlockInvalid as refusal:
+            self._halt(f"block {block_hash.hex()} at height {self.tip + 1} is certified but fails here: {refusal}")
+            return
+        machine = self._open_machine()
+        if machine.decided is not None and machine.decided.block_hash == block_hash:
+            self._commit(execution, machine.decided, now)
+        else:
+            self._carry_out(machine.body_ready(block_hash, now), now)
+
+    def _pull_bodies(self, now: Now) -> None:
+        """Ask one signer for each missing body, another one at each try."""
+        if self._pulling or not self._bodies.wanted:
+            return
+        self._pull_turn += 1
+        for block_hash, signers in self._bodies.wanted.items():
+            nodes = [self.authorities.records[signer].node for signer in signers]
+            linked = [node for node in nodes if node in self._links] or list(self._linked_authorities())
+            if linked:
+                peer = linked[self._pull_turn % len(linked)]
+                self._send(peer, wire.BodyRequest(Height(self.tip + 1), block_hash))
+        self._pulling = True
+        self._effects.append(SetTimer(PULL, MonotonicMs(now.monotonic_ms + PULL_RETRY_MS)))
+
+    def _on_decided(self, certificate: Certificate, now: Now) -> None:
+        """DC_v(x): fetch the body if it is missing, then commit."""
+        assert certificate.block_hash is not None
+        self._bodies.wanted[certificate.block_hash] = certificate.signers
+        self._use_wanted(certificate.block_hash, now)
+        self._pull_bodies(now)
+
+    def _commit(self, execution: Execution, certificate: Certificate, now: Now) -> None:
+        """Block, state and certificate in one transaction; the next height may open."""
+        header = execution.header
+        decided = DecidedBlock(execution.block_bytes, certificate)
+        ids = execution.transaction_ids
+        self._effects += [
+            CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids),
+            Notify(BlockDecided(header.height, execution.block_hash, header.timestamp_ms, tuple(map(Hash, ids)))),
+        ]
+        self.state.apply(execution)
+        self.mempool.block_applied(self.state, ids)
+        self.last_decided = decided
+        self._committed_at = now.monotonic_ms
+        self._answers.committed(header.height, now.monotonic_ms)
+        for peer in self._links:
+            if peer not in self._authority_nodes:
+                self._send(peer, wire.TipNotice(header.height))
+        if self._machine is not None:
+            self._next_height(now)
+
+    def _next_height(self, now: Now) -> None:
+        self._previous, self._machine = self._machine, self._new_machine()
+        self._bodies = Bodies()
+        self._pulled.clear()
+        self._resending = self._pulling = False
+        self._open_at = None
+        self._effects += [CancelTimer(WAKE), CancelTimer(RESEND), CancelTimer(PULL)]
+        if self._may_sign():
+            self._permit(now)
+        self._plan_opening(now)
+
+    def _new_machine(self) -> AuthorityHeight:
+        parameters = self.state.parameters
+        rules = HeightRules(self.authorities, Height(self.tip + 1), parameters.delta_ms, parameters.delta_cap_ms)
+        return self.machine_type(rules)
+
+    # Signing and opening
+
+    def _may_sign(self) -> bool:
+        return self.first_signing_height is not None and self.tip + 1 >= self.first_signing_height
+
+    def _permit(self, now: Now) -> None:
+        """Let the machine of the open height sign, given what the guard held at that height when we started."""
+        assert self.own is not None
+        assert self.inquiry is not None
+        if self.inquiry.observer:
+            self._effects.append(Delete(Table.STANDING, OBSERVER_KEY))
+        guard = {
+            (position.view, position.guard_class): payload
+            for position, payload in self._restored.guard_rows
+            if position.height == self.tip + 1
+        }
+        self._carry_out(self._open_machine().permit(self.own, guard, now), now)
+
+    def _plan_opening(self, now: Now) -> None:
+        """Open the next height when there is work, after a short wait for more of it, or when a heartbeat is due."""
+        machine = self._machine
+        if machine is None or not self._may_sign():
+            return
+        if machine.opened:
+            if machine.waits_for_block:
+                self._carry_out(machine.work_arrived(now), now)
+            return
+        wait = BATCHING_MS if self.mempool.has_work(self.state) else self.state.parameters.heartbeat_ms
+        at = MonotonicMs(self._committed_at + wait)
+        if now.monotonic_ms >= at:
+            self._carry_out(machine.open(now), now)
+        else:
+            self._schedule_opening(at)
+
+    def _schedule_opening(self, at: MonotonicMs) -> None:
+        if self._open_at is None or at < self._open_at:
+            self._open_at = at
+            self._effects.append(SetTimer(OPEN, at))
+
+    # Sending
+
+    def _taken(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _halt(self, reason: str) -> None:
+        self._halted = True
+        self._effects.append(Halt(reason))
+
+    def _send(self, peer: NodeId, message: wire.WireMessage) -> None:
+        self._effects.append(Send(peer, message))
+
+    def _linked_authorities(self) -> tuple[NodeId, ...]:
+        return tuple(node for node in self._links if node in self._authority_nodes and node != self.own_node)
+
+    def _send_authorities(self, message: wire.WireMessage) -> None:
+        self._effects.extend(Send(peer, message) for peer in self._linked_authorities())
