@@ -1,0 +1,1 @@
+"""Gossip routers, alone and as whole networks in one process."""
