@@ -118,6 +118,19 @@ class LaneRepeated(TransactionInvalid):
     retryable = False
 
 
+class TransactionRejected(UserError):
+    """The mempool does not take a transaction; ``code`` is a stable word, ``detail`` a line for people.
+
+    ``retryable``: the same bytes may be taken later or by a node in another state, so relaying them is no offence.
+    """
+
+    def __init__(self, code: str, detail: str, retryable: bool = True) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.retryable = retryable
+
+
 class BlockInvalid(RemoteProtocolError):
     """A block that breaks a rule; ``reason`` is a stable word, the text carries the numbers."""
 

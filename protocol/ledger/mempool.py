@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.errors import TransactionExpired, TransactionInvalid
+from protocol.ledger.errors import TransactionRejected as TransactionRejected
 from protocol.ledger.rows import Account
 from protocol.ledger.state import LedgerState
 from protocol.ledger.transition import apply_transaction
@@ -24,7 +25,6 @@ from protocol.messages.transactions import (
     ChannelTopUp,
     Transaction,
 )
-from protocol.primitives.errors import UserError
 from protocol.primitives.limits import (
     PENDING_BYTES_PER_SENDER_MAX,
     PENDING_PER_SENDER_MAX,
@@ -39,19 +39,6 @@ SYSTEM_LANE_SHARE = 5
 _SYSTEM_ACTIONS = (ChannelRedeem, ChannelClose, ChannelFinalise)
 _SHARED_ACTIONS = (ChannelRedeem, ChannelClose, ChannelFinalise, ChannelTopUp, BondRelease)
 """Actions that other accounts' transactions can make invalid; all others depend on their sender alone."""
-
-
-class TransactionRejected(UserError):
-    """The mempool does not take a transaction; ``code`` is a stable word, ``detail`` a line for people.
-
-    ``retryable``: the same bytes may be taken later or by a node in another state, so relaying them is no offence.
-    """
-
-    def __init__(self, code: str, detail: str, retryable: bool = True) -> None:
-        super().__init__(f"{code}: {detail}")
-        self.code = code
-        self.detail = detail
-        self.retryable = retryable
 
 
 class _Queue:
