@@ -29,7 +29,7 @@ class PeerView(View, frozen=True):
     node: str
     address: str
     direction: str
-    tip: int
+    incarnation: int
     authority: bool
 
 
@@ -129,7 +129,8 @@ class RunRequest(View, frozen=True):
 class RunEvent(View, frozen=True):
     """One line of a running job's stream.
 
-    ``event`` is one of ``request`` (accepted by this node; ``facts.request`` is its id), ``agreed`` (provider, price),
+    ``event`` is one of ``request`` (accepted by this node; ``facts.request`` is its id), ``progress`` (state, cause),
+    ``agreed`` (provider, price),
     ``input`` (input units), ``output`` (``payload`` holds the next piece), ``retry`` (a provider fell out, why),
     ``finished`` (receipt id, units, amount, …), ``failed`` (fault, reason, paid) or ``cancelled`` (paid).
     """

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from node.runtime.signer import Signer
 from node.store.database import Store
+from node.store.errors import GuardRefused
 from node.store.sign_guard import SignGuard
-from protocol.messages.effects import CommitBlock, Delete, Effect, Put, SignAndSend
+from protocol.messages.effects import CommitBlock, Delete, Effect, GuardPosition, Put, SignAndSend
 
 _BATCH_EFFECTS_MAX = 2048
 """Bounds the time of one commit, so that urgent sends wait for no more than about 20 ms of rows."""
@@ -101,5 +102,20 @@ class EffectExecutor:
         assert self._guard is not None, "a signature with a position needs the sign guard"
         wanted = [(effect.position, effect.payload) for effect in guarded if effect.position is not None]
         loop = asyncio.get_running_loop()
-        held = await loop.run_in_executor(self._threads, self._guard.reserve, wanted)
+        held = await loop.run_in_executor(self._threads, _reserve_each, self._guard, wanted)
         return {id(effect): payload for effect, payload in zip(guarded, held, strict=True)}
+
+
+def _reserve_each(guard: SignGuard, wanted: list[tuple[GuardPosition, bytes]]) -> list[bytes | None]:
+    try:
+        return [*guard.reserve(wanted)]
+    except GuardRefused:
+        pass
+    # A height among them has closed in the meantime: its signature is of no use any more, the others' are.
+    held: list[bytes | None] = []
+    for position in wanted:
+        try:
+            held += guard.reserve([position])
+        except GuardRefused:
+            held.append(None)
+    return held

@@ -6,7 +6,7 @@ exactly those bytes for that position.
 
 from nacl.signing import SigningKey
 
-from node.keystore import NodeKeys
+from node.keystore.keys import NodeKeys
 from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.kinds import KeyRole, MessageKind, key_role
 from protocol.primitives.errors import LocalProtocolError

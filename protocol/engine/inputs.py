@@ -6,21 +6,13 @@ have been settled at the door.
 
 import msgspec
 
+from protocol.market.agreement import JobRequest
 from protocol.messages.effects import TimerKey
-from protocol.messages.market import FaultKind, FinishReason, JobPayload, ModelOffer
+from protocol.messages.market import FaultKind, FinishReason, ModelOffer
 from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Action
 from protocol.messages.wire import WireMessage
-from protocol.primitives.units import (
-    Amount,
-    DurationMs,
-    Hash,
-    MessageId,
-    ModelId,
-    NodeId,
-    Salt,
-    WorkUnits,
-)
+from protocol.primitives.units import Hash, MessageId, NodeId, WorkUnits
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -57,6 +49,13 @@ class Misbehaved(_Input, frozen=True):
 
     peer: NodeId
     reason: str
+
+
+class BodyBroken(_Input, frozen=True):
+    """A gossip body that the router admitted turned out to have a signature that does not hold."""
+
+    peer: NodeId
+    envelope: bytes
 
 
 class Signed(_Input, frozen=True):
@@ -102,24 +101,15 @@ class Serve(_Input, frozen=True):
 
 
 class StartJob(_Input, frozen=True):
-    """A job that this node's user wants done. ``unique`` and ``salt`` are fresh random bytes."""
+    """A job that this node's user wants done."""
 
-    unique: Hash
-    salt: Salt
-    model: ModelId
-    payload: JobPayload
-    input_units_max: WorkUnits
-    output_units_max: WorkUnits
-    price_ceiling: Amount
-    seed: int
-    temperature_milli: int
-    timeout_ms: DurationMs
+    request: JobRequest
 
 
 class CancelJob(_Input, frozen=True):
-    """The user of job request ``unique`` wants no more."""
+    """The user of this job request wants no more."""
 
-    unique: Hash
+    request: Hash
     reason: str
 
 
@@ -130,19 +120,13 @@ class WantAction(_Input, frozen=True):
     action: Action
 
 
-class Redeem(_Input, frozen=True):
-    """Redeem now what this node's account holds or has promised on the channel of a job."""
-
-    request: Hash
-    job: MessageId
-
-
 Input = (
     Started
     | LinkUp
     | LinkDown
     | Received
     | Misbehaved
+    | BodyBroken
     | Signed
     | TimerFired
     | WorkPrefilled
@@ -152,5 +136,4 @@ Input = (
     | StartJob
     | CancelJob
     | WantAction
-    | Redeem
 )

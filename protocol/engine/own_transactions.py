@@ -37,6 +37,10 @@ WISHES_MAX = 4096
 """Wishes waiting for their nonce; beyond it the caller is told to wait."""
 
 
+VOID = BondDeposit(Amount(1))
+"""Fills a nonce whose action became impossible: valid in any state, and the smallest amount stays the account's own."""
+
+
 class OwnTransactionRow(Message, frozen=True):
     """Durable before anything is signed: a wish and its nonce. ``replaced`` marks one whose action became impossible
     and whose nonce is filled by a void transaction."""
@@ -107,7 +111,9 @@ class OwnTransactions:
                 *self._next(state),
             ]
         pending = self._pending.get(transaction.nonce)
-        if pending is None or pending.transaction != transaction or state.account(self._account).nonce != transaction.nonce:
+        if pending is None or pending.transaction != transaction:
+            return []
+        if state.account(self._account).nonce != transaction.nonce:
             return []
         return self._fill_with_void(pending, error, state)
 
@@ -133,9 +139,10 @@ class OwnTransactions:
                 effects.extend(self._renew(pending, pending.transaction.action, state))
         return effects + self._next(state)
 
-    def unfinished(self) -> list[bytes]:
-        """Signed envelopes that no block holds yet, in nonce order: for rebroadcast."""
-        return [self._pending[nonce].envelope for nonce in sorted(self._pending) if self._pending[nonce].envelope]
+    def unfinished(self) -> list[tuple[MessageId, bytes]]:
+        """Signed envelopes that no block holds yet, in nonce order: for a mempool that has lost them."""
+        ordered = (self._pending[nonce] for nonce in sorted(self._pending))
+        return [(pending.transaction_id, pending.envelope) for pending in ordered if pending.transaction_id is not None]
 
     def _next(self, state: LedgerState) -> list[Effect]:
         if self._signing is not None or not self._wishes:
@@ -158,7 +165,7 @@ class OwnTransactions:
             return []
         pending.replaced = True
         failed = Notify(TransactionFailed(pending.request, str(error)[:TEXT_BYTES_MAX]))
-        return [failed, *self._renew(pending, BondDeposit(Amount(0)), state)]
+        return [failed, *self._renew(pending, VOID, state)]
 
 
 def _row_key(nonce: int) -> bytes:

@@ -1,0 +1,91 @@
+"""From what is on disk to an engine that can go on where the last life ended.
+
+Law: nothing is assumed about the last life but what was committed; the ledger's rows are checked against the tip's
+state root before anything is built on them.
+"""
+
+from protocol.market.seller import Seller
+
+from node.clock import read_clock
+from node.config.settings import NodeConfig, Role
+from node.keystore.keys import NodeKeys
+from node.store.database import Store
+from node.store.sign_guard import SignGuard
+from protocol.engine.engine import Engine
+from protocol.engine.ledger_facts import LedgerFacts
+from protocol.engine.own_transactions import OwnTransactions
+from protocol.engine.replica import Replica
+from protocol.engine.restored import RestoredConsensus
+from protocol.gossip.router import GossipRouter
+from protocol.ledger.mempool import Mempool
+from protocol.market.buyer import Buyer
+from protocol.market.order_book import OrderBook
+from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.messages.effects import Effect, Table
+from protocol.messages.genesis import Genesis
+from protocol.primitives.units import Amount, DurationMs, Height
+
+
+def assemble(config: NodeConfig, keys: NodeKeys, genesis: Genesis, store: Store, guard: SignGuard | None) -> Engine:
+    """The engine over the stored state. Raises ``StoreCorrupt`` when the state is not what its tip says."""
+    state = store.load_state()
+    mempool = Mempool(genesis)
+    own = keys.authority_id if Role.AUTHORITY in config.roles else None
+    replica = Replica(
+        genesis, state, mempool, own, keys.node_id, restored_consensus(store, state.height, guard), store.tip()
+    )
+    facts = LedgerFacts(state)
+    book = OrderBook()
+    return Engine(
+        node=keys.node_id,
+        account=keys.account_id,
+        replica=replica,
+        gossip=GossipRouter(keys.node_id, bytes(keys.node)[:16]),
+        book=book,
+        buyer=Buyer(keys.account_id, keys.node_id, facts, book, buyer_policy(config)),
+        seller=Seller(keys.account_id, keys.node_id, facts, seller_policy(config)),
+        own=OwnTransactions(keys.account_id),
+    )
+
+
+def restored_consensus(store: Store, tip: Height, guard: SignGuard | None) -> RestoredConsensus:
+    """The journal of the open height and what the guard holds."""
+    return RestoredConsensus.from_rows(
+        tip,
+        store.load_table(Table.CONSENSUS_CERTIFICATE),
+        store.load_table(Table.CONSENSUS_BODY),
+        store.load_table(Table.STANDING),
+        guard.held() if guard is not None else (),
+        guard.watermark() if guard is not None else Height(0),
+    )
+
+
+def taken_up(engine: Engine, store: Store) -> list[Effect]:
+    """What the market and our own transactions want to say after a restart; before the first input."""
+    now = read_clock()
+    return [
+        *engine.restore(
+            buyer_lanes=[value for _, value in store.load_table(Table.BUYER_LANE)],
+            seller_lanes=[value for _, value in store.load_table(Table.SELLER_LANE)],
+            own_transactions=[value for _, value in store.load_table(Table.OWN_TRANSACTION)],
+            row=store.get,
+            now=now,
+        )
+    ]
+
+
+def buyer_policy(config: NodeConfig) -> BuyerPolicy:
+    """The buyer's settings as the market takes them."""
+    deposit = Amount(config.buyer.channel_deposit)
+    return BuyerPolicy(channel_deposit=deposit, channel_top_up=deposit)
+
+
+def seller_policy(config: NodeConfig) -> SellerPolicy:
+    """The provider's settings as the market takes them."""
+    provider = config.provider
+    return SellerPolicy(
+        slots=provider.slots,
+        chunk_units_max=provider.chunk_units,
+        redeem_amount=Amount(provider.redeem.amount),
+        redeem_age_ms=DurationMs(provider.redeem.age_ms),
+    )

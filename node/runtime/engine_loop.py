@@ -1,0 +1,160 @@
+"""Turns what happens into inputs, and effects into acts.
+
+Law: inputs are handed to the engine one at a time on the loop; messages of one peer keep their order. Nothing reaches
+the engine whose signatures the door has not checked.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import assert_never
+
+from node.runtime.announcements import Announcements
+from node.runtime.door import Door
+from node.runtime.executor import EffectExecutor
+from node.runtime.timers import Timers
+from node.runtime.work import WorkPump
+from node.store.database import Store
+from node.transport.transport import Transport
+from protocol.engine.engine import Engine
+from protocol.engine.inputs import BodyBroken, Input, Misbehaved, Received, Signed, TimerFired
+from protocol.messages import effects as effect_types
+from protocol.messages.effects import Effect, Now, SignAndSend
+from protocol.messages.envelope import open_envelope, signature_check
+from protocol.messages.kinds import MessageKind
+from protocol.messages.wire import Ballot, Blocks, Direct, Push, WireMessage
+from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX, FRAME_BYTES_MAX
+from protocol.primitives.units import Hash, NodeId
+
+_BLOCKS_BYTES_MAX = FRAME_BYTES_MAX // 2
+"""Half a frame: leaves room for whatever is batched with it."""
+
+_BALLOTS = (MessageKind.VOTE, MessageKind.FINAL)
+
+
+class NodeHalted(Exception):
+    """The node stopped itself because going on would have risked money; the text says what to look at."""
+
+
+class EngineLoop:
+    """The engine with its clock, its door and its hands."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        genesis_hash: Hash,
+        clock: Callable[[], Now],
+        door: Door,
+        store: Store,
+        threads: Executor,
+        tasks: asyncio.TaskGroup,
+        announcements: Announcements,
+    ) -> None:
+        self.engine = engine
+        self.announcements = announcements
+        self.work: WorkPump | None = None
+        self._genesis_hash = genesis_hash
+        self._clock = clock
+        self._door = door
+        self._store = store
+        self._threads = threads
+        self._tasks = tasks
+        self._transport: Transport | None = None
+        self._executor: EffectExecutor | None = None
+        self._timers = Timers(clock, self._timer_fired)
+
+    def connect(self, transport: Transport, executor: EffectExecutor) -> None:
+        """Give the loop its hands; before the first input."""
+        self._transport = transport
+        self._executor = executor
+
+    def feed(self, happened: Input) -> None:
+        """Hand one input to the engine and queue what it asks for."""
+        assert self._executor is not None
+        self._executor.submit(self.engine.step(happened, self._clock()))
+
+    async def receive(self, peer: NodeId, messages: tuple[WireMessage, ...]) -> None:
+        """Messages of one peer, in order; while this runs the peer is not read from.
+
+        Raises ``RemoteProtocolError`` when a message is malformed inside.
+        """
+        for message in messages:
+            if isinstance(message, Push) and not self._is_wanted(peer, message):
+                continue
+            if await self._door.admit(self.engine.checks(message)):
+                self.feed(Received(peer, message))
+            elif isinstance(message, Push):
+                self.feed(BodyBroken(peer, message.envelope))
+            else:
+                self.feed(Misbehaved(peer, f"a {type(message).__name__} with a signature that does not hold"))
+
+    def _is_wanted(self, peer: NodeId, message: Push) -> bool:
+        """Ask the router before the signature is checked: most bodies that are not wanted cost a hash."""
+        assert self._executor is not None
+        admission = self.engine.gossip.offered(peer, message.envelope, self._clock())
+        self._executor.submit(admission.effects)
+        return admission.judgement is None
+
+    def stop_timers(self) -> None:
+        """No timer fires any more."""
+        self._timers.cancel_all()
+
+    def _timer_fired(self, key: effect_types.TimerKey) -> None:
+        self.feed(TimerFired(key))
+
+    # Hands, called by the executor in the order of effects
+
+    def signed(self, effect: SignAndSend, envelope: bytes) -> None:
+        """An envelope of ours exists: send it where it should go and hand it back."""
+        assert self._transport is not None
+        opened, _ = open_envelope(envelope)
+        self._door.remember(signature_check(self._genesis_hash, opened))
+        message: WireMessage = Ballot(envelope) if effect.kind in _BALLOTS else Direct(envelope)
+        for peer in effect.to:
+            self._transport.send(peer, message)
+        self.feed(Signed(envelope))
+
+    def act(self, effect: Effect) -> None:
+        """Carry out one effect that is neither about the disk nor a signature."""
+        assert self._transport is not None
+        match effect:
+            case effect_types.Send():
+                self._transport.send(effect.to, effect.message)
+            case effect_types.SendBlocks():
+                self._tasks.create_task(self._send_blocks(effect))
+            case effect_types.SetTimer():
+                self._timers.set(effect.key, effect.at)
+            case effect_types.CancelTimer():
+                self._timers.cancel(effect.key)
+            case effect_types.Dial():
+                self._transport.dial(effect.node, effect.addresses)
+            case effect_types.Disconnect():
+                self._transport.disconnect(effect.peer, effect.reason, effect.ban_ms)
+            case effect_types.OpenWork() | effect_types.PullWork() | effect_types.CloseWork():
+                self._act_on_work(effect)
+            case effect_types.Notify():
+                self.announcements.tell(effect.event)
+            case effect_types.Halt():
+                raise NodeHalted(effect.reason)
+            case effect_types.Put() | effect_types.Delete() | effect_types.CommitBlock() | SignAndSend():
+                raise AssertionError(f"the executor keeps {type(effect).__name__} to itself")
+            case _:
+                assert_never(effect)
+
+    def _act_on_work(self, effect: effect_types.OpenWork | effect_types.PullWork | effect_types.CloseWork) -> None:
+        assert self.work is not None, "only a node with workers accepts jobs"
+        match effect:
+            case effect_types.OpenWork():
+                self.work.open(effect)
+            case effect_types.PullWork():
+                self.work.pull(effect)
+            case effect_types.CloseWork():
+                self.work.close(effect)
+
+    async def _send_blocks(self, effect: effect_types.SendBlocks) -> None:
+        loop = asyncio.get_running_loop()
+        blocks = await loop.run_in_executor(
+            self._threads, self._store.decided_blocks, effect.height, _BLOCKS_BYTES_MAX, BLOCKS_PER_RESPONSE_MAX
+        )
+        assert self._transport is not None
+        self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height))

@@ -1,0 +1,206 @@
+"""The node's front desk: implements ``NodeControl`` over the running engine.
+
+Law: reads answer from the state after the last decided block and from the store; writes become inputs of the engine
+and wait for its events. Nothing here decides about money.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from node.clock import read_clock
+from node.config.settings import Role
+from node.runtime import control, ledger_views, market_views
+from node.runtime.control import ControlError
+from node.runtime.job_stream import JobStream
+from node.runtime.receipt_files import ReceiptDesk
+from protocol.engine.events import TransactionDecided, TransactionFailed
+from protocol.engine.inputs import CancelJob, WantAction
+from protocol.messages.transactions import (
+    Action,
+    BondDeposit,
+    BondUnlock,
+    ChannelClose,
+    ChannelRedeem,
+    Output,
+    Transfer,
+)
+from protocol.primitives.addresses import AddressKind, format_address
+from protocol.primitives.units import AMOUNT_MAX, Amount, ChannelId, Hash, Height
+
+if TYPE_CHECKING:
+    from node.runtime.node import Node
+
+VERSION = "0.1.0"
+
+
+class Front:
+    """One node's answers and actions for its own user."""
+
+    def __init__(self, node: "Node") -> None:
+        self._node = node
+        self._engine = node.engine
+        self._state = node.engine.replica.state
+        self._receipts = ReceiptDesk(node.store, node.engine.replica.state.genesis)
+
+    # Looking
+
+    def status(self) -> control.StatusView:
+        """A node at a glance."""
+        node, state = self._node, self._state
+        authority = node.keys.authority_id if Role.AUTHORITY in node.config.roles else None
+        selling, because = market_views.selling(node)
+        report = node.shelf.report if node.shelf is not None else None
+        return control.StatusView(
+            network=state.genesis.network,
+            genesis_hash=state.genesis_hash.hex(),
+            development=state.genesis.development,
+            version=VERSION,
+            roles=tuple(role.value for role in node.config.roles),
+            node=format_address(AddressKind.NODE, node.keys.node_id),
+            account=ledger_views.account_text(node.keys.account_id),
+            authority=format_address(AddressKind.AUTHORITY, authority) if authority is not None else None,
+            listen=node.listen_text,
+            height=state.tip.height,
+            block_hash=state.tip_hash.hex(),
+            block_timestamp_ms=state.tip.timestamp_ms,
+            peers=market_views.peers(node),
+            live_offers=len(self._engine.book),
+            isolation=report.level if report is not None else None,
+            selling=selling,
+            not_selling_because=because,
+            uptime_ms=read_clock().monotonic_ms - node.started_at.monotonic_ms,
+        )
+
+    def models(self) -> tuple[control.ModelView, ...]:
+        """Every model that somebody offers now, by name."""
+        return market_views.models(self._engine.book, read_clock())
+
+    def offers(self) -> tuple[control.OfferView, ...]:
+        """Every model of every live offer."""
+        return market_views.offers(self._engine.book, self._state, read_clock())
+
+    def quote(self, request: control.RunRequest) -> control.QuoteView:
+        """Who would take this job, at what price, and why others would not."""
+        return JobStream(self._node, request).quote()
+
+    def jobs(self) -> tuple[control.JobView, ...]:
+        """All jobs that this node knows, newest first."""
+        return market_views.jobs(self._node, self._receipts)
+
+    def job(self, job: str) -> control.JobView:
+        """One job by its id, its request's id or a prefix of either."""
+        return market_views.job_view(market_views.find_job(self._node, job), self._receipts)
+
+    def receipt(self, job: str) -> bytes:
+        """The receipt file of a job, with its settlement once the ledger has it."""
+        return self._receipts.file(market_views.find_job(self._node, job).job)
+
+    def account(self, account: str | None) -> control.AccountView:
+        """An account on the ledger; ``None`` means this node's."""
+        wanted = self._node.keys.account_id if account is None else ledger_views.account_argument(account)
+        return ledger_views.account_view(self._state, wanted)
+
+    def channels(self) -> tuple[control.ChannelView, ...]:
+        """Open channels of this node's account, either side."""
+        return market_views.channels(self._node)
+
+    def provider(self) -> control.ProviderView:
+        """What a provider's operator wants to see."""
+        return market_views.provider(self._node)
+
+    def ledger(self) -> control.LedgerView:
+        """The tip and who decides."""
+        return ledger_views.ledger_view(self._state, self._state.authorities, len(self._engine.replica.mempool))
+
+    def block(self, height: int) -> control.BlockView:
+        """A decided block."""
+        decided = self._node.store.decided_block(Height(height))
+        if decided is None:
+            raise ControlError(
+                "block_not_found", f"block {height} is not decided here; the tip is {self._state.height}"
+            )
+        return ledger_views.block_view(decided, self._state.authorities)
+
+    def supply(self) -> control.SupplyView:
+        """Where all credits are."""
+        return ledger_views.supply_view(self._state, self._state.genesis)
+
+    # Acting
+
+    async def run(self, request: control.RunRequest) -> AsyncIterator[control.RunEvent]:
+        """Run a job; closing the iterator cancels it."""
+        stream = JobStream(self._node, request)
+        async for event in stream.events():
+            yield event
+
+    async def cancel(self, job: str) -> control.JobView:
+        """Cancel a running job of this node's user."""
+        record = market_views.find_job(self._node, job)
+        self._node.loop.feed(CancelJob(record.request, "cancelled by the user"))
+        await self._node.executor.drain()
+        return self.job(job)
+
+    async def settle(self, job: str, timeout_ms: int) -> int:
+        """Anchor a job's receipt on the ledger if it is not there yet; the height of its block."""
+        record = self._receipts.record(market_views.find_job(self._node, job).job)
+        anchored = self._receipts.anchor(record)
+        if anchored is None:
+            if not record.final_voucher:
+                raise ControlError("not_receipted", "the buyer's last voucher has not come: nothing to settle yet")
+            await self._want(ChannelRedeem(record.channel, (self._receipts.best_voucher(record),)), timeout_ms)
+            anchored = self._receipts.anchor(record)
+        assert anchored is not None, "a decided redeem is an anchor"
+        return anchored.height
+
+    async def send(self, recipient: str, amount: int, timeout_ms: int) -> control.TransactionView:
+        """Pay another account; returns once a block holds it."""
+        return await self._want(
+            Transfer((Output(ledger_views.account_argument(recipient), _amount(amount)),)), timeout_ms
+        )
+
+    async def close_channel(self, channel: str, timeout_ms: int) -> control.TransactionView:
+        """Close a channel of this node's account."""
+        return await self._want(ChannelClose(self._channel(channel)), timeout_ms)
+
+    async def bond(self, amount: int, timeout_ms: int) -> control.TransactionView:
+        """Move credits into this account's bond."""
+        return await self._want(BondDeposit(_amount(amount)), timeout_ms)
+
+    async def unbond(self, amount: int, timeout_ms: int) -> control.TransactionView:
+        """Start to withdraw credits from this account's bond."""
+        return await self._want(BondUnlock(_amount(amount)), timeout_ms)
+
+    def _channel(self, text: str) -> ChannelId:
+        found = [view for view in self.channels() if view.channel.startswith(text.lower())]
+        if len(found) != 1:
+            raise ControlError("channel_not_found", f"{len(found)} channels of this account start with {text!r}")
+        return ChannelId(bytes.fromhex(found[0].channel))
+
+    async def _want(self, action: Action, timeout_ms: int) -> control.TransactionView:
+        request = Hash(os.urandom(32))
+        events = self._node.announcements.open(request)
+        try:
+            self._node.loop.feed(WantAction(request, action))
+            async with asyncio.timeout(timeout_ms / 1000):
+                event = await events.get()
+        except TimeoutError:
+            raise ControlError(
+                "timeout", f"no block held it within {timeout_ms} ms; it stays pending and may still happen", 124
+            ) from None
+        finally:
+            self._node.announcements.close(request)
+        match event:
+            case TransactionDecided():
+                return control.TransactionView(event.transaction.hex(), event.height, event.block_hash.hex())
+            case TransactionFailed():
+                raise ControlError("transaction_refused", event.reason, 4)
+            case _:
+                raise AssertionError(event)
+
+
+def _amount(amount: int) -> Amount:
+    if not 0 < amount <= AMOUNT_MAX:
+        raise ControlError("bad_amount", f"not an amount: {amount} base units", 2)
+    return Amount(amount)

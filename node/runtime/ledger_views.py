@@ -1,0 +1,137 @@
+"""The ledger as people see it: blocks, accounts and supply turned into views."""
+
+from node.runtime.control import (
+    AccountView,
+    BlockTransactionView,
+    BlockView,
+    ControlError,
+    LedgerView,
+    SupplyView,
+)
+from protocol.ledger.state import LedgerState
+from protocol.messages import transactions
+from protocol.messages.blocks import Block, DecidedBlock, header_hash
+from protocol.messages.envelope import envelope_id, open_as
+from protocol.messages.genesis import Genesis
+from protocol.messages.kinds import MessageKind
+from protocol.messages.quorum import AuthoritySet
+from protocol.primitives.addresses import AddressInvalid, AddressKind, format_address, parse_address
+from protocol.primitives.codec import decode
+from protocol.primitives.units import AccountId, checked_sum, format_credits
+
+
+def account_text(account: bytes) -> str:
+    """``mc1…``"""
+    return format_address(AddressKind.ACCOUNT, account)
+
+
+def account_argument(text: str) -> AccountId:
+    """An account that the user typed."""
+    try:
+        return AccountId(parse_address(AddressKind.ACCOUNT, text))
+    except AddressInvalid as error:
+        raise ControlError("bad_address", str(error), exit_code=2) from None
+
+
+def ledger_view(state: LedgerState, authorities: AuthoritySet, pending: int) -> LedgerView:
+    """The tip and who decides."""
+    return LedgerView(
+        height=state.tip.height,
+        block_hash=state.tip_hash.hex(),
+        timestamp_ms=state.tip.timestamp_ms,
+        ledger_time_ms=state.tip.ledger_time_ms,
+        state_root=state.tip.state_root.hex(),
+        authorities=tuple(format_address(AddressKind.AUTHORITY, record.authority) for record in authorities.records),
+        quorum=authorities.quorum,
+        pending_transactions=pending,
+    )
+
+
+def account_view(state: LedgerState, account: AccountId) -> AccountView:
+    """What an account has: free, bonded, and left in channels that it pays into."""
+    held = state.account(account)
+    bond = state.bond(account)
+    channels = [channel for _, channel in state.channels_of(account) if channel.payer == account]
+    return AccountView(
+        account=account_text(account),
+        balance=held.balance,
+        nonce=held.nonce,
+        bond=bond.amount,
+        bond_unlocking=bond.unlocking,
+        in_channels=checked_sum(channel.deposit - channel.redeemed for channel in channels),
+    )
+
+
+def supply_view(state: LedgerState, genesis: Genesis) -> SupplyView:
+    """All credits there are, and where; ``total`` equals ``genesis_total`` or something is very wrong."""
+    supply = state.supply()
+    return SupplyView(
+        balances=supply.balances,
+        deposits=supply.deposits,
+        bonds=supply.bonds,
+        fee_pool=supply.fee_pool,
+        total=supply.total,
+        genesis_total=checked_sum(
+            amount for allocation in genesis.allocations for amount in (allocation.balance, allocation.bond)
+        ),
+    )
+
+
+def block_view(decided: DecidedBlock, authorities: AuthoritySet) -> BlockView:
+    """A decided block with its signers and what its transactions do."""
+    block = decode(decided.block, Block)
+    header = block.header
+    return BlockView(
+        height=header.height,
+        block_hash=header_hash(header).hex(),
+        parent=header.parent.hex(),
+        timestamp_ms=header.timestamp_ms,
+        ledger_time_ms=header.ledger_time_ms,
+        state_root=header.state_root.hex(),
+        transactions_root=header.transactions_root.hex(),
+        view=decided.certificate.view,
+        signers=tuple(
+            format_address(AddressKind.AUTHORITY, authorities.records[signer].authority)
+            for signer in decided.certificate.signers
+        ),
+        transactions=tuple(_transaction_view(envelope) for envelope in block.transactions),
+    )
+
+
+def _transaction_view(envelope_bytes: bytes) -> BlockTransactionView:
+    envelope, payload = open_as(envelope_bytes, MessageKind.TRANSACTION)
+    assert isinstance(payload, transactions.Transaction)
+    return BlockTransactionView(
+        transaction=envelope_id(envelope).hex(),
+        sender=account_text(envelope.sender),
+        nonce=payload.nonce,
+        fee=payload.fee,
+        action=type(payload.action).__name__,
+        detail=describe(payload.action),
+    )
+
+
+def describe(action: transactions.Action) -> str:
+    """One line for people about what a transaction does."""
+    match action:
+        case transactions.Transfer():
+            parts = [
+                f"{format_credits(output.amount)} to {account_text(output.recipient)}" for output in action.outputs
+            ]
+            return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+        case transactions.BondDeposit():
+            return f"bonds {format_credits(action.amount)}"
+        case transactions.BondUnlock():
+            return f"unlocks {format_credits(action.amount)} of its bond"
+        case transactions.BondRelease():
+            return f"releases the bond of {account_text(action.holder)}"
+        case transactions.ChannelOpen():
+            return f"opens a channel to {account_text(action.payee)} with {format_credits(action.deposit)}"
+        case transactions.ChannelTopUp():
+            return f"tops channel {action.channel.hex()[:16]} up by {format_credits(action.amount)}"
+        case transactions.ChannelRedeem():
+            return f"redeems {len(action.vouchers)} voucher(s) on channel {action.channel.hex()[:16]}"
+        case transactions.ChannelClose():
+            return f"closes channel {action.channel.hex()[:16]}"
+        case transactions.ChannelFinalise():
+            return f"finalises channel {action.channel.hex()[:16]}"

@@ -1,0 +1,211 @@
+"""The market as people see it: models, offers, jobs, channels, the provider's own state turned into views."""
+
+from typing import TYPE_CHECKING
+
+from node.config.settings import Role
+from node.runtime import control
+from node.runtime.control import ControlError
+from node.runtime.ledger_views import account_text
+from protocol.ledger.state import LedgerState
+from protocol.market.order_book import OrderBook
+from protocol.market.records import BuyerLane, JobRecord, SellerLane, Side
+from protocol.messages.effects import Now, Table
+from protocol.messages.market import ModelOffer
+from protocol.primitives.addresses import AddressKind, format_address
+from protocol.primitives.codec import decode
+from protocol.primitives.units import ChannelId, ModelId
+
+if TYPE_CHECKING:
+    from node.runtime.node import Node
+    from node.runtime.receipt_files import ReceiptDesk
+
+
+def peers(node: "Node") -> tuple[control.PeerView, ...]:
+    """Linked peers."""
+    authorities = {record.node for record in node.engine.replica.authorities.records}
+    return tuple(
+        control.PeerView(
+            node=format_address(AddressKind.NODE, link.node),
+            address=link.endpoint,
+            direction="out" if link.outbound else "in",
+            incarnation=link.incarnation,
+            authority=link.node in authorities,
+        )
+        for link in node.transport.links()
+    )
+
+
+def models(book: OrderBook, now: Now) -> tuple[control.ModelView, ...]:
+    """Models on offer, by name."""
+    served: dict[ModelId, list[tuple[ModelOffer, int]]] = {}
+    for live in book.offers():
+        if live.offer.expires_at > now.wall_ms:
+            for offered in live.offer.models:
+                served.setdefault(ModelId(offered.model), []).append((offered, live.offer.slots_free))
+    views = [
+        control.ModelView(
+            name=offers[0][0].name,
+            model=format_address(AddressKind.MODEL, model),
+            runtime=offers[0][0].runtime,
+            providers=len(offers),
+            slots_free=sum(slots for _, slots in offers),
+            input_per_thousand_min=min(offered.prices.input_per_thousand for offered, _ in offers),
+            output_per_thousand_min=min(offered.prices.output_per_thousand for offered, _ in offers),
+            request_min=min(offered.prices.request for offered, _ in offers),
+            input_units_max=max(offered.input_units_max for offered, _ in offers),
+            output_units_max=max(offered.output_units_max for offered, _ in offers),
+        )
+        for model, offers in served.items()
+    ]
+    return tuple(sorted(views, key=lambda view: (view.name, view.model)))
+
+
+def offers(book: OrderBook, state: LedgerState, now: Now) -> tuple[control.OfferView, ...]:
+    """Every model of every live offer."""
+    return tuple(
+        control.OfferView(
+            provider=account_text(live.account),
+            node=format_address(AddressKind.NODE, live.offer.node),
+            name=offered.name,
+            model=format_address(AddressKind.MODEL, offered.model),
+            runtime=offered.runtime,
+            runtime_build=offered.runtime_build,
+            settings=offered.settings,
+            region=live.offer.region,
+            isolation=live.offer.isolation,
+            slots_total=live.offer.slots_total,
+            slots_free=live.offer.slots_free,
+            request=offered.prices.request,
+            input_per_thousand=offered.prices.input_per_thousand,
+            output_per_thousand=offered.prices.output_per_thousand,
+            input_units_max=offered.input_units_max,
+            output_units_max=offered.output_units_max,
+            expires_at=live.offer.expires_at,
+            bond=state.bond(live.account).amount,
+        )
+        for live in book.offers()
+        if live.offer.expires_at > now.wall_ms
+        for offered in live.offer.models
+    )
+
+
+def job_records(node: "Node") -> list[JobRecord]:
+    """Jobs under way and jobs on disk, the newest first."""
+    records = {record.job + record.request: record for record in node.engine.buyer.jobs()}
+    for _, value in node.store.load_table(Table.JOB):
+        record = decode(value, JobRecord)
+        records.setdefault(record.job + record.request, record)
+    return sorted(records.values(), key=lambda record: record.history[0].at if record.history else 0, reverse=True)
+
+
+def find_job(node: "Node", text: str) -> JobRecord:
+    """A job by its id, its request's id, its address, or the start of one of the hex forms."""
+    wanted = text.lower()
+    if len(wanted) < 6 or not all(letter in "0123456789abcdef" for letter in wanted):
+        raise ControlError("bad_job", f"not a job id: {text!r} (at least six hex digits)", 2)
+    found = [
+        record
+        for record in job_records(node)
+        if record.job.hex().startswith(wanted) or record.request.hex().startswith(wanted)
+    ]
+    if not found:
+        raise ControlError("job_not_found", f"this node knows no job {text!r}")
+    if len({record.job for record in found}) > 1 and len({record.request for record in found}) > 1:
+        raise ControlError("job_ambiguous", f"{len(found)} jobs start with {text!r}", 2)
+    return found[0]
+
+
+def job_view(record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
+    """One job for people."""
+    other = record.provider if record.side is Side.BUYER else record.buyer
+    return control.JobView(
+        job=record.job.hex(),
+        side=Side(record.side).name.lower(),
+        state=record.state,
+        model=record.model.hex(),
+        counterparty=account_text(other),
+        created_at=record.history[0].at if record.history else 0,
+        input_units=record.input_units,
+        output_units=record.output_units,
+        amount=record.paid,
+        reason=record.reason or None,
+        settled_height=desk.settled_height(record.job),
+        timeline=tuple((entry.at, entry.state, entry.cause) for entry in record.history),
+    )
+
+
+def jobs(node: "Node", desk: "ReceiptDesk") -> tuple[control.JobView, ...]:
+    """All jobs for people."""
+    return tuple(job_view(record, desk) for record in job_records(node))
+
+
+def channels(node: "Node") -> tuple[control.ChannelView, ...]:
+    """Open channels of this account, with what our own books say was promised on them."""
+    state, own = node.engine.replica.state, node.keys.account_id
+    promised: dict[bytes, int] = {}
+    for _, value in node.store.load_table(Table.BUYER_LANE):
+        lane = decode(value, BuyerLane)
+        promised[lane.channel] = promised.get(lane.channel, 0) + lane.position.cumulative
+    for _, value in node.store.load_table(Table.SELLER_LANE):
+        sold = decode(value, SellerLane)
+        promised[sold.channel] = promised.get(sold.channel, 0) + sold.position.cumulative
+    return tuple(
+        control.ChannelView(
+            channel=channel_id.hex(),
+            payer=account_text(channel.payer),
+            payee=account_text(channel.payee),
+            side="payer" if channel.payer == own else "payee",
+            deposit=channel.deposit,
+            redeemed=channel.redeemed,
+            promised=promised.get(channel_id, 0),
+            lanes=len(channel.lanes),
+            state="open" if channel.closing_at is None else "closing",
+            closes_at_ledger_ms=channel.closing_at,
+        )
+        for channel_id, channel in state.channels_of(own)
+    )
+
+
+def selling(node: "Node") -> tuple[bool, str | None]:
+    """Whether this provider's offer stands, and if not, why."""
+    if Role.PROVIDER not in node.config.roles or node.shelf is None:
+        return False, "this node is no provider"
+    report = node.shelf.report
+    if report is None:
+        return False, "the sandbox is being proved"
+    if report.level != "strong":
+        return False, report.summary()
+    if not any(view.state == "ready" for view in node.shelf.models.values()):
+        return False, "no model is ready: " + ", ".join(
+            f"{view.name} {view.state}" for view in node.shelf.models.values()
+        )
+    because = node.engine.shop.silent_because
+    return not because, because or None
+
+
+def provider(node: "Node") -> control.ProviderView:
+    """What a provider's operator wants to see."""
+    state, own = node.engine.replica.state, node.keys.account_id
+    on_offer, because = selling(node)
+    report = node.shelf.report if node.shelf is not None else None
+    sold = [record for record in job_records(node) if record.side is Side.SELLER]
+    redeemed = {channel_id: channel.redeemed for channel_id, channel in state.channels_of(own)}
+    held: dict[ChannelId, int] = {}
+    for _, value in node.store.load_table(Table.SELLER_LANE):
+        lane = decode(value, SellerLane)
+        if lane.channel in redeemed:
+            held[lane.channel] = held.get(lane.channel, 0) + lane.position.cumulative
+    return control.ProviderView(
+        selling=on_offer,
+        not_selling_because=because,
+        isolation=report.level if report is not None else "unknown",
+        checks=tuple((check.name, check.passed, check.detail) for check in report.checks) if report is not None else (),
+        bond=state.bond(own).amount,
+        bond_min=state.parameters.provider_bond_min,
+        slots_total=node.config.provider.slots,
+        slots_free=node.engine.seller.slots_free,
+        models=tuple(node.shelf.models.values()) if node.shelf is not None else (),
+        jobs_done=sum(1 for record in sold if record.state == "done"),
+        earned=sum(record.paid for record in sold),
+        unredeemed=sum(amount - redeemed[channel_id] for channel_id, amount in held.items()),
+    )

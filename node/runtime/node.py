@@ -1,0 +1,208 @@
+"""One running node: opens its store, joins its rooms, owns every task, and closes everything again.
+
+Law: the state on disk is loaded and checked before a single byte is sent. Whatever ends a task that the node can't do
+without ends the node, with the reason; a node never goes on half.
+"""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from types import TracebackType
+
+from node.clock import read_clock
+from node.config.loading import check_exposure, parse_host_port
+from node.config.settings import NodeConfig, Role
+from node.keystore.keys import NodeKeys
+from node.runtime.announcements import Announcements
+from node.runtime.assembly import assemble, taken_up
+from node.runtime.control import NodeControl
+from node.runtime.door import Door
+from node.runtime.engine_loop import EngineLoop, NodeHalted
+from node.runtime.executor import EffectExecutor
+from node.runtime.front import Front
+from node.runtime.provider import ProviderShelf
+from node.runtime.signer import Signer
+from node.runtime.work import WorkPump
+from node.store.database import Store
+from node.store.sign_guard import SignGuard
+from node.telemetry import EventLogger, event_logger
+from node.transport.identity import NodeIdentity
+from node.transport.peer_store import PeerStore
+from node.transport.transport import Transport
+from node.worker.models import ModelStore
+from node.worker.supervisor import WorkerSupervisor
+from protocol.engine.inputs import LinkDown, LinkUp, Started
+from protocol.messages.effects import CommitBlock
+from protocol.messages.genesis import Genesis, genesis_hash
+from protocol.messages.kinds import MessageKind
+from protocol.messages.peers import PROTOCOL_VERSION, Hello, NodeRecord
+from protocol.messages.wire import WireMessage
+from protocol.primitives.codec import encode
+from protocol.primitives.units import Hash, NodeId
+
+_THREADS = 4
+"""One each for the store and the guard, two for signature checks on two cores."""
+
+_WATERMARK_EVERY = 16
+"""The guard forgets closed heights this often; rows kept a little longer cost nothing."""
+
+__all__ = ["Node", "NodeHalted"]
+
+
+class Node:
+    """An async context manager; enter and leave it in one task."""
+
+    def __init__(self, config: NodeConfig, keys: NodeKeys, genesis: Genesis) -> None:
+        check_exposure(config, genesis)
+        self.config = config
+        self.keys = keys
+        self._genesis = genesis
+        self._genesis_hash = genesis_hash(genesis)
+        self._stopping = asyncio.Event()
+        self._stop_reason = ""
+        self._stack = AsyncExitStack()
+        self._log: EventLogger = event_logger("node")
+        self._record = b""
+        self.started_at = read_clock()
+        self.announcements = Announcements()
+        self.shelf: ProviderShelf | None = None
+        self._background: list[asyncio.Task[None]] = []
+
+    # Start and stop
+
+    async def __aenter__(self) -> "Node":
+        try:
+            await self._open()
+        except BaseException:
+            await self._close(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close(kind, error, trace)
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the node to stop; safe from a signal handler on the loop."""
+        self._stop_reason = reason
+        self._stopping.set()
+
+    async def wait_stopped(self) -> None:
+        """Returns when a stop was asked for. A node that fails cancels this and raises on the way out."""
+        await self._stopping.wait()
+
+    async def _close(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._background:
+            task.cancel()
+        await self._stack.__aexit__(kind, error, trace)
+        self._log.info("stopped", reason=self._stop_reason or "failed")
+
+    async def _open(self) -> None:
+        config = self.config
+        config.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.store = Store.open(config.state / "ledger.sqlite", self._genesis)
+        self._stack.callback(self.store.close)
+        guard = None
+        if Role.AUTHORITY in config.roles:
+            guard = SignGuard.open(config.state / "guard.sqlite")
+            self._stack.callback(guard.close)
+        self.engine = assemble(config, self.keys, self._genesis, self.store, guard)
+        threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mercat")
+        self._stack.callback(threads.shutdown)
+        supervisor = await self._open_workers()
+        self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        loop = self.loop = EngineLoop(
+            self.engine,
+            self._genesis_hash,
+            read_clock,
+            Door(threads),
+            self.store,
+            threads,
+            self._tasks,
+            self.announcements,
+        )
+        self._stack.callback(loop.stop_timers)
+        signer = Signer(self.keys, self._genesis_hash)
+        self._guard = guard
+        self._signer = signer
+        executor = self.executor = EffectExecutor(self.store, guard, signer, threads, loop, self._committed)
+        self.transport = self._make_transport()
+        loop.connect(self.transport, executor)
+        self._background.append(self._tasks.create_task(executor.run()))
+        await self._stack.enter_async_context(self.transport)
+        self.control: NodeControl = Front(self)
+        executor.submit(taken_up(self.engine, self.store))
+        loop.feed(Started(Hash(os.urandom(32))))
+        if supervisor is not None:
+            self._sell(supervisor)
+        self._log.info("started", listen=self.listen_text, height=self.engine.replica.state.height)
+
+    async def _open_workers(self) -> WorkerSupervisor | None:
+        if Role.PROVIDER not in self.config.roles:
+            return None
+        self._models = ModelStore(self.config.model_store)
+        supervisor = WorkerSupervisor(self._models, slots=self.config.provider.slots)
+        return await self._stack.enter_async_context(supervisor)
+
+    def _sell(self, supervisor: WorkerSupervisor) -> None:
+        self.loop.work = WorkPump(supervisor, self._tasks, self.loop.feed)
+        self.shelf = ProviderShelf(self.config, supervisor, self._models)
+        self._background.append(self._tasks.create_task(self.shelf.open(self.addresses, self.loop.feed)))
+
+    # Links
+
+    def _make_transport(self) -> Transport:
+        host, port = parse_host_port(self.config.listen)
+        log = event_logger("transport")
+        return Transport(
+            NodeIdentity(bytes(self.keys.node)),
+            self._genesis_hash,
+            host,
+            port,
+            make_hello=self._hello,
+            on_link_up=self._link_up,
+            on_link_down=self._link_down,
+            on_messages=self._messages,
+            on_event=lambda name, fields: log.info(name, **fields),
+            peer_store=PeerStore(self.config.state / "peers", self._genesis_hash),
+            seeds=self.config.seeds,
+            loopback_only=self._genesis.development,
+        )
+
+    @property
+    def listen_text(self) -> str:
+        """``host:port`` listened on."""
+        host, port = self.transport.address
+        return f"{host}:{port}"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where peers can dial this node."""
+        return self.config.advertise or (self.listen_text,)
+
+    def _hello(self) -> Hello:
+        if not self._record:
+            now = read_clock().wall_ms
+            # The wall clock at start serves as incarnation: it grows with each life of the node.
+            record = NodeRecord(now, now, self.addresses, self.keys.account_id)
+            self._record = self._signer.sign(MessageKind.NODE_RECORD, encode(record))
+        return Hello(PROTOCOL_VERSION, self._genesis_hash, self._record, self.engine.replica.state.height)
+
+    def _link_up(self, peer: NodeId, hello: Hello, record: NodeRecord) -> None:
+        self.loop.feed(LinkUp(peer, record, hello.tip))
+
+    def _link_down(self, peer: NodeId, reason: str) -> None:
+        self.loop.feed(LinkDown(peer))
+
+    async def _messages(self, peer: NodeId, messages: tuple[WireMessage, ...], size: int) -> None:
+        await self.loop.receive(peer, messages)
+
+    # Blocks
+
+    def _committed(self, commit: CommitBlock) -> None:
+        if self._guard is not None and commit.height % _WATERMARK_EVERY == 0:
+            self._guard.raise_watermark(commit.height)

@@ -1,0 +1,38 @@
+"""Which signatures the door has to verify before a message may become an input.
+
+Law: whatever is inside a message and somebody's word is listed here, nested vouchers included; rooms behind the door
+never verify again. Source of the order: structure first, it is cheap; signatures cost 90 µs each.
+"""
+
+from protocol.engine.replica import Replica
+from protocol.ledger.signatures import nested_checks
+from protocol.messages.envelope import Envelope, open_envelope, signature_check
+from protocol.messages.market import Refusal
+from protocol.messages.transactions import Transaction
+from protocol.messages.wire import Direct, Push, WireMessage
+from protocol.primitives.codec import decode
+from protocol.primitives.signing import SignatureCheck
+from protocol.primitives.units import Hash
+
+
+def envelope_checks(genesis_hash: Hash, received: bytes) -> list[SignatureCheck]:
+    """The envelope's own signature and those nested in its payload. Raises ``MalformedMessage``."""
+    envelope, payload = open_envelope(received)
+    checks = [signature_check(genesis_hash, envelope)]
+    match payload:
+        case Transaction():
+            checks += nested_checks(genesis_hash, envelope, payload)
+        case Refusal() if payload.last_voucher is not None:
+            checks.append(signature_check(genesis_hash, decode(payload.last_voucher, Envelope)))
+        case _:
+            pass
+    return checks
+
+
+def message_checks(genesis_hash: Hash, message: WireMessage, replica: Replica) -> list[SignatureCheck]:
+    """All checks of one message. Raises ``RemoteProtocolError`` on a structure that is wrong already."""
+    match message:
+        case Push() | Direct():
+            return envelope_checks(genesis_hash, message.envelope)
+        case _:
+            return replica.checks(message)

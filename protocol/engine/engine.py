@@ -1,0 +1,347 @@
+"""The engine: takes one input at a time, hands it to the rooms that care, returns their effects in order.
+
+Law: a dispatcher, never a place for rules. What a room decided is carried to the other rooms here: a decided block to
+the market, a wish of the market to the ledger, a verdict to gossip.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+from protocol.engine import inputs
+from protocol.engine.anchors import anchors_in
+from protocol.engine.checks import message_checks
+from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
+from protocol.engine.judging import TRANSACTION_LIFETIME_MS, Judge
+from protocol.engine.ledger_facts import LedgerFacts
+from protocol.engine.own_transactions import OwnTransactions
+from protocol.engine.replica import Replica
+from protocol.engine.shop import RENEW_TIMER, Shop
+from protocol.gossip.router import GossipRouter
+from protocol.gossip.verdicts import ACCEPTED, SIGNATURE_BROKEN
+from protocol.ledger.mempool import TransactionRejected
+from protocol.market.buyer import Buyer
+from protocol.market.events import SlotsChanged
+from protocol.market.order_book import OrderBook
+from protocol.market.requests import MarketEffect, WantTransaction
+from protocol.market.seller import Seller
+from protocol.messages import peers, wire
+from protocol.messages.blocks import Block
+from protocol.messages.effects import CommitBlock, Dial, Disconnect, Effect, Notify, Now, SetTimer, Table, TimerKey
+from protocol.messages.envelope import envelope_id, open_envelope
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Offer
+from protocol.messages.transactions import Action
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.signing import SignatureCheck
+from protocol.primitives.units import AccountId, Amount, Hash, MonotonicMs, NodeId, TimestampMs
+
+HOUSEKEEPING_MS = 1_000
+"""Events are hints; whatever matters is looked over this often."""
+
+HOUSEKEEPING_TIMER = TimerKey("engine", "housekeeping")
+
+_BUYERS_KINDS = (
+    MessageKind.ACCEPTANCE,
+    MessageKind.REFUSAL,
+    MessageKind.CHUNK,
+    MessageKind.RECEIPT,
+    MessageKind.FAILURE,
+)
+_SELLERS_KINDS = (MessageKind.BID, MessageKind.AGREEMENT, MessageKind.VOUCHER, MessageKind.CANCELLATION)
+
+
+class Engine:
+    """One node's protocol, whatever its roles."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeId,
+        account: AccountId,
+        replica: Replica,
+        gossip: GossipRouter,
+        book: OrderBook,
+        buyer: Buyer,
+        seller: Seller,
+        own: OwnTransactions,
+    ) -> None:
+        self.account = account
+        self.replica = replica
+        self.gossip = gossip
+        self.book = book
+        self.buyer = buyer
+        self.seller = seller
+        self.own = own
+        self.shop = Shop(node)
+        self._node = node
+        self._facts = LedgerFacts(replica.state)
+        self._judge = Judge(replica, book, self._facts)
+        self._market_wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
+        self._wishes = 0
+
+    def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
+        """What the door has to verify before ``message`` may be received."""
+        return message_checks(self.replica.state.genesis_hash, message, self.replica)
+
+    def step(self, happened: inputs.Input, now: Now) -> list[Effect]:
+        """Handle one input completely."""
+        match happened:
+            case inputs.Started():
+                effects = self._started(happened, now)
+            case inputs.LinkUp():
+                effects = self._link_up(happened, now)
+            case inputs.LinkDown():
+                effects = self._link_down(happened.peer, now)
+            case inputs.Received():
+                effects = self._received(happened.peer, happened.message, now)
+            case inputs.Misbehaved():
+                effects = [
+                    Notify(PeerMisbehaved(happened.peer, happened.reason)),
+                    Disconnect(happened.peer, happened.reason),
+                ]
+            case inputs.BodyBroken():
+                object_id = envelope_id(open_envelope(happened.envelope)[0])
+                effects = self.gossip.judged(happened.peer, object_id, happened.envelope, SIGNATURE_BROKEN, now)
+            case inputs.Signed():
+                effects = self._signed(happened.envelope, now)
+            case inputs.TimerFired():
+                effects = self._timer(happened.key, now)
+            case inputs.WorkPrefilled():
+                effects = self._market(
+                    self.seller, self.seller.work_prefilled(happened.job, happened.input_units, now), now
+                )
+            case inputs.WorkPiece():
+                effects = self._market(
+                    self.seller,
+                    self.seller.work_piece(happened.job, happened.payload, happened.units, happened.finish, now),
+                    now,
+                )
+            case inputs.WorkFailed():
+                effects = self._market(
+                    self.seller, self.seller.work_failed(happened.job, happened.fault, happened.reason, now), now
+                )
+            case inputs.Serve():
+                effects = self._serve(happened, now)
+            case inputs.StartJob():
+                effects = self._market(self.buyer, self.buyer.start_job(happened.request, now), now)
+            case inputs.CancelJob():
+                effects = self._market(self.buyer, self.buyer.cancel(happened.request, happened.reason, now), now)
+            case inputs.WantAction():
+                effects = self.own.want(happened.request, happened.action, self.replica.state)
+            case _:
+                assert_never(happened)
+        return self._follow(effects, now)
+
+    # Life and links
+
+    def restore(
+        self,
+        *,
+        buyer_lanes: Iterable[bytes],
+        seller_lanes: Iterable[bytes],
+        own_transactions: Iterable[bytes],
+        row: Callable[[Table, bytes], bytes | None],
+        now: Now,
+    ) -> list[Effect]:
+        """Take up what an earlier life left on disk; once, before the first input. ``row`` reads one stored row."""
+        effects = [
+            *self._market(self.buyer, self.buyer.restore(buyer_lanes, row, now), now),
+            *self._market(self.seller, self.seller.restore(seller_lanes, row, now), now),
+            *self.own.restore(list(own_transactions)),
+        ]
+        return self._follow(effects, now)
+
+    def _started(self, happened: inputs.Started, now: Now) -> list[Effect]:
+        authorities = self.replica.state.genesis.authorities
+        dials: list[Effect] = [Dial(record.node, ()) for record in authorities if record.node != self._node]
+        return [
+            *(dials if self.replica.own is not None else []),
+            *self.replica.start(happened.nonce, now),
+            SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
+        ]
+
+    def _link_up(self, happened: inputs.LinkUp, now: Now) -> list[Effect]:
+        peer = happened.peer
+        return [
+            *self.replica.link_up(peer, now),
+            *self.gossip.link_up(peer, now),
+            *self._market(self.buyer, self.buyer.link_up(peer, now), now),
+            *self._market(self.seller, self.seller.link_up(peer, now), now),
+        ]
+
+    def _link_down(self, peer: NodeId, now: Now) -> list[Effect]:
+        return [
+            *self.replica.link_down(peer, now),
+            *self.gossip.link_down(peer, now),
+            *self._market(self.buyer, self.buyer.link_down(peer, now), now),
+            *self._market(self.seller, self.seller.link_down(peer, now), now),
+        ]
+
+    # Messages
+
+    def _received(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]:
+        match message:
+            case wire.Announce() | wire.Pull() | wire.Graft() | wire.Prune():
+                return self.gossip.receive(peer, message, now)
+            case wire.Push():
+                return self._pushed(peer, message.envelope, now)
+            case wire.Direct():
+                return self._direct(peer, message.envelope, now)
+            case wire.JobInput():
+                return self._market(self.seller, self.seller.job_input(peer, message, now), now)
+            case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
+                return []  # the transport's own
+            case _:
+                return self.replica.receive(peer, message, now)
+
+    def _pushed(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        envelope, payload = open_envelope(envelope_bytes)
+        ruled = self._judge.judge(peer, envelope, payload, envelope_bytes, now)
+        effects = ruled.effects + self.gossip.judged(
+            peer, envelope_id(envelope), envelope_bytes, ruled.judgement, now, ruled.expires_at
+        )
+        if envelope.kind is MessageKind.OFFER and ruled.judgement is ACCEPTED:
+            effects += self._market(self.buyer, self.buyer.book_changed(now), now)
+        return effects
+
+    def _direct(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        envelope, payload = open_envelope(envelope_bytes)
+        if envelope.kind in _BUYERS_KINDS:
+            room: Buyer | Seller = self.buyer
+        elif envelope.kind in _SELLERS_KINDS:
+            room = self.seller
+        else:
+            return [Notify(PeerMisbehaved(peer, f"sent a {envelope.kind.name} directly"))]
+        return self._market(room, room.receive(peer, envelope, payload, envelope_bytes, now), now)
+
+    def _signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        envelope, payload = open_envelope(envelope_bytes)
+        match envelope.kind:
+            case MessageKind.PROPOSAL | MessageKind.VOTE | MessageKind.FINAL | MessageKind.ATTESTATION:
+                return self.replica.signed(envelope_bytes, now)
+            case MessageKind.TRANSACTION:
+                return self._signed_transaction(envelope_bytes, now)
+            case MessageKind.OFFER:
+                assert isinstance(payload, Offer)
+                self._judge.offer(envelope, payload, now)
+                return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
+            case MessageKind.NODE_RECORD:
+                return []
+            case kind if kind in _BUYERS_KINDS:
+                # What a seller signs is what a buyer receives, and the other way round.
+                return self._market(self.seller, self.seller.signed(envelope, payload, envelope_bytes, now), now)
+            case _:
+                return self._market(self.buyer, self.buyer.signed(envelope, payload, envelope_bytes, now), now)
+
+    # Transactions of our own
+
+    def _signed_transaction(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        transaction_id, transaction = self.own.signed(envelope_bytes)
+        state = self.replica.state
+        try:
+            submitted = self.replica.submit(envelope_bytes, now)
+        except TransactionRejected as error:
+            if error.code != "duplicate":
+                return self.own.rejected(transaction, error, state)
+            submitted = []
+        expires_at = TimestampMs(now.wall_ms + TRANSACTION_LIFETIME_MS)
+        return [
+            *submitted,
+            *self.own.admitted(transaction, state),
+            *self.gossip.publish(envelope_bytes, transaction_id, expires_at, now),
+        ]
+
+    def _resubmit(self, now: Now) -> list[Effect]:
+        """Give the mempool what it has dropped of ours: its loss must not strand a nonce."""
+        effects: list[Effect] = []
+        for transaction_id, envelope_bytes in self.own.unfinished():
+            if transaction_id not in self.replica.mempool:
+                effects += self._signed_transaction(envelope_bytes, now)
+        return effects
+
+    def _want_for_market(self, room: Buyer | Seller, want: WantTransaction) -> list[Effect]:
+        action: Action = want.action
+        self._wishes += 1
+        request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), want.subject, encode(action))
+        self._market_wants[request] = (room, want.subject)
+        return self.own.want(request, action, self.replica.state)
+
+    # The market
+
+    def _market(self, room: Buyer | Seller, wanted: list[MarketEffect], now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in wanted:
+            match effect:
+                case WantTransaction():
+                    effects += self._want_for_market(room, effect)
+                case Notify(event=SlotsChanged() as changed):
+                    effects += self.shop.slots_changed(changed.slots_free, now)
+                case _:
+                    effects.append(effect)
+        return effects
+
+    def _serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
+        effects = self._market(self.seller, self.seller.serve(happened.models, now), now)
+        return effects + self.shop.serve(happened, self.seller.slots_free, *self._bond(), now)
+
+    def _bond(self) -> tuple[Amount, Amount]:
+        state = self.replica.state
+        return state.bond(self.account).amount, state.parameters.provider_bond_min
+
+    # Time and blocks
+
+    def _timer(self, key: TimerKey, now: Now) -> list[Effect]:
+        match key.room:
+            case "consensus":
+                return self.replica.timer(key, now)
+            case "gossip":
+                return self.gossip.timer(key, now)
+            case "buyer":
+                return self._market(self.buyer, self.buyer.timer(key, now), now)
+            case "seller":
+                return self._market(self.seller, self.seller.timer(key, now), now)
+        if key == RENEW_TIMER:
+            return self.shop.renew(*self._bond(), now)
+        assert key == HOUSEKEEPING_TIMER, key
+        return self._housekeeping(now)
+
+    def _housekeeping(self, now: Now) -> list[Effect]:
+        self.book.expire(now)
+        bond_min = self.replica.state.parameters.provider_bond_min
+        self.book.drop_unbonded(self._facts.bond, bond_min)
+        ledger_time = self.replica.state.ledger_time_ms
+        return [
+            *self._market(self.seller, list(self.seller.due_redemptions(now, ledger_time)), now),
+            *self._resubmit(now),
+            SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
+        ]
+
+    def _follow(self, effects: list[Effect], now: Now) -> list[Effect]:
+        """Carry what was decided to the rooms that wait for it."""
+        followed: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case CommitBlock():
+                    followed.append(effect)
+                    followed += self._follow(self._block_decided(effect, now), now)
+                case Notify(event=TransactionFailed() as failed) if failed.request in self._market_wants:
+                    room, subject = self._market_wants.pop(failed.request)
+                    rejected = room.transaction_rejected(subject, failed.reason, now)
+                    followed += self._follow(self._market(room, rejected, now), now)
+                case Notify(event=TransactionDecided() as decided) if decided.request in self._market_wants:
+                    del self._market_wants[decided.request]
+                case _:
+                    followed.append(effect)
+        return followed
+
+    def _block_decided(self, commit: CommitBlock, now: Now) -> list[Effect]:
+        block = decode(commit.decided.block, Block)
+        header, state = block.header, self.replica.state
+        decided = dict.fromkeys(commit.transactions)
+        return [
+            *anchors_in(block, self.account),
+            *self.own.block_decided(header, commit.block_hash, decided, state),
+            *self._market(self.buyer, self.buyer.block_decided(now), now),
+            *self._market(self.seller, self.seller.block_decided(now), now),
+        ]

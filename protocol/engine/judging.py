@@ -1,0 +1,122 @@
+"""Verdicts on what gossip brings: labelled checks, each room judging its own kinds.
+
+Law: standing comes from the ledger, and a failure of standing is IGNORE and retryable, never REJECT: the judge may be
+the one who lags. Only what can't be right in any state is held against the peer that sent it.
+"""
+
+from typing import NamedTuple
+
+from protocol.engine.ledger_facts import LedgerFacts
+from protocol.engine.replica import Replica
+from protocol.gossip.verdicts import ACCEPTED, EXPIRED, Judgement, ignore, reject
+from protocol.ledger.errors import NotATransaction
+from protocol.ledger.mempool import TransactionRejected
+from protocol.market.order_book import OrderBook, Ruling
+from protocol.messages.effects import Effect, Now
+from protocol.messages.envelope import Envelope, envelope_id
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Bid, Offer
+from protocol.messages.wire import Ballot
+from protocol.primitives.codec import Message
+from protocol.primitives.errors import RemoteProtocolError
+from protocol.primitives.units import AccountId, Amount, NodeId, TimestampMs
+
+TRANSACTION_LIFETIME_MS = 60_000
+"""A transaction is relayed for a minute; its sender's node brings it up again if it is still undecided then."""
+
+BALLOT_LIFETIME_MS = 5_000
+"""Votes help only while their height is open; authorities resend theirs every second."""
+
+BIDS_PER_ACCOUNT_MAX = 16
+"""Live bids of one account that are relayed."""
+
+
+class Ruled(NamedTuple):
+    """A verdict, how long an accepted object lives, and what follows from accepting it."""
+
+    judgement: Judgement
+    expires_at: TimestampMs
+    effects: list[Effect]
+
+
+class Judge:
+    """Judges objects whose signatures hold."""
+
+    def __init__(self, replica: Replica, book: OrderBook, facts: LedgerFacts) -> None:
+        self._replica = replica
+        self._book = book
+        self._facts = facts
+        self._bids: dict[AccountId, dict[bytes, TimestampMs]] = {}
+
+    def judge(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
+        """The verdict on one object, and what the other rooms want to happen because of it."""
+        match payload:
+            case Offer():
+                return Ruled(self.offer(envelope, payload, now), payload.expires_at, [])
+            case Bid():
+                return Ruled(self._bid(envelope, payload, now), payload.expires_at, [])
+        if envelope.kind is MessageKind.TRANSACTION:
+            return self._transaction(envelope_bytes, now)
+        if envelope.kind in (MessageKind.VOTE, MessageKind.FINAL):
+            return self._ballot(peer, envelope_bytes, now)
+        return Ruled(reject(f"a {envelope.kind.name} does not travel by gossip"), now.wall_ms, [])
+
+    def offer(self, envelope: Envelope, offer: Offer, now: Now) -> Judgement:
+        """Keep a provider's offer if it counts; also called for our own."""
+        account = AccountId(envelope.sender)
+        bond_min = self._replica.state.parameters.provider_bond_min
+        judged = self._book.consider_offer(
+            envelope_id(envelope), offer, account, self._facts.bond(account), bond_min, now
+        )
+        match judged.ruling:
+            case Ruling.ACCEPT:
+                return ACCEPTED
+            case Ruling.IGNORE:
+                return ignore(judged.reason, retryable=judged.retryable)
+            case Ruling.REJECT:
+                return reject(judged.reason)
+
+    def _bid(self, envelope: Envelope, bid: Bid, now: Now) -> Judgement:
+        buyer = AccountId(envelope.sender)
+        # [IGNORE] expired
+        if bid.expires_at <= now.wall_ms:
+            return EXPIRED
+        # [IGNORE] more live bids than an account may have
+        live = {unique: until for unique, until in self._bids.pop(buyer, {}).items() if until > now.wall_ms}
+        if live:
+            self._bids[buyer] = live
+        if len(live) >= BIDS_PER_ACCOUNT_MAX:
+            return ignore("too many bids of this account are live")
+        # [IGNORE] buyer can't pay it (retryable: this node may lag)
+        if self._paying_power(buyer) < bid.price_ceiling:
+            return ignore("buyer can't pay the ceiling", retryable=True)
+        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = bid.expires_at
+        return ACCEPTED
+
+    def _paying_power(self, account: AccountId) -> Amount:
+        """What an account can still spend, open channels included."""
+        state = self._replica.state
+        held = (channel.held for _, channel in state.channels_of(account) if channel.payer == account)
+        return Amount(state.account(account).balance + sum(held))
+
+    def _transaction(self, envelope_bytes: bytes, now: Now) -> Ruled:
+        expires_at = TimestampMs(now.wall_ms + TRANSACTION_LIFETIME_MS)
+        try:
+            effects = self._replica.submit(envelope_bytes, now)
+        except NotATransaction as error:
+            return Ruled(reject(str(error)), expires_at, [])
+        except TransactionRejected as error:
+            # [IGNORE] the ledger's present state refuses it; another state may not
+            # [REJECT] no state will ever take it
+            verdict = ignore(error.code, retryable=True) if error.retryable else reject(error.code)
+            return Ruled(verdict, expires_at, [])
+        return Ruled(ACCEPTED, expires_at, effects)
+
+    def _ballot(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> Ruled:
+        """A vote that reaches us by gossip because its sender has no direct link to some authority."""
+        expires_at = TimestampMs(now.wall_ms + BALLOT_LIFETIME_MS)
+        try:
+            effects = self._replica.receive(peer, Ballot(envelope_bytes), now)
+        except RemoteProtocolError as error:
+            return Ruled(reject(str(error)), expires_at, [])
+        return Ruled(ACCEPTED, expires_at, effects)

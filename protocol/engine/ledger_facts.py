@@ -1,0 +1,47 @@
+"""The ledger's state as the market wants to see it: the market never imports the ledger."""
+
+from protocol.ledger.rows import Channel
+from protocol.ledger.state import LedgerState
+from protocol.market.ledger_view import ChannelFacts
+from protocol.primitives.units import AccountId, Amount, ChannelId
+
+
+class LedgerFacts:
+    """Implements ``market.ledger_view.LedgerView`` over the state after the last decided block."""
+
+    def __init__(self, state: LedgerState) -> None:
+        self._state = state
+
+    def channel(self, channel: ChannelId) -> ChannelFacts | None:
+        """The channel, or ``None`` when it is unknown or has ended."""
+        held = self._state.channel(channel)
+        return _facts(channel, held) if held is not None else None
+
+    def channels_between(self, payer: AccountId, payee: AccountId) -> tuple[ChannelFacts, ...]:
+        """All channels from payer to payee, closing ones included, in the order of their ids."""
+        found = [
+            _facts(channel_id, channel)
+            for channel_id, channel in self._state.channels_of(payer)
+            if channel.payer == payer and channel.payee == payee
+        ]
+        return tuple(sorted(found, key=lambda facts: facts.channel))
+
+    def balance(self, account: AccountId) -> Amount:
+        """What the account can spend, in base units."""
+        return self._state.account(account).balance
+
+    def bond(self, account: AccountId) -> Amount:
+        """What the account has at stake, in base units; what is unlocking no longer counts."""
+        return self._state.bond(account).amount
+
+
+def _facts(channel_id: ChannelId, channel: Channel) -> ChannelFacts:
+    return ChannelFacts(
+        channel=channel_id,
+        payer=channel.payer,
+        payee=channel.payee,
+        deposit=channel.deposit,
+        redeemed=channel.lanes,
+        closing=channel.closing_at is not None,
+        open_since=channel.opened_at,
+    )
