@@ -98,5 +98,5 @@ def show(
         for part in key.split("."):
             value = getattr(value, part)
         view[key] = {"value": _plain(value), "source": source}
-        rows.append((key, "-" if value is None else msgspec.json.encode(_plain(value)).decode(), source))
-    output.show(view, table(("KEY", "VALUE", "SOURCE"), rows), (key for key, _, _ in rows))
+        rows.append((key, source, "-" if value is None else msgspec.json.encode(_plain(value)).decode()))
+    output.show(view, table(("KEY", "SOURCE", "VALUE"), rows), (key for key, _, _ in rows))

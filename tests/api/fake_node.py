@@ -1,0 +1,230 @@
+"""A node that has no network: it answers as ``NodeControl`` promises, so that API and command line can be tested alone.
+
+The model that a job names decides how the job goes.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from node.api.server import serve_control
+from node.keystore.development import development_keys
+from node.keystore.keys import KeyPurpose, address_of
+from node.runtime.control import (
+    AccountView,
+    BlockTransactionView,
+    BlockView,
+    ChannelView,
+    ControlError,
+    JobView,
+    LedgerView,
+    ModelView,
+    NodeControl,
+    OfferView,
+    PeerView,
+    ProviderModelView,
+    ProviderView,
+    QuoteRow,
+    QuoteView,
+    RunEvent,
+    RunRequest,
+    StatusView,
+    SupplyView,
+    TransactionView,
+)
+
+JOB = "ab" * 32
+OWN = address_of(KeyPurpose.ACCOUNT, development_keys("buyer-1", False).account)
+OTHER = address_of(KeyPurpose.ACCOUNT, development_keys("provider-1", False).account)
+MODELS = {
+    "talker": "gguf",
+    "bytes": "onnx",
+    "endless": "gguf",
+    "broken": "gguf",
+    "poor": "gguf",
+    "late": "gguf",
+    "slow": "gguf",
+    "escape": "echo",
+    "hangup": "echo",
+}
+
+
+class FakeNode:
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[RunRequest] = []
+        self.calls: list[tuple[object, ...]] = []
+        self.cancelled = threading.Event()
+        self.closed = threading.Event()
+
+    def status(self) -> StatusView:
+        return StatusView(
+            network="test",
+            genesis_hash="00" * 32,
+            development=True,
+            version="0",
+            roles=("buyer",),
+            node="mcnode1x",
+            account=OWN,
+            authority=None,
+            listen="127.0.0.1:1",
+            height=7,
+            block_hash="11" * 32,
+            block_timestamp_ms=1_700_000_000_000,
+            peers=(PeerView("mcnode1y", "127.0.0.1:2", "out", 7, True),),
+            live_offers=2,
+            isolation=None,
+            selling=False,
+            not_selling_because=None,
+            uptime_ms=5_000,
+        )
+
+    def models(self) -> tuple[ModelView, ...]:
+        return tuple(
+            ModelView(name, f"mcmodel1{name}", runtime, 1, 2, 10_000, 40_000, 1_000, 4096, 1024)
+            for name, runtime in MODELS.items()
+        )
+
+    def offers(self) -> tuple[OfferView, ...]:
+        return (
+            OfferView(
+                OTHER, "mcnode1z", "talker\x1b[31m", "mcmodel1talker", "gguf", "b", "s", "north", "strong",
+                2, 1, 1_000, 10_000, 40_000, 4096, 1024, 0, 50_000_000,
+            ),
+        )  # fmt: skip
+
+    def quote(self, request: RunRequest) -> QuoteView:
+        self.requests.append(request)
+        rows = (QuoteRow(OTHER, True, 250_000, None), QuoteRow("mc1other", False, 0, "no slot free"))
+        return QuoteView(request.model, rows)
+
+    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        self.requests.append(request)
+        name = request.model.removeprefix("mcmodel1")
+        if name == "poor":
+            raise ControlError("funds", "the account holds 0.10 credits, 1.00 are needed", 4)
+        try:
+            yield RunEvent("request", {"request": "cd" * 32})
+            if name == "late":
+                raise ControlError("no_provider", "every provider refused", 5)
+            yield RunEvent("agreed", {"job": JOB, "provider": OTHER, "price_ceiling": 250_000})
+            yield RunEvent("input", {"input_units": 3})
+            async for event in self._output(name, request):
+                yield event
+        finally:
+            self.closed.set()
+
+    async def _output(self, name: str, request: RunRequest) -> AsyncIterator[RunEvent]:
+        if name == "broken":
+            yield RunEvent("output", {}, b"half")
+            yield RunEvent("failed", {"job": JOB, "fault": "PROVIDER", "reason": "the worker died", "paid": 1_500})
+            return
+        if name == "slow":
+            yield RunEvent("failed", {"reason": "first output took too long", "code": "timeout", "exit_code": 124})
+            return
+        if name == "hangup":
+            return
+        if name == "endless":
+            yield RunEvent("output", {}, b"tick")
+            await asyncio.Event().wait()
+        payload = (
+            b"\x1b[31mred\x1b[0m\n" if name == "escape" else request.body if name == "bytes" else b"Hello \xc3\xa9"
+        )
+        yield RunEvent("output", {}, payload[:7])
+        yield RunEvent("output", {}, payload[7:])
+        facts: dict[str, str | int | bool | None] = {
+            "job": JOB, "receipt": "ef" * 32, "input_units": 3, "output_units": 2, "amount": 1_234_500,
+        }  # fmt: skip
+        yield RunEvent("finished", facts)
+
+    async def cancel(self, job: str) -> JobView:
+        self.calls.append(("cancel", job))
+        self.cancelled.set()
+        return self.job(job)
+
+    def jobs(self) -> tuple[JobView, ...]:
+        return (self.job(JOB), self.job("abcd" + "0" * 60))
+
+    def job(self, job: str) -> JobView:
+        if not job.startswith("ab"):
+            raise ControlError("job_not_found", f"no job {job}", 1)
+        timeline = ((1_700_000_000_000, "agreed", "by both"),)
+        return JobView(job, "buyer", "cancelled", "talker", OTHER, 1_700_000_000_000, 3, 2, 1_500, None, None, timeline)
+
+    def receipt(self, job: str) -> bytes:
+        self.job(job)
+        return b'{"receipt": true}\n'
+
+    async def settle(self, job: str, timeout_ms: int) -> int:
+        self.calls.append(("settle", job, timeout_ms))
+        return 9
+
+    def account(self, account: str | None) -> AccountView:
+        return AccountView(account or OWN, 1_000_000_000, 3, 0, 0, 10_000_000)
+
+    async def send(self, recipient: str, amount: int, timeout_ms: int) -> TransactionView:
+        self.calls.append(("send", recipient, amount))
+        if amount > 10**9:
+            raise ControlError("funds", "not enough money", 4)
+        return TransactionView("aa" * 32, 8, "bb" * 32)
+
+    def channels(self) -> tuple[ChannelView, ...]:
+        return (ChannelView("mcchan1abcd", OWN, OTHER, "payer", 10_000_000, 0, 1_500, 1, "open", None),)
+
+    async def close_channel(self, channel: str, timeout_ms: int) -> TransactionView:
+        self.calls.append(("close", channel))
+        return TransactionView("aa" * 32, 8, "bb" * 32)
+
+    async def bond(self, amount: int, timeout_ms: int) -> TransactionView:
+        self.calls.append(("bond", amount))
+        return TransactionView("aa" * 32, 8, "bb" * 32)
+
+    async def unbond(self, amount: int, timeout_ms: int) -> TransactionView:
+        raise ControlError("timeout", "no block within the time", 124)
+
+    def provider(self) -> ProviderView:
+        models = (ProviderModelView("talker", "mcmodel1talker", "gguf", "ready", 120),)
+        checks = (("start the sandbox", True, "namespaces"),)
+        return ProviderView(True, None, "strong", checks, 50_000_000, 10_000_000, 2, 2, models, 4, 5_000, 1_000)
+
+    def ledger(self) -> LedgerView:
+        return LedgerView(7, "11" * 32, 1_700_000_000_000, 90_000, "22" * 32, ("mcauth1a", "mcauth1b"), 3, 0)
+
+    def block(self, height: int) -> BlockView:
+        if height > 7:
+            raise ControlError("block_not_found", f"the tip is 7, not {height}", 1)
+        transactions = (BlockTransactionView("aa" * 32, OWN, 1, 100, "transfer", "1.00 credits to mc1…"),)
+        return BlockView(
+            height, "11" * 32, "10" * 32, 1_700_000_000_000, 90_000, "22" * 32, "33" * 32, 1, ("a",), transactions
+        )
+
+    def supply(self) -> SupplyView:
+        raise RuntimeError("a defect")
+
+
+_: type[NodeControl] = FakeNode
+
+
+@contextlib.contextmanager
+def served(path: Path, node: FakeNode) -> Iterator[None]:
+    """The node's control API in a thread of its own while the context lasts."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with serve_control(node, path):
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()

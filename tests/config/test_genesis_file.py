@@ -1,0 +1,111 @@
+"""The genesis file: one genesis, two spellings."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from node.config.genesis_file import GenesisInvalid, genesis_from_json, genesis_to_json, load_genesis, make_genesis
+from node.keystore.development import development_keys
+from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
+from protocol.primitives.units import AMOUNT_MAX, Amount, AuthorityId, TimestampMs
+
+PARAMETERS = msgspec.convert((15_000, 500, 10_000, 500, 5_000, 10_000, 1, 1, 1, 1), Parameters)
+
+
+def authority(name: str) -> AuthorityRecord:
+    keys = development_keys(name, True)
+    assert keys.authority_id is not None
+    return AuthorityRecord(AuthorityId(keys.authority_id), keys.account_id, keys.node_id, name)
+
+
+def allocation(name: str, balance: int = 5) -> Allocation:
+    return Allocation(development_keys(name, False).account_id, Amount(balance), Amount(0))
+
+
+def genesis(
+    authorities: tuple[AuthorityRecord, ...] | None = None, allocations: tuple[Allocation, ...] = ()
+) -> Genesis:
+    return make_genesis(
+        network="test",
+        development=False,
+        created_at=TimestampMs(1),
+        parameters=PARAMETERS,
+        authorities=authorities or (authority("a"), authority("b")),
+        allocations=allocations or (allocation("a"), allocation("c")),
+    )
+
+
+def test_file_gives_the_same_genesis_and_hash_back() -> None:
+    made = genesis()
+    again = genesis_from_json(genesis_to_json(made), "x")
+    assert again == made
+    assert genesis_hash(again) == genesis_hash(made)
+
+
+def test_order_of_contributions_changes_nothing() -> None:
+    other = genesis((authority("b"), authority("a")), (allocation("c"), allocation("a")))
+    assert genesis_hash(other) == genesis_hash(genesis())
+
+
+@pytest.mark.parametrize(
+    ("authorities", "allocations", "reason"),
+    [
+        ((authority("a"), authority("a")), (), "authority is named twice"),
+        ((), (allocation("a"), allocation("a")), "allocation is named twice"),
+        ((), (allocation("a", AMOUNT_MAX), allocation("b", 1)), "largest amount"),
+    ],
+)
+def test_genesis_that_contradicts_itself_is_refused(
+    authorities: tuple[AuthorityRecord, ...], allocations: tuple[Allocation, ...], reason: str
+) -> None:
+    with pytest.raises(GenesisInvalid, match=reason):
+        genesis(authorities, allocations)
+
+
+def _changed(**changes: Any) -> bytes:
+    tree = msgspec.json.decode(genesis_to_json(genesis()))
+    for key, value in changes.items():
+        tree[key] = value
+    return msgspec.json.encode(tree)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        _changed(format="other/1"),
+        _changed(extra=1),
+        _changed(network=""),
+        _changed(created_at=-1),
+        _changed(authorities=[]),
+        _changed(allocations=[{"account": "mc1qqq", "balance": 1, "bond": 0}]),
+        _changed(allocations=[{"account": "mc1qqq", "balance": -1, "bond": 0}]),
+        _changed(parameters={}),
+    ],
+)
+def test_file_that_is_no_genesis_is_refused_by_name(content: bytes) -> None:
+    with pytest.raises(GenesisInvalid, match=r"here\.json"):
+        genesis_from_json(content, "here.json")
+
+
+def test_node_address_in_an_accounts_place_is_refused() -> None:
+    tree = msgspec.json.decode(genesis_to_json(genesis()))
+    tree["allocations"][0]["account"] = tree["authorities"][0]["node"]
+    with pytest.raises(GenesisInvalid, match="mc1"):
+        genesis_from_json(msgspec.json.encode(tree), "x")
+
+
+def test_share_above_everything_is_refused() -> None:
+    tree = msgspec.json.decode(genesis_to_json(genesis()))
+    tree["parameters"]["redeem_fee_share_ppm"] = 1_000_001
+    with pytest.raises(GenesisInvalid):
+        genesis_from_json(msgspec.json.encode(tree), "x")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(GenesisInvalid, match=r"none\.json"):
+        load_genesis(tmp_path / "none.json")

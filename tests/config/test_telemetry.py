@@ -1,0 +1,41 @@
+"""Log events: one JSON object a line, without secrets."""
+
+import io
+import json
+
+import structlog
+
+from node.telemetry import WITHHELD, configure_events, event_logger, job_scope
+
+
+def emitted(level: str = "info", **fields: str | bytes | int) -> list[dict[str, object]]:
+    stream = io.StringIO()
+    configure_events(stream, level, as_json=True)
+    try:
+        log = event_logger("market")
+        log.debug("quiet")
+        with job_scope(b"\x01" * 32):
+            log.info("job_done", **fields)
+        log.info("after")
+    finally:
+        structlog.reset_defaults()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_event_is_one_json_line_with_room_and_job() -> None:
+    done, after = emitted(units=3)
+    assert (done["event"], done["room"], done["units"], done["level"]) == ("job_done", "market", 3, "info")
+    assert done["job"] == "01" * 32
+    assert "job" not in after
+
+
+def test_secrets_and_long_bytes_never_reach_the_log() -> None:
+    fields = dict.fromkeys(sorted(WITHHELD), "the prompt")
+    done, _ = emitted("info", **fields, blob=b"x" * 1000)
+    assert "the prompt" not in json.dumps(done)
+    assert done["blob"] == "(1000 bytes)"
+
+
+def test_level_holds_back_lesser_events() -> None:
+    assert [event["event"] for event in emitted("debug")] == ["quiet", "job_done", "after"]
+    assert emitted("warning") == []
