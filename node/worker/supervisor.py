@@ -16,12 +16,12 @@ from node.worker.errors import CapacityExceeded, IsolationUnavailable, JobTimedO
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
 from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
-from node.worker.runtimes import runtime_build
+from node.worker.runtimes import available_runtimes, runtime_build
 from node.worker.sandbox.probe import Check, IsolationLevel, IsolationReport, probe
 
 __all__ = [
     "Check", "IsolationReport", "JobRequest", "LoadedModel", "Prefilled", "WorkerChunk", "WorkerJob",
-    "WorkerLimits", "WorkerSupervisor",
+    "WorkerLimits", "WorkerSupervisor", "available_runtimes", "probe",
 ]  # fmt: skip
 
 MODELS_LOADED_MAX = 8  # also the number of user ids one node takes

@@ -188,6 +188,13 @@ print(os.geteuid(), report.level, report.summary())
 """
 
 
+def test_an_event_loop_that_leaks_descriptors_leaks_none_into_the_worker() -> None:
+    """uvloop's children inherit one end of a pipe under a high number."""
+    program = "import uvloop; uvloop.install()" + PROBE
+    result = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert result.stdout.split()[:2] == [str(os.geteuid()), "strong"], result
+
+
 def test_a_checkout_under_a_closed_folder_works(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

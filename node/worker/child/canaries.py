@@ -130,7 +130,7 @@ def unbound_files() -> str:
 
 
 def inherited_descriptors() -> str:
-    for descriptor in range(4, 256):
+    for descriptor in range(4, 65536):
         try:
             status = os.fstat(descriptor)
         except OSError:

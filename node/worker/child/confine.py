@@ -9,10 +9,11 @@ import resource
 import struct
 
 SYS_SECCOMP = 317
+SYS_CLOSE_RANGE = 436
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_TSYNC = 1
 PR_SET_NO_NEW_PRIVS = 38
-DESCRIPTORS_MAX = 64
+DESCRIPTORS_MAX = 1 << 16
 
 
 class ConfinementFailed(Exception):
@@ -31,7 +32,8 @@ def keep_only_pipes() -> tuple[int, int]:
     Native code prints to standard output; afterwards that goes to standard error and can't break a frame. Returns the
     descriptors to read frames from and to write frames to.
     """
-    os.closerange(3, DESCRIPTORS_MAX)
+    if ctypes.CDLL(None).syscall(SYS_CLOSE_RANGE, 3, ctypes.c_uint(0xFFFFFFFF), 0) != 0:
+        os.closerange(3, DESCRIPTORS_MAX)  # a kernel before 5.9; an inherited number may lie above today's limit
     writing = os.dup(1)
     os.dup2(2, 1)
     return 0, writing

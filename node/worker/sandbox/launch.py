@@ -213,6 +213,7 @@ def specify(
     arguments += ["--", f"{PYTHON_HOME}/bin/python", "-I", "-S", "-B", "-c", command.source]
     return Specification(
         parent=os.getpid(),
+        descriptors=[descriptor for descriptor in (filters, info) if descriptor >= 0],
         uid=uid,
         staged=[str(path) for path in staged],
         cgroup_files=group.join_files(),

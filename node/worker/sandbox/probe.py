@@ -12,7 +12,7 @@ from node.worker.child.canaries import ATTACKS
 from node.worker.child.frames import MalformedFrame, Value, encode
 from node.worker.errors import IsolationUnavailable, RuntimeUnavailable
 from node.worker.frames import CanaryDone, Confined, FrameStalled, FrameTooLong, read_frame
-from node.worker.limits import WorkerLimits
+from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.runtimes import CHILD_SOURCE, child_binds
 from node.worker.sandbox import seccomp
 from node.worker.sandbox.launch import ALL_LAYERS, Command, Layers, SandboxedProcess, launch
@@ -89,7 +89,7 @@ async def canaries(
     return done, process, status
 
 
-async def probe(limits: WorkerLimits, layers: Layers = ALL_LAYERS) -> IsolationReport:
+async def probe(limits: WorkerLimits = DEFAULT_LIMITS, layers: Layers = ALL_LAYERS) -> IsolationReport:
     """Start a sandbox and attack it. Never raises for what the machine lacks: that is in the report."""
     names = tuple(ATTACKS)
     try:

@@ -8,6 +8,7 @@ Law: standard library only, nothing of ours is imported; the order is stage, lim
 specification is JSON on the descriptor named by the first argument.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -28,6 +29,7 @@ class Specification(TypedDict):
     """What the node asks for. An argument `{n}` stands for the place of path n in `staged`."""
 
     parent: int
+    descriptors: list[int]
     uid: int | None
     staged: list[str]
     cgroup_files: list[str]
@@ -94,6 +96,14 @@ def drop_root(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def close_all_but(kept: list[int]) -> None:
+    """Close every inherited descriptor that isn't ours to pass on, whatever the node's event loop left open."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
+
+
 def filled(argument: str, places: list[str]) -> str:
     """The argument, or the staged path that it stands for."""
     placeholder = re.fullmatch(r"\{([0-9]+)\}", argument)
@@ -107,6 +117,7 @@ def main() -> NoReturn:
         wanted: Specification = json.load(stream)
     try:
         die_with(wanted["parent"])
+        close_all_but(wanted["descriptors"])
         for path in wanted["cgroup_files"]:
             with open(path, "w", encoding="ascii") as group:
                 group.write(str(os.getpid()))
