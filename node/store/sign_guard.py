@@ -78,7 +78,6 @@ class SignGuard:
             for height, view, guard_class, payload in rows
         ]
 
-    @property
     def watermark(self) -> Height:
         """The highest closed height; 0 at first."""
         with self._using() as connection:
