@@ -98,7 +98,7 @@ class Delivery:
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
         leaf = receipt_leaf(envelope_bytes)
         due = attempt.progress.due
-        lane_put, voucher, proof = core.books.pay(agreement.channel, agreement.lane, due, leaf)
+        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, due, leaf)
         assert proof is not None
         attempt.paid = due
         record = ReceiptRecord(
@@ -119,11 +119,11 @@ class Delivery:
             output=output,
         )
         core.unsealed[(agreement.channel, agreement.lane)] = record
+        # The end of the attempt puts the lane's row, which holds the voucher: before the voucher goes.
         return [
-            lane_put,
             Put(Table.RECEIPT, attempt.job, encode(record)),
-            core.send_voucher(voucher, attempt.node),
             *core.finish_done(job, receipt, now),
+            core.send_voucher(voucher, attempt.node),
         ]
 
     def refused(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:

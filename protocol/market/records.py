@@ -71,6 +71,8 @@ class SellerLane(Message, frozen=True):
     channel: ChannelIdField
     lane: LaneField
     buyer: AccountIdField
+    node: NodeIdField
+    """The buyer's node at the lane's last job."""
     position: LanePosition
     accumulator: Accumulator
     voucher: bytes

@@ -24,6 +24,7 @@ from protocol.primitives.units import (
 )
 from protocol.settlement.accumulator import EMPTY, MembershipProof
 from protocol.settlement.vouchers import (
+    LanePosition,
     ReceiptsFell,
     SequenceNotRising,
     VoucherInvalid,
@@ -71,9 +72,15 @@ class SellerBooks:
         """Every channel with a lane, in the order of ids."""
         return tuple(sorted(self._channels))
 
-    def reserved_elsewhere(self, channel: ChannelId, lane: int) -> Amount:
-        """What all other lanes have been promised or may yet come to."""
-        return Amount(sum(_bound(held) for number, held in self._channels.get(channel, {}).items() if number != lane))
+    def reserved_elsewhere(self, channel: ChannelId, lane: int, redeemed: tuple[LanePosition, ...]) -> Amount:
+        """What all other lanes have been promised or may yet come to.
+
+        ``redeemed`` is the ledger's word on the channel's lanes: it counts where our own books know less.
+        """
+        bounds = {position.lane: int(position.cumulative) for position in redeemed}
+        for number, held in self._channels.get(channel, {}).items():
+            bounds[Lane(number)] = max(_bound(held), bounds.get(Lane(number), 0))
+        return Amount(sum(bound for number, bound in bounds.items() if number != lane))
 
     def begin(self, agreement: Agreement, job: MessageId) -> Put:
         """Give the lane to a job: what the buyer did not pay before is written off here."""
@@ -83,6 +90,7 @@ class SellerBooks:
             channel=agreement.channel,
             lane=agreement.lane,
             buyer=agreement.buyer,
+            node=agreement.buyer_node,
             position=held.position if held is not None else unused_lane(agreement.lane),
             accumulator=held.accumulator if held is not None else EMPTY,
             voucher=held.voucher if held is not None else b"",
@@ -110,6 +118,7 @@ class SellerBooks:
         envelope_bytes: bytes,
         own: AccountId,
         deposit: int,
+        redeemed: tuple[LanePosition, ...],
         due: Amount | None,
         chunk: int,
         now: TimestampMs,
@@ -125,7 +134,7 @@ class SellerBooks:
             channel=held.channel,
             payee=own,
             position=held.position,
-            other_lanes_total=self._promised_elsewhere(held),
+            other_lanes_total=self._promised_elsewhere(held, redeemed),
             deposit=deposit,
         )
         paid = held.paid
@@ -178,9 +187,11 @@ class SellerBooks:
             return Amount(max(held.earned, voucher.cumulative))
         return held.earned
 
-    def _promised_elsewhere(self, held: SellerLane) -> int:
-        lanes = self._channels[held.channel].items()
-        return sum(other.position.cumulative for number, other in lanes if number != held.lane)
+    def _promised_elsewhere(self, held: SellerLane, redeemed: tuple[LanePosition, ...]) -> int:
+        promised = {position.lane: position.cumulative for position in redeemed}
+        for number, other in self._channels[held.channel].items():
+            promised[Lane(number)] = max(other.position.cumulative, promised.get(Lane(number), Amount(0)))
+        return sum(amount for number, amount in promised.items() if number != held.lane)
 
     def _keep(self, row: SellerLane) -> Put:
         self._channels.setdefault(row.channel, {})[row.lane] = row

@@ -1,0 +1,95 @@
+"""When a provider turns vouchers into money.
+
+Law: a voucher is redeemed once: only what is above the ledger's own position of the lane is asked for, and a channel
+with a redemption under way is left alone until the ledger shows it or its time to wait is over. Work goes on meanwhile.
+"""
+
+from msgspec import Struct
+
+from protocol.market.ledger_view import ChannelFacts
+from protocol.market.policies import SellerPolicy
+from protocol.market.records import SellerLane
+from protocol.market.requests import WantTransaction
+from protocol.market.seller_books import SellerBooks
+from protocol.messages.effects import Now, Put
+from protocol.messages.transactions import ChannelRedeem
+from protocol.primitives.units import Amount, ChannelId, Lane, MonotonicMs
+from protocol.settlement.vouchers import LanePosition
+
+
+class Redeemable(Struct, frozen=True):
+    """What waits on one channel: lanes with a better voucher than the ledger has, and their worth in base units."""
+
+    lanes: tuple[SellerLane, ...]
+    worth: Amount
+
+
+class Redemption:
+    """Decides which channels to redeem."""
+
+    def __init__(self, books: SellerBooks, policy: SellerPolicy) -> None:
+        self._books = books
+        self._policy = policy
+        self._asked: dict[ChannelId, MonotonicMs] = {}
+        """Channel → until when a redemption counts as under way."""
+
+    def redeemable(self, facts: ChannelFacts) -> Redeemable:
+        """What the ledger would still pay on a channel."""
+        redeemed = {position.lane: position for position in facts.redeemed}
+        lanes = tuple(lane for lane in self._books.lanes_of(facts.channel) if _worth(lane, redeemed) > 0)
+        return Redeemable(lanes, Amount(sum(_worth(lane, redeemed) for lane in lanes)))
+
+    def due(self, now: Now, channels: tuple[ChannelFacts, ...]) -> list[WantTransaction | Put]:
+        """Redemptions that are due, closing channels first, then by worth; and rows of channels that are paid out."""
+        wanted: list[tuple[bool, int, ChannelFacts, Redeemable]] = []
+        settled: list[WantTransaction | Put] = []
+        for facts in channels:
+            found = self.redeemable(facts)
+            if not found.lanes:
+                self._asked.pop(facts.channel, None)
+                settled.extend(self._books.redeemed(facts.channel))
+            elif self._asked.get(facts.channel, MonotonicMs(0)) <= now.monotonic_ms and self._is_due(found, facts, now):
+                wanted.append((not facts.closing, -found.worth, facts, found))
+        wanted.sort(key=lambda entry: (entry[0], entry[1], entry[2].channel))
+        return [*settled, *(self._ask(facts, found, now) for _, _, facts, found in wanted)]
+
+    def now(self, facts: ChannelFacts, now: Now) -> list[WantTransaction]:
+        """Redeem a channel because its owner says so; nothing if nothing waits or it is under way."""
+        found = self.redeemable(facts)
+        if not found.lanes or self._asked.get(facts.channel, MonotonicMs(0)) > now.monotonic_ms:
+            return []
+        return [self._ask(facts, found, now)]
+
+    def rejected(self, channel: ChannelId, now: Now) -> None:
+        """The ledger did not take it: ask again later, not at once."""
+        if channel in self._asked:
+            self._asked[channel] = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
+
+    def _is_due(self, found: Redeemable, facts: ChannelFacts, now: Now) -> bool:
+        policy = self._policy
+        # [closing] what is not redeemed in the challenge window is lost
+        if facts.closing:
+            return True
+        # [worth] not for less than the fee
+        if found.worth < policy.redeem_worth_min:
+            return False
+        # [amount] so much is not left at risk
+        if found.worth >= policy.redeem_amount:
+            return True
+        # [age] nor for so long
+        since = min(lane.unredeemed_since for lane in found.lanes)
+        return now.wall_ms - since >= policy.redeem_age_ms
+
+    def _ask(self, facts: ChannelFacts, found: Redeemable, now: Now) -> WantTransaction:
+        self._asked[facts.channel] = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
+        vouchers = tuple(lane.voucher for lane in found.lanes)
+        return WantTransaction(ChannelRedeem(facts.channel, vouchers), facts.channel)
+
+
+def _worth(lane: SellerLane, redeemed: dict[Lane, LanePosition]) -> int:
+    last = redeemed.get(lane.lane)
+    if last is None:
+        return lane.position.cumulative
+    if lane.position.sequence <= last.sequence:
+        return 0
+    return max(0, lane.position.cumulative - last.cumulative)

@@ -1,0 +1,342 @@
+"""The seller's side of all jobs of this node.
+
+Law: one input, one step: each method takes what happened and the time, changes the state, and returns the effects in
+the order in which they must be carried out. Signatures are settled before anything gets here, and messages of one link
+arrive in the order in which they were sent (or not at all); only BID, AGREEMENT and input may overtake each other.
+
+    restore(lane_rows, row, now)                              once, before anything else
+    start(now)                                                sets the timer of redemptions
+    set_models(models)                                        what is sold from now on, and on which terms
+    make_offer(sequence, expires_at, addresses, region, isolation)   the offer to sign and publish
+    receive(peer, envelope, payload, envelope_bytes, now)     BID, AGREEMENT, VOUCHER, CANCELLATION
+    receive_input(peer, job_input, now)                       a JobInput
+    signed(envelope, payload, envelope_bytes, now)            own ACCEPTANCE, CHUNK, RECEIPT handed back
+    work_prefilled(job, input_units, now)                     answers the first PullWork
+    work_piece(job, payload, units, finish, now)              answers each later one
+    work_failed(job, fault, reason, now)
+    timer(key, now)                                           keys with room == "seller"
+    link_up(peer, now), link_down(peer, now)
+    block_decided(now)                                        LedgerView shows a new block
+    transaction_rejected(subject, reason, now)                a WantTransaction will not be taken
+    redeem_now(channel, now)                                  the owner asks for it
+"""
+
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
+
+from protocol.market.ledger_view import ChannelFacts, LedgerView
+from protocol.market.policies import SellerPolicy
+from protocol.market.records import (
+    HISTORY_ENTRIES_MAX,
+    HistoryEntry,
+    JobRecord,
+    ReceiptRecord,
+    SellerLane,
+)
+from protocol.market.redemption import Redeemable, Redemption
+from protocol.market.requests import MarketEffect
+from protocol.market.seller_books import SellerBooks
+from protocol.market.seller_core import ROOM, SellerCore
+from protocol.market.seller_delivery import Selling
+from protocol.market.seller_intake import Intake
+from protocol.market.seller_job import SALE_EXPIRIES, Piece, SellerJob, SellerState
+from protocol.messages.effects import Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.envelope import Envelope, envelope_id, open_as
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import (
+    Acceptance,
+    Agreement,
+    Bid,
+    Cancellation,
+    Chunk,
+    Failure,
+    FaultKind,
+    FinishReason,
+    ModelOffer,
+    Offer,
+    Receipt,
+    Voucher,
+)
+from protocol.messages.wire import Direct, JobInput
+from protocol.primitives.codec import Message, decode, encode
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    ChannelId,
+    MessageId,
+    MonotonicMs,
+    NodeId,
+    SequenceNumber,
+    TimestampMs,
+)
+from protocol.settlement.chunks import Progress
+
+_REDEEM_TIMER = TimerKey(ROOM, "redeem")
+_REDEEM_LOOK_MS_MAX = 60_000
+_REDEEM_LOOK_MS_MIN = 1_000
+"""Blocks may come every 20 ms; channels are not all looked through that often."""
+_RESTARTED = "this node restarted while the job was under way"
+
+
+class Seller:
+    """Dispatches inputs to the steps of ``Intake``, ``Selling`` and ``Redemption``."""
+
+    def __init__(
+        self, own: AccountId, own_node: NodeId, ledger: LedgerView, policy: SellerPolicy | None = None
+    ) -> None:
+        self._core = SellerCore(own, own_node, ledger, policy or SellerPolicy())
+        self._intake = Intake(self._core)
+        self._selling = Selling(self._core)
+        self._redemption = Redemption(self._core.books, self._core.policy)
+        self._to_tell: dict[NodeId, list[Failure]] = {}
+        self._looked_at: MonotonicMs | None = None
+        """When channels were last looked through for redemptions."""
+
+    def set_models(self, models: Iterable[ModelOffer]) -> None:
+        """What is sold from now on. Jobs under way go on by their agreements."""
+        self._core.models = {served.model: served for served in models}
+
+    def slots_free(self) -> int:
+        """How many more jobs this node takes now."""
+        return self._core.slots_free()
+
+    def make_offer(
+        self,
+        sequence: SequenceNumber,
+        expires_at: TimestampMs,
+        addresses: tuple[str, ...],
+        region: str,
+        isolation: str,
+    ) -> Offer:
+        """The offer to sign and publish now."""
+        core = self._core
+        models = tuple(core.models[model] for model in sorted(core.models))
+        slots = core.policy.slots
+        return Offer(
+            core.own_node, sequence, expires_at, addresses, region, isolation, slots, core.slots_free(), models
+        )
+
+    def start(self, now: Now) -> list[MarketEffect]:
+        """Begin to look after redemptions."""
+        return [self._redeem_timer(now)]
+
+    def receive(
+        self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
+        """A buyer's statement."""
+        signer = AccountId(envelope.sender)
+        match payload:
+            case Voucher():
+                return self._selling.voucher(payload, signer, envelope_bytes, now)
+            case Bid():
+                return self._intake.bid(envelope_id(envelope), payload, signer, envelope_bytes, now)
+            case Agreement():
+                return self._intake.agreement(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
+            case Cancellation():
+                job = self._core.jobs.get(payload.job)
+                if job is None:
+                    return self._intake.cancelled(payload.job, signer)
+                if job.agreement.buyer != signer:
+                    return []
+                return self._selling.cancelled(job, payload.reason, now)
+            case _:
+                return []
+
+    def receive_input(self, peer: NodeId, job_input: JobInput, now: Now) -> list[MarketEffect]:
+        """The input of an agreement that came, or is about to."""
+        return self._intake.job_input(peer, job_input, now)
+
+    def signed(self, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
+        """A statement of our own, signed: kept for the receipt and for sending it again."""
+        if not isinstance(payload, Acceptance | Chunk | Receipt):
+            return []
+        job = self._core.jobs.get(payload.job)
+        if job is None:
+            return []
+        match payload:
+            case Receipt():
+                return self._selling.signed_receipt(job, envelope_bytes)
+            case Chunk():
+                if payload.index == job.progress.chunks - 1 and job.chunks_paid < job.progress.chunks:
+                    job.unanswered.append(envelope_bytes)
+            case Acceptance():
+                job.acceptance_bytes = envelope_bytes
+                if job.chunks_paid == 0:
+                    job.unanswered.insert(0, envelope_bytes)
+        return []
+
+    def work_prefilled(self, job: MessageId, input_units: int, now: Now) -> list[MarketEffect]:
+        """The worker has processed the input and metered it."""
+        known = self._core.jobs.get(job)
+        return self._selling.prefilled(known, input_units, now) if known is not None else []
+
+    def work_piece(
+        self, job: MessageId, payload: bytes, units: int, finish: FinishReason, now: Now
+    ) -> list[MarketEffect]:
+        """The worker has one more piece of output: ``units`` of it since the last piece."""
+        known = self._core.jobs.get(job)
+        if known is None or not known.working:
+            return []
+        return self._selling.piece(known, Piece(payload, units, finish), now)
+
+    def work_failed(self, job: MessageId, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
+        """The worker can't go on with a job."""
+        known = self._core.jobs.get(job)
+        if known is None or not known.working:
+            return []
+        return self._core.fail(known, fault, reason, now, ours=True)
+
+    def timer(self, key: TimerKey, now: Now) -> list[MarketEffect]:
+        """A deadline passed: the state's default outcome."""
+        if key.room != ROOM:
+            return []
+        if key.name == _REDEEM_TIMER.name:
+            return [*self._due_redemptions(now), self._redeem_timer(now)]
+        job_id = MessageId(key.subject)
+        if key.name == "hold":
+            return self._intake.expired(job_id, now)
+        job = self._core.jobs.get(job_id)
+        if job is None:
+            return []
+        if now.monotonic_ms < job.deadline:
+            return [SetTimer(key, job.deadline)]
+        expiry = SALE_EXPIRIES[job.state]
+        return self._core.fail(job, expiry.fault, expiry.reason, now, ours=expiry.ours)
+
+    def link_up(self, peer: NodeId, now: Now) -> list[MarketEffect]:
+        """A link stands: say again what may have been lost with the last one."""
+        effects: list[MarketEffect] = []
+        for failure in self._to_tell.pop(peer, []):
+            effects.append(SignAndSend(MessageKind.FAILURE, encode(failure), (peer,)))
+        for job in self._core.jobs.values():
+            if job.agreement.buyer_node == peer:
+                effects.extend(Send(peer, Direct(sent)) for sent in job.unanswered)
+        return effects
+
+    def link_down(self, peer: NodeId, now: Now) -> list[MarketEffect]:
+        """A link is lost: jobs on it run into their deadlines unless it comes back."""
+        self._intake.forget_peer(peer)
+        return []
+
+    def block_decided(self, now: Now) -> list[MarketEffect]:
+        """Agreements that waited for the ledger are judged again; channels that are due are redeemed."""
+        effects = self._intake.block_decided(now)
+        if self._looked_at is None or now.monotonic_ms - self._looked_at >= _REDEEM_LOOK_MS_MIN:
+            effects += self._due_redemptions(now)
+        return effects
+
+    def transaction_rejected(self, subject: bytes, reason: str, now: Now) -> list[MarketEffect]:
+        """A redemption will not be taken; it is asked for again later."""
+        self._redemption.rejected(ChannelId(subject), now)
+        return []
+
+    def redeem_now(self, channel: ChannelId, now: Now) -> list[MarketEffect]:
+        """Redeem what waits on a channel, however little."""
+        facts = self._core.ledger.channel(channel)
+        return [*self._redemption.now(facts, now)] if facts is not None else []
+
+    def redeemable(self, channel: ChannelId) -> Redeemable | None:
+        """What waits on a channel; ``None`` when the ledger does not have it."""
+        facts = self._core.ledger.channel(channel)
+        return self._redemption.redeemable(facts) if facts is not None else None
+
+    def jobs(self) -> tuple[JobRecord, ...]:
+        """Jobs under way, as their rows would be now."""
+        return tuple(job.record() for job in self._core.jobs.values())
+
+    @property
+    def books(self) -> SellerBooks:
+        """The best vouchers and what was worked for; to be read only."""
+        return self._core.books
+
+    def restore(
+        self, lane_rows: Iterable[bytes], row: Callable[[Table, bytes], bytes | None], now: Now
+    ) -> list[MarketEffect]:
+        """Take up the books after a restart.
+
+        A job that only waits for its final voucher goes on waiting. Others have failed: what was paid for output stays
+        earned, what was paid for the input alone is owed. ``lane_rows`` are the values of ``Table.SELLER_LANE``;
+        ``row`` reads one row of another table.
+        """
+        core = self._core
+        lanes = [decode(value, SellerLane) for value in lane_rows]
+        core.books = SellerBooks(lanes)
+        self._redemption = Redemption(core.books, core.policy)
+        effects: list[MarketEffect] = []
+        for lane in lanes:
+            stored = row(Table.RECEIPT, lane.pending_job) if lane.pending_job is not None else None
+            if stored is not None:
+                core.pending[(lane.channel, lane.lane)] = decode(stored, ReceiptRecord)
+            if lane.job is None:
+                continue
+            if stored is not None and lane.pending_job == lane.job:
+                effects.append(self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, now))
+            else:
+                effects += self._fail_restored(lane, lane.job, row, now)
+        return effects
+
+    def _resume(self, job_id: MessageId, record: ReceiptRecord, lane: SellerLane, now: Now) -> MarketEffect:
+        _, agreement = open_as(record.agreement, MessageKind.AGREEMENT)
+        _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
+        assert isinstance(agreement, Agreement)
+        assert isinstance(receipt, Receipt)
+        job = SellerJob(job_id, agreement, record.agreement, record.bid, record.salt, record.input, now)
+        job.acceptance_bytes = record.acceptance
+        job.accepted_at = receipt.accepted_at
+        job.state = SellerState.AWAIT_FINAL
+        job.working = False
+        job.progress = Progress(
+            receipt.chunks,
+            receipt.last_chunk,
+            receipt.input_units,
+            receipt.output_units,
+            receipt.amount,
+            receipt.finish,
+        )
+        job.paid = lane.paid
+        job.chunks_paid = receipt.chunks - 1
+        job.output = [record.output]
+        job.unanswered = [record.receipt]
+        job.note(now.wall_ms, "resumed after a restart")
+        job.deadline = job.deadline_of(job.state, now)
+        self._core.jobs[job_id] = job
+        return SetTimer(TimerKey(ROOM, "deadline", job_id), job.deadline)
+
+    def _fail_restored(
+        self, lane: SellerLane, job: MessageId, row: Callable[[Table, bytes], bytes | None], now: Now
+    ) -> list[MarketEffect]:
+        output_paid = lane.position.sequence > lane.sequence_start + 1
+        effects: list[MarketEffect] = [
+            self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0))
+        ]
+        failure = Failure(job, FaultKind.PROVIDER, lane.position.sequence - lane.sequence_start, "provider restarted")
+        self._to_tell.setdefault(lane.node, []).append(failure)
+        stored = row(Table.JOB, job)
+        if stored is not None:
+            record = decode(stored, JobRecord)
+            history = (*record.history, HistoryEntry(now.wall_ms, SellerState.FAILED.value, _RESTARTED))
+            failed = replace(
+                record,
+                state=SellerState.FAILED.value,
+                fault=FaultKind.PROVIDER,
+                reason=_RESTARTED,
+                paid=lane.paid,
+                history=history[-HISTORY_ENTRIES_MAX:],
+            )
+            effects.append(Put(Table.JOB, job, encode(failed)))
+        return effects
+
+    def _due_redemptions(self, now: Now) -> list[MarketEffect]:
+        core = self._core
+        self._looked_at = now.monotonic_ms
+        known: list[ChannelFacts] = []
+        for channel in core.books.channels():
+            facts = core.ledger.channel(channel)
+            if facts is not None:
+                known.append(facts)
+        return [*self._redemption.due(now, tuple(known))]
+
+    def _redeem_timer(self, now: Now) -> SetTimer:
+        look_ms = max(1, min(_REDEEM_LOOK_MS_MAX, self._core.policy.redeem_age_ms // 4))
+        return SetTimer(_REDEEM_TIMER, MonotonicMs(now.monotonic_ms + look_ms))

@@ -1,0 +1,100 @@
+"""What all steps of the seller share: its models, its books, its jobs and slots, and how a job begins and ends.
+
+Law: a slot is taken from the acceptance until the worker is closed, exactly once each; a lane is given back in the same
+step in which its job ends.
+"""
+
+from protocol.market.events import SaleEnded, SlotsChanged
+from protocol.market.ledger_view import LedgerView
+from protocol.market.policies import SellerPolicy
+from protocol.market.records import ReceiptRecord
+from protocol.market.requests import MarketEffect
+from protocol.market.seller_books import SellerBooks
+from protocol.market.seller_job import SALES, SellerJob, SellerState
+from protocol.messages.effects import CancelTimer, CloseWork, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Failure, FaultKind, ModelOffer
+from protocol.primitives.codec import encode
+from protocol.primitives.limits import TEXT_BYTES_MAX
+from protocol.primitives.units import AccountId, Amount, ChannelId, Lane, MessageId, ModelId, NodeId
+
+ROOM = "seller"
+
+
+class SellerCore:
+    """The seller's state."""
+
+    def __init__(self, own: AccountId, own_node: NodeId, ledger: LedgerView, policy: SellerPolicy) -> None:
+        self.own = own
+        self.own_node = own_node
+        self.ledger = ledger
+        self.policy = policy
+        self.models: dict[ModelId, ModelOffer] = {}
+        self.books = SellerBooks()
+        self.jobs: dict[MessageId, SellerJob] = {}
+        self.pending: dict[tuple[ChannelId, Lane], ReceiptRecord] = {}
+        """Issued receipts that no voucher has committed to yet."""
+        self.slots_taken = 0
+
+    def slots_free(self) -> int:
+        """How many more jobs this node can take now."""
+        return max(0, self.policy.slots - self.slots_taken)
+
+    def take_slot(self) -> MarketEffect:
+        """One more job has the worker."""
+        self.slots_taken += 1
+        return self.slots_event()
+
+    def slots_event(self) -> MarketEffect:
+        """Tell the engine that the offer should follow."""
+        return Notify(SlotsChanged(self.slots_free(), self.policy.slots))
+
+    def close_work(self, job: SellerJob) -> list[MarketEffect]:
+        """The job needs no more work; its slot is free again."""
+        if not job.working:
+            return []
+        job.working = job.pulling = False
+        self.slots_taken -= 1
+        assert self.slots_taken >= 0
+        return [CloseWork(job.job), self.slots_event()]
+
+    def enter(self, job: SellerJob, state: SellerState, cause: str, now: Now) -> MarketEffect:
+        """Change state and set its deadline."""
+        assert state in SALES[job.state]
+        job.state = state
+        job.note(now.wall_ms, cause)
+        job.deadline = job.deadline_of(state, now)
+        return SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline)
+
+    def end(
+        self, job: SellerJob, state: SellerState, fault: FaultKind | None, reason: str, earned: Amount, now: Now
+    ) -> list[MarketEffect]:
+        """The job is over; ``earned`` is what was worked for by its prices."""
+        assert state in SALES[job.state]
+        agreement = job.agreement
+        job.state = state
+        job.note(now.wall_ms, reason)
+        del self.jobs[job.job]
+        return [
+            self.books.end(agreement.channel, agreement.lane, earned),
+            Put(Table.JOB, job.job, encode(job.record(fault, reason))),
+            *self.close_work(job),
+            CancelTimer(TimerKey(ROOM, "deadline", job.job)),
+            Notify(
+                SaleEnded(
+                    job.job, agreement.buyer, state.value, reason[:TEXT_BYTES_MAX], job.paid, job.progress.output_units
+                )
+            ),
+        ]
+
+    def fail(self, job: SellerJob, fault: FaultKind, reason: str, now: Now, *, ours: bool) -> list[MarketEffect]:
+        """The job can't go on; tell the buyer.
+
+        When it is ours and no output was released, nothing was earned: what was paid for the input becomes a debt.
+        """
+        earned = Amount(0) if ours and not job.delivered else job.progress.due
+        failure = Failure(job.job, fault, job.progress.chunks, reason[:TEXT_BYTES_MAX])
+        return [
+            *self.end(job, SellerState.FAILED, fault, reason, earned, now),
+            SignAndSend(MessageKind.FAILURE, encode(failure), (job.agreement.buyer_node,)),
+        ]

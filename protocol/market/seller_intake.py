@@ -1,0 +1,266 @@
+"""What comes before a job is taken: bid, agreement and input, in any order, judged together.
+
+Law: everything held here is bounded, by count, by bytes and by time; what a lagging ledger may cure waits for the next
+block, what nothing can cure is refused at once, with the fault named.
+"""
+
+from msgspec import Struct
+
+from protocol.market.events import SaleAccepted, SaleRefused
+from protocol.market.records import seller_debt
+from protocol.market.requests import MarketEffect
+from protocol.market.seller_core import ROOM, SellerCore
+from protocol.market.seller_job import SellerJob
+from protocol.market.terms import (
+    Proposal,
+    TermsRefused,
+    check_bid,
+    check_channel,
+    check_input,
+    check_lane,
+    check_parties,
+    check_service,
+)
+from protocol.messages.effects import (
+    CancelTimer,
+    Notify,
+    Now,
+    OpenWork,
+    PullWork,
+    Put,
+    Send,
+    SetTimer,
+    SignAndSend,
+    Table,
+    TimerKey,
+)
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, JobPayload, Refusal
+from protocol.messages.wire import Direct, JobInput
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.errors import MalformedMessage
+from protocol.primitives.limits import TEXT_BYTES_MAX
+from protocol.primitives.units import AccountId, Amount, MessageId, MonotonicMs, NodeId
+
+BIDS_HELD_MAX = 1024
+"""Bids whose agreement has not come yet; 256 bytes each."""
+
+ARRIVALS_MAX = 256
+"""Agreements that wait for their input or their channel."""
+
+EARLY_INPUTS_MAX = 16
+"""Inputs that overtook their agreement: with 1 MiB each at most 16 MiB."""
+
+EARLY_INPUTS_PER_PEER_MAX = 4
+
+
+class HeldBid(Struct, frozen=True):
+    """A bid, who signed it, and its envelope."""
+
+    bid: Bid
+    signer: AccountId
+    envelope_bytes: bytes
+
+
+class Arrival(Struct):
+    """An agreement that is not decided yet."""
+
+    job: MessageId
+    peer: NodeId
+    agreement: Agreement
+    signer: AccountId
+    envelope_bytes: bytes
+    job_input: JobInput | None
+    until: MonotonicMs
+
+
+class Intake:
+    """Steps before PREFILL."""
+
+    def __init__(self, core: SellerCore) -> None:
+        self._core = core
+        self._bids: dict[MessageId, HeldBid] = {}
+        self._arrivals: dict[MessageId, Arrival] = {}
+        self._inputs: dict[tuple[NodeId, MessageId], JobInput] = {}
+
+    def waiting(self) -> int:
+        """Agreements that are not decided yet."""
+        return len(self._arrivals)
+
+    def bid(
+        self, bid_id: MessageId, bid: Bid, signer: AccountId, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
+        """A bid came straight from its buyer."""
+        while len(self._bids) >= BIDS_HELD_MAX:
+            del self._bids[next(iter(self._bids))]
+        self._bids[bid_id] = HeldBid(bid, signer, envelope_bytes)
+        effects: list[MarketEffect] = []
+        for arrival in tuple(self._arrivals.values()):
+            if arrival.agreement.bid == bid_id:
+                effects += self._consider(arrival, now)
+        return effects
+
+    def agreement(
+        self, job: MessageId, peer: NodeId, agreement: Agreement, signer: AccountId, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
+        """An agreement came."""
+        under_way = self._core.jobs.get(job)
+        if under_way is not None:
+            return [Send(peer, Direct(sent)) for sent in under_way.unanswered] if _is_buyer(under_way, peer) else []
+        if job in self._arrivals:
+            return []
+        until = MonotonicMs(now.monotonic_ms + min(self._core.policy.hold_ms, agreement.accept_ms))
+        arrival = Arrival(job, peer, agreement, signer, envelope_bytes, self._inputs.pop((peer, job), None), until)
+        if len(self._arrivals) >= ARRIVALS_MAX:
+            return self._refuse(arrival, TermsRefused(FaultKind.CAPACITY, "too many agreements wait"))
+        self._arrivals[job] = arrival
+        return self._consider(arrival, now)
+
+    def job_input(self, peer: NodeId, job_input: JobInput, now: Now) -> list[MarketEffect]:
+        """An input came, before or after its agreement."""
+        arrival = self._arrivals.get(job_input.job)
+        if arrival is not None:
+            if arrival.peer != peer or arrival.job_input is not None:
+                return []
+            arrival.job_input = job_input
+            return self._consider(arrival, now)
+        if job_input.job in self._core.jobs:
+            return []
+        of_peer = [key for key in self._inputs if key[0] == peer]
+        if len(of_peer) >= EARLY_INPUTS_PER_PEER_MAX:
+            del self._inputs[of_peer[0]]
+        while len(self._inputs) >= EARLY_INPUTS_MAX:
+            del self._inputs[next(iter(self._inputs))]
+        self._inputs[(peer, job_input.job)] = job_input
+        return []
+
+    def forget_peer(self, peer: NodeId) -> None:
+        """Its link is gone: inputs without an agreement go with it."""
+        for key in tuple(self._inputs):
+            if key[0] == peer:
+                del self._inputs[key]
+
+    def cancelled(self, job: MessageId, signer: AccountId) -> list[MarketEffect]:
+        """The buyer has given up waiting."""
+        arrival = self._arrivals.get(job)
+        if arrival is None or arrival.signer != signer:
+            return []
+        return self._settle(arrival)
+
+    def expired(self, job: MessageId, now: Now) -> list[MarketEffect]:
+        """An arrival has waited long enough."""
+        arrival = self._arrivals.get(job)
+        return self._consider(arrival, now) if arrival is not None else []
+
+    def block_decided(self, now: Now) -> list[MarketEffect]:
+        """The ledger may have caught up."""
+        effects: list[MarketEffect] = []
+        for arrival in tuple(self._arrivals.values()):
+            effects += self._consider(arrival, now)
+        return effects
+
+    def _consider(self, arrival: Arrival, now: Now) -> list[MarketEffect]:
+        patient = now.monotonic_ms < arrival.until
+        held = self._bids.get(arrival.agreement.bid)
+        try:
+            if held is not None:
+                self._check(arrival, held, now)
+            if held is not None and arrival.job_input is not None:
+                return self._accept(arrival, held, arrival.job_input, now)
+            refusal = TermsRefused(FaultKind.NETWORK, "bid or input did not come", may_wait=True)
+        except TermsRefused as reason:
+            refusal = reason
+        if refusal.may_wait and patient:
+            return [SetTimer(_hold_key(arrival), arrival.until)]
+        return [*self._settle(arrival), *self._refuse(arrival, refusal)]
+
+    def _check(self, arrival: Arrival, held: HeldBid, now: Now) -> None:
+        """All checks in order, cheapest first. Raises ``TermsRefused``."""
+        core, agreement = self._core, arrival.agreement
+        proposal = Proposal(arrival.job, arrival.peer, agreement, arrival.signer, held.bid, held.signer)
+        check_parties(proposal, core.own, core.own_node)
+        check_bid(proposal, now, core.policy)
+        check_service(agreement, core.models.get(agreement.model), core.policy)
+        # [CAPACITY] a slot is free
+        if core.slots_free() == 0:
+            raise TermsRefused(FaultKind.CAPACITY, "no free slots")
+        lane = core.books.lane(agreement.channel, agreement.lane)
+        # [USER] the lane was this buyer's before
+        if lane is not None and lane.buyer != agreement.buyer:
+            raise TermsRefused(FaultKind.USER, "channel is not between this buyer and this provider")
+        check_lane(agreement, lane)
+        facts = core.ledger.channel(agreement.channel)
+        redeemed = facts.redeemed if facts is not None else ()
+        check_channel(agreement, facts, core.books.reserved_elsewhere(agreement.channel, agreement.lane, redeemed))
+        if arrival.job_input is not None:
+            check_input(agreement, arrival.job_input)
+            # [USER] an input that runtimes can read
+            try:
+                decode(arrival.job_input.payload, JobPayload)
+            except MalformedMessage:
+                raise TermsRefused(FaultKind.USER, "input is no job payload") from None
+
+    def _accept(self, arrival: Arrival, held: HeldBid, job_input: JobInput, now: Now) -> list[MarketEffect]:
+        core, agreement = self._core, arrival.agreement
+        job = SellerJob(
+            arrival.job,
+            agreement,
+            arrival.envelope_bytes,
+            held.envelope_bytes,
+            job_input.salt,
+            job_input.payload,
+            now,
+        )
+        settled = self._settle(arrival)
+        core.jobs[job.job] = job
+        core.pending.pop((agreement.channel, agreement.lane), None)
+        job.note(now.wall_ms, "accepted")
+        job.pulling = True
+        acceptance = Acceptance(job.job, job.accepted_at)
+        return [
+            core.books.begin(agreement, job.job),
+            Put(Table.JOB, job.job, encode(job.record())),
+            *settled,
+            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
+            OpenWork(
+                job=job.job,
+                model=agreement.model,
+                payload=job_input.payload,
+                chunk_units=agreement.chunk_units,
+                output_units_max=agreement.output_units_max,
+                seed=agreement.seed,
+                temperature_milli=agreement.temperature_milli,
+                deadline_ms=agreement.total_ms,
+            ),
+            PullWork(job.job),
+            SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline),
+            Notify(SaleAccepted(job.job, agreement.buyer, agreement.model, agreement.price_ceiling)),
+            core.take_slot(),
+        ]
+
+    def _settle(self, arrival: Arrival) -> list[MarketEffect]:
+        self._arrivals.pop(arrival.job, None)
+        return [CancelTimer(_hold_key(arrival))]
+
+    def _refuse(self, arrival: Arrival, refused: TermsRefused) -> list[MarketEffect]:
+        agreement = arrival.agreement
+        last_voucher: bytes | None = None
+        debt = Amount(0)
+        lane = self._core.books.lane(agreement.channel, agreement.lane)
+        if refused.books and lane is not None:
+            last_voucher = lane.voucher or None
+            debt = seller_debt(lane)
+        reason = refused.reason[:TEXT_BYTES_MAX]
+        refusal = Refusal(arrival.job, refused.fault, reason, last_voucher, debt)
+        return [
+            SignAndSend(MessageKind.REFUSAL, encode(refusal), (arrival.peer,)),
+            Notify(SaleRefused(arrival.job, arrival.signer, refused.fault, reason)),
+        ]
+
+
+def _is_buyer(job: SellerJob, peer: NodeId) -> bool:
+    return job.agreement.buyer_node == peer
+
+
+def _hold_key(arrival: Arrival) -> TimerKey:
+    return TimerKey(ROOM, "hold", arrival.job)

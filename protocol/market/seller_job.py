@@ -1,0 +1,175 @@
+"""One job of the seller's: its states as tables, and what is known of it.
+
+Law: every state has a deadline and an outcome for when it passes, and a job moves only along ``SALES``. Before PREFILL
+a job is an arrival at the ``Intake``: bid, agreement and input come in any order and are judged together.
+
+    PREFILL → AWAIT_VOUCHER → WORKING → AWAIT_VOUCHER → … → AWAIT_FINAL → DONE;  every state → FAILED, CANCELLED
+"""
+
+from enum import Enum
+
+from msgspec import Struct
+
+from protocol.market.records import HISTORY_ENTRIES_MAX, NO_REQUEST, HistoryEntry, JobRecord, Side
+from protocol.messages.effects import Now
+from protocol.messages.market import Agreement, FaultKind, FinishReason
+from protocol.primitives.limits import TEXT_BYTES_MAX
+from protocol.primitives.units import Amount, MessageId, MonotonicMs, Salt, TimestampMs
+from protocol.settlement.chunks import Progress, progress_start
+
+
+class SellerState(Enum):
+    """Where a job is."""
+
+    PREFILL = "processing the input"
+    AWAIT_VOUCHER = "awaiting a voucher"
+    WORKING = "working"
+    AWAIT_FINAL = "awaiting the final voucher"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDS = (SellerState.FAILED, SellerState.CANCELLED)
+SALES: dict[SellerState, tuple[SellerState, ...]] = {
+    SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, *_ENDS),
+    SellerState.AWAIT_VOUCHER: (
+        SellerState.WORKING,
+        SellerState.AWAIT_VOUCHER,
+        SellerState.AWAIT_FINAL,
+        *_ENDS,
+    ),
+    SellerState.WORKING: (SellerState.AWAIT_VOUCHER, SellerState.AWAIT_FINAL, *_ENDS),
+    SellerState.AWAIT_FINAL: (SellerState.DONE, *_ENDS),
+    SellerState.DONE: (),
+    SellerState.FAILED: (),
+    SellerState.CANCELLED: (),
+}
+
+
+class SaleExpiry(Struct, frozen=True):
+    """What a state's passed deadline means; ``ours`` when the provider is the one who was late."""
+
+    fault: FaultKind
+    reason: str
+    ours: bool
+
+
+SALE_EXPIRIES: dict[SellerState, SaleExpiry] = {
+    SellerState.PREFILL: SaleExpiry(FaultKind.PROVIDER, "processing the input took longer than agreed", True),
+    SellerState.WORKING: SaleExpiry(FaultKind.PROVIDER, "the worker took longer than agreed", True),
+    SellerState.AWAIT_VOUCHER: SaleExpiry(FaultKind.NETWORK, "the buyer did not pay the last chunk in time", False),
+    SellerState.AWAIT_FINAL: SaleExpiry(FaultKind.NETWORK, "the buyer did not acknowledge the receipt in time", False),
+}
+"""The default outcome of every state that is not an end."""
+
+
+class Piece(Struct, frozen=True):
+    """What the worker handed over and nobody outside has seen yet."""
+
+    payload: bytes
+    units: int
+    finish: FinishReason
+
+
+class SellerJob:
+    """A job under way. Mutable; changed by the seller's steps alone."""
+
+    __slots__ = (
+        "acceptance_bytes",
+        "accepted_at",
+        "agreement",
+        "agreement_bytes",
+        "bid_bytes",
+        "chunks_paid",
+        "deadline",
+        "held",
+        "history",
+        "input",
+        "job",
+        "output",
+        "output_bytes",
+        "paid",
+        "progress",
+        "pulling",
+        "salt",
+        "state",
+        "total_until",
+        "unanswered",
+        "working",
+    )
+
+    def __init__(
+        self,
+        job: MessageId,
+        agreement: Agreement,
+        agreement_bytes: bytes,
+        bid_bytes: bytes,
+        salt: Salt,
+        job_input: bytes,
+        now: Now,
+    ) -> None:
+        self.job = job
+        self.agreement = agreement
+        self.agreement_bytes = agreement_bytes
+        self.bid_bytes = bid_bytes
+        self.acceptance_bytes = b""
+        self.accepted_at: TimestampMs = now.wall_ms
+        self.salt = salt
+        self.input = job_input
+        self.state = SellerState.PREFILL
+        self.progress: Progress = progress_start(job)
+        """What was released."""
+        self.paid = Amount(0)
+        self.chunks_paid = 0
+        self.held: Piece | None = None
+        """Computed ahead: goes out once the chunk before is paid."""
+        self.pulling = False
+        """True while the worker owes a piece."""
+        self.working = True
+        """True while the job takes one of the node's slots."""
+        self.output: list[bytes] = []
+        self.output_bytes = 0
+        self.unanswered: list[bytes] = []
+        """Envelopes that the buyer has not reacted to yet: sent again when its link comes back."""
+        self.history: list[HistoryEntry] = []
+        self.total_until = MonotonicMs(now.monotonic_ms + agreement.total_ms)
+        self.deadline = self.deadline_of(SellerState.PREFILL, now)
+
+    @property
+    def delivered(self) -> bool:
+        """True once any chunk of output was released."""
+        return self.progress.chunks > 1
+
+    def note(self, at: TimestampMs, cause: str) -> None:
+        """Add the state to the timeline; a full one keeps its beginning."""
+        if len(self.history) < HISTORY_ENTRIES_MAX:
+            self.history.append(HistoryEntry(at, self.state.value, cause[:TEXT_BYTES_MAX]))
+
+    def deadline_of(self, state: SellerState, now: Now) -> MonotonicMs:
+        """When ``state``, entered now, ends by itself; never after the job's own end."""
+        prefill = state is SellerState.PREFILL
+        lasts = self.agreement.first_output_ms if prefill else self.agreement.stall_ms
+        return MonotonicMs(min(now.monotonic_ms + lasts, self.total_until))
+
+    def record(self, fault: FaultKind | None = None, reason: str = "") -> JobRecord:
+        """The job as its row."""
+        return JobRecord(
+            job=self.job,
+            request=NO_REQUEST,
+            side=Side.SELLER,
+            buyer=self.agreement.buyer,
+            provider=self.agreement.provider,
+            model=self.agreement.model,
+            channel=self.agreement.channel,
+            lane=self.agreement.lane,
+            price_ceiling=self.agreement.price_ceiling,
+            state=self.state.value,
+            fault=fault,
+            reason=reason[:TEXT_BYTES_MAX],
+            paid=self.paid,
+            input_units=self.progress.input_units,
+            output_units=self.progress.output_units,
+            chunks=self.progress.chunks,
+            history=tuple(self.history),
+        )
