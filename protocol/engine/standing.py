@@ -64,14 +64,14 @@ class StandingInquiry:
     def answer(self, standing: Standing, tip: Height) -> bool:
         """Count an answer whose signatures hold; ``tip`` is our own. True if it makes us an observer just now.
 
-        Raises ``RemoteProtocolError`` when the answer does not fit the question.
+        Answers to a question of an earlier life are ignored. Raises ``RemoteProtocolError`` on a tip without proof.
         """
         envelope, attestation = open_envelope(standing.attestation)
         authority = AuthorityId(envelope.sender)
         if not isinstance(attestation, Attestation) or authority not in self.authorities or authority == self.own:
             raise RemoteProtocolError("an answer about our standing that no other authority gave")
         if attestation.nonce != self.nonce or AuthorityId(attestation.asker) != self.own:
-            raise RemoteProtocolError("an answer to a question that we did not ask")
+            return False
         proved = standing.decided.certificate if standing.decided is not None else None
         if (attestation.tip, attestation.tip_hash) != _proved_tip(proved, attestation):
             raise RemoteProtocolError("an attested tip without the certificate that decided it")

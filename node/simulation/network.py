@@ -1,0 +1,65 @@
+"""The seeded network: delays, drops, doubles and reorders frames, and falls into parts.
+
+Law: harsher than TCP. Frames are the real bytes; a receiver decodes what a sender encoded.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from node.simulation.timeline import Timeline
+from protocol.primitives.units import NodeId
+
+Deliver = Callable[[NodeId, NodeId, bytes], None]
+
+
+@dataclass
+class Weather:
+    """How the network behaves now. Shares are between 0 and 1, delays in ms."""
+
+    delay_min_ms: int = 1
+    delay_max_ms: int = 20
+    drop_share: float = 0.0
+    double_share: float = 0.0
+    straggle_share: float = 0.0
+    """This share of frames comes up to a second late, so behind later ones."""
+
+
+FAIR = Weather()
+STORM = Weather(delay_max_ms=120, drop_share=0.15, double_share=0.1, straggle_share=0.1)
+
+
+class SimulatedNetwork:
+    """Every pair of nodes may be linked; a partition silences the pairs across it."""
+
+    def __init__(self, timeline: Timeline, dice: random.Random, deliver: Deliver) -> None:
+        self._timeline = timeline
+        self._dice = dice
+        self._deliver = deliver
+        self.weather = FAIR
+        self.parts: dict[NodeId, int] = {}
+        """Part of each node while the network is split; nodes in different parts hear nothing of each other."""
+        self.frames_sent = 0
+
+    def connected(self, one: NodeId, other: NodeId) -> bool:
+        """True if frames between the two get through at all."""
+        return self.parts.get(one, 0) == self.parts.get(other, 0)
+
+    def send(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
+        """Hand a frame to the weather."""
+        self.frames_sent += 1
+        weather, dice = self.weather, self._dice
+        copies = 1
+        if weather.drop_share and dice.random() < weather.drop_share:
+            copies = 0
+        if weather.double_share and dice.random() < weather.double_share:
+            copies += 1
+        for _ in range(copies):
+            delay = dice.randint(weather.delay_min_ms, weather.delay_max_ms)
+            if weather.straggle_share and dice.random() < weather.straggle_share:
+                delay += dice.randint(0, 1000)
+            self._timeline.after(delay, lambda: self._arrive(sender, receiver, frame))
+
+    def _arrive(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
+        if self.connected(sender, receiver):
+            self._deliver(sender, receiver, frame)
