@@ -4,8 +4,6 @@ Law: nothing is assumed about the last life but what was committed; the ledger's
 state root before anything is built on them.
 """
 
-from protocol.market.seller import Seller
-
 from node.clock import read_clock
 from node.config.settings import NodeConfig, Role
 from node.keystore.keys import NodeKeys
@@ -21,6 +19,7 @@ from protocol.ledger.mempool import Mempool
 from protocol.market.buyer import Buyer
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.seller import Seller
 from protocol.messages.effects import Effect, Table
 from protocol.messages.genesis import Genesis
 from protocol.primitives.units import Amount, DurationMs, Height

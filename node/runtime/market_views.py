@@ -203,7 +203,7 @@ def provider(node: "Node") -> control.ProviderView:
         bond=state.bond(own).amount,
         bond_min=state.parameters.provider_bond_min,
         slots_total=node.config.provider.slots,
-        slots_free=node.engine.seller.slots_free,
+        slots_free=node.engine.seller.slots_free(),
         models=tuple(node.shelf.models.values()) if node.shelf is not None else (),
         jobs_done=sum(1 for record in sold if record.state == "done"),
         earned=sum(record.paid for record in sold),

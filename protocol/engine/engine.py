@@ -158,6 +158,7 @@ class Engine:
         return [
             *(dials if self.replica.own is not None else []),
             *self.replica.start(happened.nonce, now),
+            *self._market(self.seller, self.seller.start(now), now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
 
@@ -189,7 +190,7 @@ class Engine:
             case wire.Direct():
                 return self._direct(peer, message.envelope, now)
             case wire.JobInput():
-                return self._market(self.seller, self.seller.job_input(peer, message, now), now)
+                return self._market(self.seller, self.seller.receive_input(peer, message, now), now)
             case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
                 return []  # the transport's own
             case _:
@@ -282,8 +283,8 @@ class Engine:
         return effects
 
     def _serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
-        effects = self._market(self.seller, self.seller.serve(happened.models, now), now)
-        return effects + self.shop.serve(happened, self.seller.slots_free, *self._bond(), now)
+        self.seller.set_models(happened.models)
+        return self.shop.serve(happened, self.seller.slots_free(), *self._bond(), now)
 
     def _bond(self) -> tuple[Amount, Amount]:
         state = self.replica.state
@@ -310,9 +311,7 @@ class Engine:
         self.book.expire(now)
         bond_min = self.replica.state.parameters.provider_bond_min
         self.book.drop_unbonded(self._facts.bond, bond_min)
-        ledger_time = self.replica.state.ledger_time_ms
         return [
-            *self._market(self.seller, list(self.seller.due_redemptions(now, ledger_time)), now),
             *self._resubmit(now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
