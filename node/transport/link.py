@@ -69,7 +69,10 @@ async def receive_frame(socket: Socket) -> tuple[tuple[WireMessage, ...], int]:
     """
     received = await socket.receive()
     if received.type is WSMsgType.BINARY:
-        return split_frame(received.data), len(received.data)
+        messages = split_frame(received.data)
+        if not messages:
+            raise RemoteProtocolError("a frame without messages")
+        return messages, len(received.data)
     if received.type is WSMsgType.TEXT:
         raise RemoteProtocolError("text where a binary frame was due")
     if received.type is WSMsgType.ERROR:

@@ -107,13 +107,9 @@ class Transport:
     # Start and stop
 
     async def __aenter__(self) -> "Transport":
+        self.address = await self._listener.start(*self._listen)
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
-        try:
-            self.address = await self._listener.start(*self._listen)
-        except BaseException as error:
-            await self._tasks.__aexit__(type(error), error, error.__traceback__)
-            raise
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,10 +1,12 @@
 """Nodes on loopback for tests: a transport that records what it is told, and a way to wait for it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from types import TracebackType
 
+import aiohttp
 from nacl.signing import SigningKey
 
 from node.transport.endpoints import format_endpoint
@@ -15,7 +17,7 @@ from node.transport.transport import OnMessages, Transport
 from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.kinds import MessageKind
 from protocol.messages.peers import PROTOCOL_VERSION, Hello, NodeRecord
-from protocol.messages.wire import WireMessage
+from protocol.messages.wire import WireMessage, encode_message, join_frame
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AccountId, Hash, Height, NodeId, PublicKey, TimestampMs
 
@@ -146,3 +148,23 @@ async def link_up(dialer: RecordingNode, listener: RecordingNode, *, keep: bool 
     dialer.transport.dial(listener.node_id, (listener.endpoint,), keep=keep)
     await dialer.until(lambda: listener.node_id in dialer.linked())
     await listener.until(lambda: dialer.node_id in listener.linked())
+
+
+@asynccontextmanager
+async def raw_socket(name: str, node: RecordingNode) -> AsyncIterator[aiohttp.ClientWebSocketResponse[bool]]:
+    """A WebSocket of a peer with a good key that then does what a test wants."""
+    context = identity_of(name).client_context
+    async with aiohttp.ClientSession() as session:
+        url = f"wss://{node.endpoint}/"
+        async with session.ws_connect(url, ssl=context, autoping=False, max_msg_size=2**24) as socket:
+            yield socket
+
+
+@asynccontextmanager
+async def raw_link(name: str, node: RecordingNode) -> AsyncIterator[aiohttp.ClientWebSocketResponse[bool]]:
+    """The same, greeted, with the link standing at ``node``."""
+    async with raw_socket(name, node) as socket:
+        hello = Hello(PROTOCOL_VERSION, GENESIS, record_of(name), Height(0))
+        await socket.send_bytes(join_frame([encode_message(hello)]))
+        await node.until(lambda: identity_of(name).node_id in node.linked())
+        yield socket
