@@ -16,6 +16,7 @@ from protocol.primitives.limits import (
     CHUNK_UNITS_MAX,
     JOB_INPUT_BYTES_MAX,
     MODELS_PER_OFFER_MAX,
+    SETTINGS_BYTES_MAX,
     TEXT_BYTES_MAX,
 )
 from protocol.primitives.units import (
@@ -34,6 +35,8 @@ from protocol.primitives.units import (
 )
 
 Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
+Settings = Annotated[str, Meta(max_length=SETTINGS_BYTES_MAX)]
+"""What output bits depend on beside the model: the runtime's settings and the processor's features."""
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
 Count = Annotated[int, Meta(ge=0, le=2**32)]
 
@@ -53,7 +56,7 @@ class ModelOffer(Message, frozen=True):
     name: Text
     runtime: Text
     runtime_build: Text
-    settings: Text
+    settings: Settings
     prices: Prices
     input_units_max: WorkUnitsField
     output_units_max: WorkUnitsField
@@ -102,7 +105,7 @@ class Agreement(Message, frozen=True):
     provider_node: NodeIdField
     model: ModelIdField
     runtime_build: Text
-    settings: Text
+    settings: Settings
     prices: Prices
     chunk_units: ChunkUnits
     input_units_max: WorkUnitsField
@@ -121,7 +124,7 @@ class Agreement(Message, frozen=True):
     first_output_ms: DurationField
     stall_ms: DurationField
     total_ms: DurationField
-    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     temperature_milli: Annotated[int, Meta(ge=0, le=10_000)]
     verification: Text
 
@@ -212,7 +215,7 @@ class Receipt(Message, frozen=True):
     provider: AccountIdField
     model: ModelIdField
     runtime_build: Text
-    settings: Text
+    settings: Settings
     input_commitment: HashField
     output_commitment: HashField
     input_units: WorkUnitsField
