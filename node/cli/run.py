@@ -220,11 +220,11 @@ def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout
     """Follow the job to its end; its facts. Raises ``CommandFailed`` unless it finished."""
     facts: dict[str, Fact] = {}
     progress = Progress(enabled=not session.output.quiet)
-    deadline = time.monotonic() + timeout + GRACE_SECONDS
+    began = time.monotonic()
     events = session.client.run(request, timeout + GRACE_SECONDS)
     try:
         with contextlib.closing(events):
-            for event in _until(events, deadline):
+            for event in _until(events, began + timeout + GRACE_SECONDS):
                 progress.clear()
                 if event.event == "output":
                     writer.write(event.payload)
@@ -232,7 +232,7 @@ def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout
                 facts.update(event.facts)
                 if event.event in ("finished", "failed", "cancelled"):
                     writer.end()
-                    return _ended(session.output, event, facts)
+                    return _ended(session.output, event, facts, late=time.monotonic() - began >= timeout)
                 _tell(session.output, progress, event)
     except KeyboardInterrupt:
         progress.clear()
@@ -258,7 +258,8 @@ def _tell(output: Output, progress: Progress, event: RunEvent) -> None:
         progress.update(f"{event.event} {fact_text(event.facts)}")
 
 
-def _ended(output: Output, event: RunEvent, facts: dict[str, Fact]) -> dict[str, Fact]:
+def _ended(output: Output, event: RunEvent, facts: dict[str, Fact], late: bool) -> dict[str, Fact]:
+    """The facts of a job that finished. Raises ``CommandFailed`` for any other end; a late one is a timeout."""
     if event.event == "finished":
         output.note(fact_text(event.facts))
         return facts
@@ -267,10 +268,9 @@ def _ended(output: Output, event: RunEvent, facts: dict[str, Fact]) -> dict[str,
     message = f"the job {event.event}: {reason}" if event.event == "failed" else "the job was cancelled"
     if isinstance(paid, int):
         message += f" (paid {credits_text(paid)})"
-    code = event.facts.get("exit_code")
-    raise CommandFailed(
-        message, code if isinstance(code, int) and code else ExitCode.JOB_FAILED, str(event.facts.get("code", "job"))
-    )
+    given = event.facts.get("exit_code")
+    exit_code = ExitCode.TIMEOUT if late else given if isinstance(given, int) and given else ExitCode.JOB_FAILED
+    raise CommandFailed(message, exit_code, str(event.facts.get("code", "job")))
 
 
 def _cancel(session: Session, facts: dict[str, Fact]) -> None:

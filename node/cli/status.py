@@ -29,8 +29,7 @@ def status_text(view: StatusView) -> str:
         ("peers", str(len(view.peers))),
     ]
     peers = [
-        (short(peer.node, 16), peer.address, peer.direction, "yes" if peer.authority else "")
-        for peer in view.peers
+        (short(peer.node, 16), peer.address, peer.direction, "yes" if peer.authority else "") for peer in view.peers
     ]
     listing = "\n\n" + table(("PEER", "ADDRESS", "LINK", "AUTHORITY"), peers) if peers else ""
     return fields(pairs) + listing
