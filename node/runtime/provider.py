@@ -16,6 +16,7 @@ from node.worker.packages import add_from_package
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.messages.market import ModelOffer, Prices
+from protocol.primitives.limits import SETTINGS_BYTES_MAX
 from protocol.primitives.units import Amount, ModelId, WorkUnits
 
 
@@ -92,8 +93,14 @@ class ProviderShelf:
             name=loaded.manifest.name,
             runtime=loaded.runtime,
             runtime_build=loaded.runtime_build,
-            settings=",".join(f"{key}={value}" for key, value in sorted(loaded.settings.items())),
+            settings=_settings_text(loaded),
             prices=Prices(Amount(entry.request), Amount(entry.input_per_thousand), Amount(entry.output_per_thousand)),
             input_units_max=WorkUnits(input_units_max),
             output_units_max=WorkUnits(output_units_max),
         )
+
+
+def _settings_text(loaded: LoadedModel) -> str:
+    """The runtime's own settings; those of the manifest are fixed by the model's id already."""
+    own = {key: value for key, value in loaded.settings.items() if key not in loaded.manifest.settings}
+    return ",".join(f"{key}={value}" for key, value in sorted(own.items()))[:SETTINGS_BYTES_MAX]

@@ -41,6 +41,9 @@ ADDRESS_BYTES_MAX = 255
 MODELS_PER_OFFER_MAX = 64
 """An offer with 64 models stays below 32 KiB."""
 
+SETTINGS_BYTES_MAX = 1024
+"""A runtime's settings with the list of processor features."""
+
 TEXT_BYTES_MAX = 256
 """Names, regions, reasons: what people read on one line."""
 
