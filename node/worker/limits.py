@@ -18,6 +18,7 @@ class WorkerLimits:
     memory_bytes: int = 1024 * MEBIBYTE  # private memory (RLIMIT_DATA); the group's limit adds the model's size
     processes: int = 32  # threads included
     open_files: int = 64
+    cpu_percent: int = 125  # of one processor, for the whole group: honest runtimes use one thread
     cpu_s: int = 24 * 3600  # over a worker's whole life; it is restarted when it is used up
     output_bytes: int = 16 * MEBIBYTE  # one job's whole output
     start_s: float = 60.0  # launch, imports and loading the model

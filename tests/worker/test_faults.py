@@ -191,6 +191,7 @@ async def test_jobs_beyond_the_slots_wait_their_turn_and_beyond_the_queue_are_re
     store: ModelStore, echo: ModelId
 ) -> None:
     async with WorkerSupervisor(store, slots=1, limits=WorkerLimits(jobs_queued=1)) as supervisor:
+        await supervisor.load(echo)
         first = await supervisor.open_job(echo, b"a", asked(b"first"), deadline_s=30)
         await first.prefill()
         async with asyncio.TaskGroup() as group:
@@ -208,6 +209,7 @@ async def test_jobs_beyond_the_slots_wait_their_turn_and_beyond_the_queue_are_re
 
 async def test_a_job_nobody_pulls_still_meets_its_deadline_and_frees_the_slot(store: ModelStore, echo: ModelId) -> None:
     async with WorkerSupervisor(store, slots=1) as supervisor:
+        await supervisor.load(echo)
         forgotten = await supervisor.open_job(echo, b"a", asked(b"x"), deadline_s=0.2)
         assert text(await run(supervisor, echo, asked(b"fine"))) == "fine"
         with pytest.raises(JobTimedOut):

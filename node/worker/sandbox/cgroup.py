@@ -15,6 +15,7 @@ from node.worker.limits import WorkerLimits
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "mercat"
+CPU_PERIOD_US = 100_000  # the kernel's default
 
 
 @dataclass(slots=True)
@@ -98,6 +99,10 @@ def _make(parent: Path, name: str) -> Path | None:
     return directory if os.access(directory / "cgroup.procs", os.W_OK) else None
 
 
+def _quota_us(limits: WorkerLimits) -> int:
+    return CPU_PERIOD_US * limits.cpu_percent // 100
+
+
 def _version_2(own: Path, name: str, memory_bytes: int, limits: WorkerLimits, group: ControlGroup) -> None:
     try:
         passed_on = (own / "cgroup.subtree_control").read_text(encoding="ascii").split()
@@ -116,11 +121,17 @@ def _version_2(own: Path, name: str, memory_bytes: int, limits: WorkerLimits, gr
         group._events = directory / "memory.events"
     if _write(directory / "pids.max", str(limits.processes)):
         group.limited.append("processes")
+    if _write(directory / "cpu.max", f"{_quota_us(limits)} {CPU_PERIOD_US}"):
+        group.limited.append("processor time")
 
 
 def _version_1(groups: dict[str, Path], name: str, memory_bytes: int, limits: WorkerLimits, made: ControlGroup) -> None:
-    wanted = (("memory", "memory.limit_in_bytes", memory_bytes), ("pids", "pids.max", limits.processes))
-    for controller, limit_file, value in wanted:
+    wanted = (
+        ("memory", "memory.limit_in_bytes", memory_bytes, "memory"),
+        ("pids", "pids.max", limits.processes, "processes"),
+        ("cpu", "cpu.cfs_quota_us", _quota_us(limits), "processor time"),
+    )
+    for controller, limit_file, value, what in wanted:
         own = groups.get(controller)
         directory = _make(own, name) if own is not None else None
         if directory is None:
@@ -130,7 +141,7 @@ def _version_1(groups: dict[str, Path], name: str, memory_bytes: int, limits: Wo
                 directory.rmdir()
             continue
         made.directories.append(directory)
-        made.limited.append("memory" if controller == "memory" else "processes")
+        made.limited.append(what)
         if controller == "memory":
             _write(directory / "memory.memsw.limit_in_bytes", str(value))
             made._events = directory / "memory.oom_control"
