@@ -1,0 +1,547 @@
+"""A buyer and sellers joined without sockets: queues for links, a dictionary for the disk, a plain ledger.
+
+Law: the machines are the real ones. Everything that could go wrong between them (loss, crash, silence) is done here,
+by the test's choice. Money is watched from outside at every step, by ``Watch``.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from msgspec.structs import replace as struct_replace
+
+from protocol.market.agreement import JobRequest
+from protocol.market.buyer import Buyer
+from protocol.market.ledger_view import ChannelFacts
+from protocol.market.order_book import OrderBook, Ruling
+from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.records import BuyerLane, SellerLane, lane_key
+from protocol.market.requests import MarketEffect, WantTransaction
+from protocol.market.seller import Seller
+from protocol.messages.effects import (
+    CancelTimer,
+    CloseWork,
+    Delete,
+    Dial,
+    Notify,
+    Now,
+    OpenWork,
+    PullWork,
+    Put,
+    Send,
+    SetTimer,
+    SignAndSend,
+    Table,
+    TimerKey,
+)
+from protocol.messages.envelope import Envelope, message_id, open_envelope, seal
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Agreement, Chunk, FaultKind, FinishReason, JobPayload, ModelOffer, Prices, Voucher
+from protocol.messages.transactions import ChannelOpen, ChannelRedeem, ChannelTopUp
+from protocol.messages.wire import Direct, JobInput
+from protocol.primitives.codec import Message, decode, encode
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    ChannelId,
+    Hash,
+    Lane,
+    LedgerTimeMs,
+    MessageId,
+    ModelId,
+    MonotonicMs,
+    NodeId,
+    Nonce,
+    PublicKey,
+    Salt,
+    SequenceNumber,
+    TimestampMs,
+    WorkUnits,
+)
+from protocol.settlement.vouchers import channel_id, check_voucher, position_after, unused_lane
+
+MODEL = ModelId(b"m" * 32)
+PRICES = Prices(request=Amount(100), input_per_thousand=Amount(10_000), output_per_thousand=Amount(50_000))
+SERVED = ModelOffer(MODEL, "echo", "echo", "echo 1", "plain", PRICES, WorkUnits(1000), WorkUnits(1000))
+PAYLOAD = encode(JobPayload("chat", b"hello there", ()))
+NETWORK_MS = 1_700_000_000_000
+
+
+def identity(name: str) -> bytes:
+    return blake2b(name.encode(), digest_size=32).digest()
+
+
+def request(number: int = 1, **changes: object) -> JobRequest:
+    """A plain request: input of 10 units, at most 40 of output, 10 a chunk."""
+    plain = {
+        "request": Hash(number.to_bytes(32, "big")),
+        "model": MODEL,
+        "payload": PAYLOAD,
+        "salt": Salt(identity(f"salt {number}")),
+        "unique": Hash(identity(f"unique {number}")),
+        "input_units_max": WorkUnits(10),
+        "output_units_max": WorkUnits(40),
+        "price_ceiling": Amount(1_000_000),
+        "chunk_units": 10,
+    }
+    return JobRequest(**{**plain, **changes})  # type: ignore[arg-type]
+
+
+@dataclass
+class PlainLedger:
+    """Balances and channels; transactions are applied by ``decide``."""
+
+    balances: dict[AccountId, int] = field(default_factory=dict)
+    channels: dict[ChannelId, ChannelFacts] = field(default_factory=dict)
+    waiting: list[tuple[AccountId, WantTransaction]] = field(default_factory=list)
+    nonces: dict[AccountId, int] = field(default_factory=dict)
+    redeemed: list[tuple[ChannelId, Lane, SequenceNumber]] = field(default_factory=list)
+
+    def channel(self, channel: ChannelId) -> ChannelFacts | None:
+        return self.channels.get(channel)
+
+    def channels_between(self, payer: AccountId, payee: AccountId) -> tuple[ChannelFacts, ...]:
+        facts = (self.channels[channel] for channel in sorted(self.channels))
+        return tuple(one for one in facts if (one.payer, one.payee) == (payer, payee))
+
+    def balance(self, account: AccountId) -> Amount:
+        return Amount(self.balances.get(account, 0))
+
+    def bond(self, account: AccountId) -> Amount:
+        return Amount(0)
+
+    def decide(self) -> None:
+        """One block with all that waits."""
+        for sender, wanted in self.waiting:
+            match wanted.action:
+                case ChannelOpen(payee, deposit):
+                    nonce = self.nonces.get(sender, 0)
+                    self.nonces[sender] = nonce + 1
+                    self._spend(sender, deposit)
+                    opened = channel_id(sender, payee, Nonce(nonce))
+                    self.channels[opened] = ChannelFacts(opened, sender, payee, deposit, (), False, LedgerTimeMs(0))
+                case ChannelTopUp(channel, amount):
+                    self._spend(sender, amount)
+                    facts = self.channels[channel]
+                    self.channels[channel] = _replaced(facts, deposit=Amount(facts.deposit + amount))
+                case ChannelRedeem(channel, vouchers):
+                    for voucher in vouchers:
+                        self._redeem(channel, voucher)
+                case _:
+                    raise AssertionError(wanted.action)
+        self.waiting.clear()
+
+    def _spend(self, account: AccountId, amount: int) -> None:
+        assert 0 < amount <= self.balances.get(account, 0)
+        self.balances[account] -= amount
+
+    def _redeem(self, channel: ChannelId, envelope_bytes: bytes) -> None:
+        envelope, voucher = open_envelope(envelope_bytes)
+        facts = self.channels[channel]
+        assert isinstance(voucher, Voucher)
+        assert AccountId(envelope.sender) == facts.payer
+        positions = {position.lane: position for position in facts.redeemed}
+        last = positions.get(voucher.lane, unused_lane(voucher.lane))
+        others = sum(position.cumulative for lane, position in positions.items() if lane != voucher.lane)
+        check_voucher(
+            voucher,
+            channel=channel,
+            payee=facts.payee,
+            position=last,
+            other_lanes_total=others,
+            deposit=facts.deposit,
+        )
+        self.balances[facts.payee] = self.balances.get(facts.payee, 0) + voucher.cumulative - last.cumulative
+        positions[voucher.lane] = position_after(voucher)
+        rows = tuple(positions[lane] for lane in sorted(positions))
+        self.channels[channel] = _replaced(facts, redeemed=rows)
+        self.redeemed.append((channel, voucher.lane, voucher.sequence))
+
+
+def _replaced(facts: ChannelFacts, **changes: object) -> ChannelFacts:
+    return struct_replace(facts, **changes)
+
+
+@dataclass
+class Worker:
+    """What a provider's worker will say about each job: units of input, then pieces of output."""
+
+    input_units: int = 10
+    pieces: tuple[int, ...] = (10, 10, 5)
+    silent_from: int | None = None
+    """Piece number from which nothing comes any more (0 is the input)."""
+    fails_at: int | None = None
+
+    def payload(self, number: int) -> bytes:
+        return f"piece {number};".encode()
+
+    def output(self) -> bytes:
+        return b"".join(self.payload(number) for number in range(len(self.pieces)))
+
+
+LaneName = tuple[ChannelId, Lane]
+
+
+class Watch:
+    """What is seen from outside: every statement that was signed, and the laws that each must keep."""
+
+    def __init__(self) -> None:
+        self.agreements: dict[MessageId, Agreement] = {}
+        self.chunks: dict[MessageId, dict[int, Chunk]] = {}
+        """Chunks that providers released."""
+        self.delivered: dict[MessageId, dict[int, Chunk]] = {}
+        """Chunks that reached their buyers."""
+        self.vouchers: dict[LaneName, dict[SequenceNumber, Voucher]] = {}
+
+    def signed(self, person: "Person", payload: Message) -> None:
+        """A statement is about to leave: judge it by what is on its signer's disk and what was delivered to it."""
+        match payload:
+            case Agreement():
+                self.agreements[person.town.job_of(person, payload)] = payload
+            case Chunk():
+                self._chunk(person, payload)
+            case Voucher():
+                self._voucher(person, payload)
+            case _:
+                pass
+
+    def _chunk(self, person: "Person", chunk: Chunk) -> None:
+        agreement = self.agreements[chunk.job]
+        key = lane_key(agreement.channel, agreement.lane)
+        row = decode(person.disk[(Table.SELLER_LANE, key)], SellerLane)
+        # Exposure: with chunk k out, the vouchers of all chunks before k are on the provider's disk.
+        assert row.position.sequence >= agreement.sequence_start + chunk.index
+        assert person.disk[(Table.SELLER_LANE, key)]
+        self.chunks.setdefault(chunk.job, {})[chunk.index] = chunk
+
+    def _voucher(self, person: "Person", voucher: Voucher) -> None:
+        row = decode(person.disk[(Table.BUYER_LANE, lane_key(voucher.channel, voucher.lane))], BuyerLane)
+        assert row.position.sequence >= voucher.sequence, "a voucher is durable before it is signed"
+        lane = self.vouchers.setdefault((voucher.channel, voucher.lane), {})
+        before = lane.get(voucher.sequence)
+        assert before is None or before == voucher, "two vouchers under one sequence number"
+        if before is not None:
+            return
+        last = lane[max(lane)] if lane else None
+        paid = last.cumulative if last is not None else Amount(0)
+        if last is not None:
+            assert voucher.sequence > last.sequence, "voucher sequences rise"
+            assert voucher.cumulative >= last.cumulative, "voucher amounts never fall"
+            assert voucher.receipts_count >= last.receipts_count, "receipts are never dropped"
+        lane[voucher.sequence] = voucher
+        # Paid to the unit for what was delivered: chunk k is paid by the k-th voucher after the agreement's start.
+        candidates = [
+            (job, agreement)
+            for job, agreement in self.agreements.items()
+            if (agreement.channel, agreement.lane) == (voucher.channel, voucher.lane)
+            and self.delivered.get(job, {}).get(voucher.sequence - agreement.sequence_start - 1) is not None
+        ]
+        assert any(
+            voucher.cumulative
+            == max(
+                paid,
+                agreement.cumulative_start + self.delivered[job][voucher.sequence - agreement.sequence_start - 1].due,
+            )
+            for job, agreement in candidates
+        ), "a voucher pays for a delivered chunk, to the unit"
+        facts = person.town.ledger.channels[voucher.channel]
+        lanes = [rows for (channel, _), rows in self.vouchers.items() if channel == voucher.channel]
+        assert sum(rows[max(rows)].cumulative for rows in lanes) <= facts.deposit, "all lanes stay within the deposit"
+
+
+class Person:
+    """One node: a buyer and a seller on one disk."""
+
+    def __init__(self, town: "Town", name: str) -> None:
+        self.town = town
+        self.name = name
+        self.account = AccountId(identity(name))
+        self.node = NodeId(identity(name + "'s node"))
+        self.disk: dict[tuple[Table, bytes], bytes] = {}
+        self.events: list[Message] = []
+        self.buyer_policy = BuyerPolicy()
+        self.seller_policy = SellerPolicy(slots=4)
+        self.worker = Worker()
+        self.sells = False
+        self.boot()
+
+    def boot(self) -> None:
+        self.timers: dict[TimerKey, int] = {}
+        self.work: dict[MessageId, int] = {}
+        self.pulled: deque[MessageId] = deque()
+        self.returned: deque[bytes] = deque()
+        self.book = OrderBook()
+        self.buyer = Buyer(self.account, self.node, self.town.ledger, self.book, self.buyer_policy)
+        self.seller = Seller(self.account, self.node, self.town.ledger, self.seller_policy)
+        if self.sells:
+            self.seller.set_models([SERVED])
+
+    def rows(self, table: Table) -> list[bytes]:
+        return [value for (kept_in, _), value in sorted(self.disk.items()) if kept_in is table]
+
+    def told(self, kind: type[Message]) -> list[Message]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+Link = tuple[NodeId, NodeId]
+
+
+class Town:
+    """Everything, single-stepped."""
+
+    def __init__(self, buyers: int = 1, sellers: int = 1) -> None:
+        self.now = Now(MonotonicMs(1_000), TimestampMs(NETWORK_MS))
+        self.ledger = PlainLedger()
+        self.watch = Watch()
+        self.people: dict[NodeId, Person] = {}
+        self.links: dict[Link, deque[bytes | JobInput]] = {}
+        self.unreachable: set[NodeId] = set()
+        self.crash_after: int | None = None
+        """Carry out so many effects and then lose the node that was at it."""
+        self.on_send: Callable[[Person, Message], bool] | None = None
+        """Returns False to lose a statement on its way."""
+        self.buyers = [self._person(f"buyer {number}") for number in range(buyers)]
+        self.sellers = [self._person(f"seller {number}") for number in range(sellers)]
+        for buyer in self.buyers:
+            self.ledger.balances[buyer.account] = 1_000_000_000
+        for seller in self.sellers:
+            seller.sells = True
+            seller.seller.set_models([SERVED])
+        self.publish()
+
+    @property
+    def buyer(self) -> Person:
+        return self.buyers[0]
+
+    @property
+    def seller(self) -> Person:
+        return self.sellers[0]
+
+    def _person(self, name: str) -> Person:
+        person = Person(self, name)
+        self.people[person.node] = person
+        return person
+
+    def job_of(self, person: Person, agreement: Agreement) -> MessageId:
+        """The id of a person's agreement."""
+        return message_id(MessageKind.AGREEMENT, person.account, encode(agreement))
+
+    def publish(self) -> None:
+        """Every seller's offer reaches every book."""
+        for seller in self.sellers:
+            expires = TimestampMs(self.now.wall_ms + 60_000)
+            offer = seller.seller.make_offer(
+                SequenceNumber(self.now.monotonic_ms), expires, ("127.0.0.1:4000",), "earth", "strong"
+            )
+            offer_id = message_id(MessageKind.OFFER, seller.account, encode(offer))
+            for person in self.people.values():
+                judged = person.book.consider_offer(offer_id, offer, seller.account, Amount(5), Amount(5), self.now)
+                assert judged.ruling is Ruling.ACCEPT, judged
+
+    def do(self, person: Person, effects: list[MarketEffect]) -> None:
+        """Carry out effects in order; a crash may come between two of them."""
+        for effect in effects:
+            if self.crash_after is not None:
+                if self.crash_after == 0:
+                    self.crash_after = None
+                    self.crash(person)
+                    return
+                self.crash_after -= 1
+            self._one(person, effect)
+
+    def _one(self, person: Person, effect: MarketEffect) -> None:
+        match effect:
+            case Put(table, key, value):
+                person.disk[(table, key)] = value
+            case Delete(table, key):
+                person.disk.pop((table, key), None)
+            case SignAndSend(kind, payload, to, _):
+                signature = blake2b(person.account + payload, digest_size=64).digest()
+                envelope_bytes = seal(kind, payload, PublicKey(person.account), signature)
+                self.watch.signed(person, open_envelope(envelope_bytes)[1])
+                for node in to:
+                    self._post(person, node, envelope_bytes)
+                person.returned.append(envelope_bytes)
+            case Send(to, Direct(envelope_bytes)):
+                self._post(person, to, envelope_bytes)
+            case Send(to, JobInput() as job_input):
+                self._post(person, to, job_input)
+            case SetTimer(key, at):
+                person.timers[key] = at
+            case CancelTimer(key):
+                person.timers.pop(key, None)
+            case Dial(node, _):
+                self.link(person, self.people[node])
+            case OpenWork():
+                person.work[effect.job] = 0
+            case PullWork(job):
+                assert job in person.work
+                person.pulled.append(job)
+            case CloseWork(job):
+                del person.work[job]
+            case Notify(event):
+                person.events.append(event)
+            case WantTransaction():
+                self.ledger.waiting.append((person.account, effect))
+            case _:
+                raise AssertionError(effect)
+
+    def _post(self, person: Person, to: NodeId, message: bytes | JobInput) -> None:
+        queue = self.links.get((person.node, to))
+        if queue is None:
+            return
+        heard = self.on_send
+        if heard is not None and isinstance(message, bytes) and not heard(person, open_envelope(message)[1]):
+            return
+        queue.append(message)
+
+    def link(self, one: Person, other: Person) -> None:
+        if (one.node, other.node) in self.links or {one.node, other.node} & self.unreachable:
+            return
+        self.links[(one.node, other.node)] = deque()
+        self.links[(other.node, one.node)] = deque()
+        for person, peer in ((one, other), (other, one)):
+            self.do(person, person.buyer.link_up(peer.node, self.now))
+            self.do(person, person.seller.link_up(peer.node, self.now))
+
+    def unlink(self, one: Person, other: Person) -> None:
+        """The link breaks and what was on it is lost."""
+        if self.links.pop((one.node, other.node), None) is None:
+            return
+        self.links.pop((other.node, one.node), None)
+        for person, peer in ((one, other), (other, one)):
+            self.do(person, person.buyer.link_down(peer.node, self.now))
+            self.do(person, person.seller.link_down(peer.node, self.now))
+
+    def crash(self, person: Person) -> None:
+        """The process is gone, the disk stays; it starts again at once."""
+        peers = [self.people[to] for sender, to in tuple(self.links) if sender == person.node]
+        for peer in peers:
+            self.links.pop((person.node, peer.node), None)
+            self.links.pop((peer.node, person.node), None)
+        person.boot()
+        for peer in peers:
+            self.do(peer, peer.buyer.link_down(person.node, self.now))
+            self.do(peer, peer.seller.link_down(person.node, self.now))
+
+        def row(table: Table, key: bytes) -> bytes | None:
+            return person.disk.get((table, key))
+
+        effects = person.buyer.restore(person.rows(Table.BUYER_LANE), row, self.now)
+        effects += person.seller.restore(person.rows(Table.SELLER_LANE), row, self.now)
+        self.do(person, effects)
+
+    def deliver(self, link: Link) -> None:
+        """The next message on a link arrives."""
+        person = self.people[link[1]]
+        message = self.links[link].popleft()
+        if isinstance(message, JobInput):
+            self.do(person, person.seller.receive_input(link[0], message, self.now))
+            return
+        self.hand(person, link[0], message)
+
+    def hand(self, person: Person, peer: NodeId, envelope_bytes: bytes) -> None:
+        envelope, payload = open_envelope(envelope_bytes)
+        if isinstance(payload, Chunk):
+            self.watch.delivered.setdefault(payload.job, {})[payload.index] = payload
+        self.do(person, person.buyer.receive(peer, envelope, payload, envelope_bytes, self.now))
+        self.do(person, person.seller.receive(peer, envelope, payload, envelope_bytes, self.now))
+
+    def hand_back(self, person: Person) -> None:
+        envelope_bytes = person.returned.popleft()
+        envelope, payload = open_envelope(envelope_bytes)
+        self.do(person, person.buyer.signed(envelope, payload, envelope_bytes, self.now))
+        self.do(person, person.seller.signed(envelope, payload, envelope_bytes, self.now))
+
+    def work(self, person: Person) -> None:
+        """The worker answers the oldest pull."""
+        job = person.pulled.popleft()
+        number = person.work.get(job)
+        worker = person.worker
+        if number is None or (worker.silent_from is not None and number >= worker.silent_from):
+            return
+        person.work[job] = number + 1
+        if worker.fails_at == number:
+            self.do(person, person.seller.work_failed(job, FaultKind.PROVIDER, "worker died", self.now))
+        elif number == 0:
+            self.do(person, person.seller.work_prefilled(job, worker.input_units, self.now))
+        else:
+            last = number == len(worker.pieces)
+            finish = FinishReason.STOP if last else FinishReason.NONE
+            payload = worker.payload(number - 1)
+            units = worker.pieces[number - 1]
+            self.do(person, person.seller.work_piece(job, payload, units, finish, self.now))
+
+    def decide(self) -> None:
+        """A block."""
+        self.ledger.decide()
+        for person in self.people.values():
+            self.do(person, person.buyer.block_decided(self.now))
+            self.do(person, person.seller.block_decided(self.now))
+
+    def wait(self, duration_ms: int) -> None:
+        """Time passes; timers fire in order."""
+        until = self.now.monotonic_ms + duration_ms
+        while (due := self._next_timer()) is not None and due[0] <= until:
+            at, person, key = due
+            self._set_clock(max(at, self.now.monotonic_ms))
+            del person.timers[key]
+            machine = person.buyer if key.room == "buyer" else person.seller
+            self.do(person, machine.timer(key, self.now))
+        self._set_clock(until)
+
+    def _next_timer(self) -> tuple[int, Person, TimerKey] | None:
+        timers = [
+            (at, key.room, key.name, key.subject, person, key)
+            for person in self.people.values()
+            for key, at in person.timers.items()
+        ]
+        if not timers:
+            return None
+        at, _, _, _, person, key = min(timers, key=lambda timer: timer[:4])
+        return at, person, key
+
+    def _set_clock(self, monotonic_ms: int) -> None:
+        passed = monotonic_ms - self.now.monotonic_ms
+        self.now = Now(MonotonicMs(monotonic_ms), TimestampMs(self.now.wall_ms + passed))
+
+    def busy(self) -> list[Callable[[], None]]:
+        """Everything that could happen next without time passing."""
+        choices: list[Callable[[], None]] = []
+        for person in self.people.values():
+            if person.returned:
+                choices.append(lambda person=person: self.hand_back(person))  # type: ignore[misc]
+            if person.pulled:
+                choices.append(lambda person=person: self.work(person))  # type: ignore[misc]
+        for link in sorted(self.links):
+            if self.links[link]:
+                choices.append(lambda link=link: self.deliver(link))  # type: ignore[misc]
+        if self.ledger.waiting:
+            choices.append(self.decide)
+        return choices
+
+    def run(self, steps_max: int = 10_000) -> None:
+        """Until nothing is left to do at this moment."""
+        for _ in range(steps_max):
+            choices = self.busy()
+            if not choices:
+                return
+            choices[0]()
+        raise AssertionError("the town never comes to rest")
+
+    def start(self, wanted: JobRequest, person: Person | None = None) -> None:
+        buyer = person or self.buyer
+        self.do(buyer, buyer.buyer.start_job(wanted, self.now))
+
+
+def envelope_of(person: Person, kind: MessageKind, payload: Message) -> tuple[Envelope, Message, bytes]:
+    """A statement signed by a person."""
+    encoded = encode(payload)
+    signature = blake2b(person.account + encoded, digest_size=64).digest()
+    envelope_bytes = seal(kind, encoded, PublicKey(person.account), signature)
+    envelope, decoded = open_envelope(envelope_bytes)
+    return envelope, decoded, envelope_bytes
+
+
+__all__ = ["PRICES", "SERVED", "Person", "Town", "Worker", "envelope_of", "replace", "request"]
