@@ -102,6 +102,8 @@ class SimulatedNode:
         self.audible: Callable[[NodeId], bool] = lambda peer: True
         """Whom this process reaches: the twins of one key each have an audience of their own."""
         self.paused_until = 0
+        self.honest = True
+        """False for the twins of one key: nothing is promised to them."""
         self._around = around
         self._skew_ms = skew_ms
         self._build = build

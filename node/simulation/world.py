@@ -142,6 +142,7 @@ class World:
         first, second = self.nodes[0], self._member(f"{name}-twin", keys)
         self.nodes.append(second)
         self.checkers.excused.add(AuthorityId(keys.authority.public))
+        first.honest = second.honest = False
         half = {node.id: self.dice.random() < 0.5 for node in self.nodes}
         first.audible = lambda peer: half[peer]
         second.audible = lambda peer: not half[peer]
@@ -253,11 +254,9 @@ class World:
         )
 
     def all_settled(self) -> bool:
-        """True once every running node has committed every transfer and stands at one height."""
-        tips = {node.participant.state.height for node in self.nodes if node.participant is not None}
-        return len(tips) == 1 and all(
-            node.participant.state.account(client.account).nonce == len(client.sent)
-            for client in self.clients
-            for node in self.nodes
-            if node.participant is not None
+        """True once every honest node has committed every transfer and stands at one height."""
+        states = [node.participant.state for node in self.nodes if node.participant and node.honest]
+        tips = [state.height for state in states]
+        return min(tips) == max(tips) and all(
+            state.account(client.account).nonce == len(client.sent) for client in self.clients for state in states
         )
