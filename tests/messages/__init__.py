@@ -1,0 +1,1 @@
+"""The bytes: golden vectors, second spellings, addresses, amounts."""

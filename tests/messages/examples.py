@@ -1,0 +1,224 @@
+"""One fixed example of everything that travels, for golden vectors."""
+
+from nacl.signing import SigningKey
+
+from protocol.messages import consensus, market, transactions, wire
+from protocol.messages.blocks import Block, DecidedBlock, Header
+from protocol.messages.consensus import Certificate, CertificateKind
+from protocol.messages.envelope import seal, signing_bytes
+from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters
+from protocol.messages.kinds import MessageKind
+from protocol.messages.peers import Hello, NodeRecord
+from protocol.primitives.codec import Message, encode
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    AuthorityId,
+    BlockHash,
+    ChannelId,
+    DurationMs,
+    Hash,
+    Height,
+    Lane,
+    LedgerTimeMs,
+    MessageId,
+    ModelId,
+    NodeId,
+    Nonce,
+    PublicKey,
+    Salt,
+    SequenceNumber,
+    Signature,
+    TimestampMs,
+    View,
+    WorkUnits,
+)
+
+
+def filled(letter: str) -> bytes:
+    """32 bytes of one letter."""
+    return letter.encode() * 32
+
+
+KEY = SigningKey(bytes(range(32)))
+GENESIS_HASH = Hash(filled("g"))
+ACCOUNT, OTHER = AccountId(filled("a")), AccountId(filled("b"))
+NODE, OTHER_NODE = NodeId(filled("n")), NodeId(filled("o"))
+MODEL, CHANNEL, JOB = ModelId(filled("m")), ChannelId(filled("c")), MessageId(filled("j"))
+BLOCK = BlockHash(filled("x"))
+PRICES = market.Prices(Amount(10), Amount(2_000), Amount(70_000))
+MOMENT = TimestampMs(1_700_000_000_123)
+
+PAYLOADS: dict[MessageKind, Message] = {
+    MessageKind.NODE_RECORD: NodeRecord(3, MOMENT, ("127.0.0.1:7000", "[::1]:7001"), ACCOUNT),
+    MessageKind.OFFER: market.Offer(
+        NODE,
+        SequenceNumber(7),
+        MOMENT,
+        ("127.0.0.1:7000",),
+        "eu",
+        "strong",
+        4,
+        2,
+        (market.ModelOffer(MODEL, "tiny", "echo", "1.0", "seeded", PRICES, WorkUnits(4096), WorkUnits(1024)),),
+    ),
+    MessageKind.BID: market.Bid(
+        MODEL, WorkUnits(100), WorkUnits(200), Amount(5_000_000), MOMENT, "none", 1, Hash(filled("u"))
+    ),
+    MessageKind.AGREEMENT: market.Agreement(
+        MessageId(filled("d")),
+        MessageId(filled("e")),
+        ACCOUNT,
+        OTHER,
+        NODE,
+        OTHER_NODE,
+        MODEL,
+        "1.0",
+        "seeded",
+        PRICES,
+        32,
+        WorkUnits(100),
+        WorkUnits(200),
+        Amount(5_000_000),
+        Hash(filled("i")),
+        77,
+        CHANNEL,
+        Lane(3),
+        Amount(40),
+        SequenceNumber(2),
+        MOMENT,
+        DurationMs(2_000),
+        DurationMs(10_000),
+        DurationMs(5_000),
+        DurationMs(60_000),
+        42,
+        700,
+        "none",
+    ),
+    MessageKind.ACCEPTANCE: market.Acceptance(JOB, MOMENT),
+    MessageKind.REFUSAL: market.Refusal(JOB, market.FaultKind.CAPACITY, "no slot free", None, Amount(0)),
+    MessageKind.CHUNK: market.Chunk(
+        JOB, 1, Hash(filled("p")), WorkUnits(5), WorkUnits(32), Amount(999), market.FinishReason.STOP, b"output"
+    ),
+    MessageKind.VOUCHER: market.Voucher(
+        CHANNEL, OTHER, Lane(3), SequenceNumber(3), Amount(1_234_567), Hash(filled("r")), 1
+    ),
+    MessageKind.RECEIPT: market.Receipt(
+        JOB,
+        MessageId(filled("d")),
+        ACCOUNT,
+        OTHER,
+        MODEL,
+        "1.0",
+        "seeded",
+        Hash(filled("i")),
+        Hash(filled("q")),
+        WorkUnits(5),
+        WorkUnits(32),
+        2,
+        Hash(filled("l")),
+        Amount(999),
+        market.FinishReason.LENGTH,
+        CHANNEL,
+        Lane(3),
+        MOMENT,
+        TimestampMs(MOMENT + 500),
+    ),
+    MessageKind.CANCELLATION: market.Cancellation(JOB, 2, "enough"),
+    MessageKind.FAILURE: market.Failure(JOB, market.FaultKind.PROVIDER, 1, "worker died"),
+    MessageKind.TRANSACTION: transactions.Transaction(
+        Nonce(5), Amount(100), Height(1_000), transactions.Transfer((transactions.Output(OTHER, Amount(300)),))
+    ),
+    MessageKind.PROPOSAL: consensus.ProposalBody(Height(9), View(2), BLOCK, View(1)),
+    MessageKind.VOTE: consensus.VoteBody(Height(9), View(2), BLOCK),
+    MessageKind.FINAL: consensus.FinalBody(Height(9), View(2), None),
+    MessageKind.ATTESTATION: consensus.Attestation(Hash(filled("z")), PublicKey(filled("k")), Height(8), BLOCK),
+}
+
+ACTIONS: tuple[transactions.Action, ...] = (
+    transactions.Transfer((transactions.Output(OTHER, Amount(300)), transactions.Output(ACCOUNT, Amount(1)))),
+    transactions.BondDeposit(Amount(1)),
+    transactions.BondUnlock(Amount(2)),
+    transactions.BondRelease(ACCOUNT),
+    transactions.ChannelOpen(OTHER, Amount(2**63 - 1)),
+    transactions.ChannelTopUp(CHANNEL, Amount(4)),
+    transactions.ChannelRedeem(CHANNEL, (b"voucher",)),
+    transactions.ChannelClose(CHANNEL),
+    transactions.ChannelFinalise(CHANNEL),
+)
+
+
+def sealed(kind: MessageKind) -> bytes:
+    """The example of a kind in an envelope truly signed by ``KEY``."""
+    payload = encode(PAYLOADS[kind])
+    signature = KEY.sign(signing_bytes(GENESIS_HASH, kind, payload)).signature
+    return seal(kind, payload, PublicKey(bytes(KEY.verify_key)), signature)
+
+
+HEADER = Header(
+    1,
+    Height(9),
+    BlockHash(filled("w")),
+    MOMENT,
+    LedgerTimeMs(12_345),
+    Hash(filled("t")),
+    Hash(filled("s")),
+    Hash(filled("h")),
+    Hash(filled("h")),
+)
+BODY = encode(Block(HEADER, (sealed(MessageKind.TRANSACTION),)))
+CERTIFICATE = Certificate(
+    CertificateKind.DECIDED,
+    Height(9),
+    View(2),
+    BLOCK,
+    (0, 2, 3),
+    tuple(Signature(bytes((number,)) * 64) for number in range(3)),
+)
+DECIDED = DecidedBlock(BODY, CERTIFICATE)
+
+GENESIS = Genesis(
+    "golden",
+    True,
+    MOMENT,
+    Parameters(
+        DurationMs(15_000),
+        DurationMs(200),
+        DurationMs(5_000),
+        DurationMs(500),
+        DurationMs(5_000),
+        DurationMs(60_000),
+        Amount(1_000),
+        Amount(1),
+        Amount(10),
+        1_000,
+    ),
+    (AuthorityRecord(AuthorityId(filled("k")), ACCOUNT, NODE, "first"),),
+    (Allocation(ACCOUNT, Amount(10**12), Amount(10**9)),),
+)
+
+WIRE: tuple[wire.WireMessage, ...] = (
+    Hello(1, GENESIS_HASH, sealed(MessageKind.NODE_RECORD), Height(8)),
+    wire.Goodbye("no room for more links"),
+    wire.PeersRequest(),
+    wire.Peers((sealed(MessageKind.NODE_RECORD),)),
+    wire.Announce((Hash(filled("1")), Hash(filled("2")))),
+    wire.Pull((Hash(filled("1")),)),
+    wire.Push(sealed(MessageKind.OFFER)),
+    wire.Graft(),
+    wire.Prune(),
+    wire.Direct(sealed(MessageKind.VOUCHER)),
+    wire.JobInput(JOB, Salt(filled("y")), b"input"),
+    wire.Proposal(sealed(MessageKind.PROPOSAL), BODY, (CERTIFICATE,)),
+    wire.Ballot(sealed(MessageKind.VOTE)),
+    wire.CertificateNotice(CERTIFICATE),
+    wire.CertificateRequest(Height(9), View(1)),
+    wire.BodyRequest(Height(9), BLOCK),
+    wire.Body(Height(9), BODY),
+    wire.BlocksRequest(Height(4)),
+    wire.Blocks((DECIDED,), Height(9)),
+    wire.TipNotice(Height(9)),
+    wire.Transactions((sealed(MessageKind.TRANSACTION),)),
+    wire.StandingRequest(Hash(filled("z")), AuthorityId(filled("k"))),
+    wire.Standing(sealed(MessageKind.ATTESTATION), DECIDED, (sealed(MessageKind.VOTE),)),
+)
