@@ -33,6 +33,9 @@ from protocol.primitives.errors import UserError
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+SHUTDOWN_S = 0.5
+"""What handlers have to end by themselves when the node stops."""
+
 _STATUS_OF_EXIT_CODE = {2: 400, 3: 502, 4: 402, 5: 503, 124: 504}
 _log = event_logger("api")
 
@@ -230,7 +233,12 @@ async def serve_control(control: NodeControl, path: Path) -> AsyncIterator[None]
     """
     listener, inode = await asyncio.to_thread(_private_socket, path)
     runner = web.AppRunner(
-        control_application(control), handle_signals=False, handler_cancellation=True, access_log=None
+        control_application(control),
+        handle_signals=False,
+        handler_cancellation=True,
+        access_log=None,
+        # A stream that is still open then is cancelled, and its job with it: a stop waits for nobody's reading.
+        shutdown_timeout=SHUTDOWN_S,
     )
     await runner.setup()
     try:

@@ -143,13 +143,23 @@ class Front:
         return self.job(job)
 
     async def settle(self, job: str, timeout_ms: int) -> int:
-        """Anchor a job's receipt on the ledger if it is not there yet; the height of its block."""
+        """See to it that the ledger holds a job's receipt; the height of its block.
+
+        The provider's redemption is waited for, half of the time: it pays the provider. Then the receipt is anchored
+        by a transaction of our own, which costs a fee and pays nobody.
+        """
         record = self._receipts.record(market_views.find_job(self._node, job).job)
+        until = read_clock().monotonic_ms + timeout_ms // 2
         anchored = self._receipts.anchor(record)
+        while anchored is None and read_clock().monotonic_ms < until:
+            await self._node.next_block(max(0, until - read_clock().monotonic_ms))
+            anchored = self._receipts.anchor(record)
         if anchored is None:
+            record = self._receipts.record(record.job)
             if not record.final_voucher:
                 raise ControlError("not_receipted", "the buyer's last voucher has not come: nothing to settle yet")
-            await self._want(ChannelRedeem(record.channel, (self._receipts.best_voucher(record),)), timeout_ms)
+            action = ChannelRedeem(record.channel, (self._receipts.best_voucher(record),))
+            await self._want(action, timeout_ms // 2)
             anchored = self._receipts.anchor(record)
         assert anchored is not None, "a decided redeem is an anchor"
         return anchored.height

@@ -5,6 +5,7 @@ without ends the node, with the reason; a node never goes on half.
 """
 
 import asyncio
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -47,6 +48,9 @@ _THREADS = 4
 _WATERMARK_EVERY = 16
 """The guard forgets closed heights this often; rows kept a little longer cost nothing."""
 
+_DRAIN_S = 2.0
+"""A stopping node's last effects may take so long; what matters was on disk before."""
+
 __all__ = ["Node", "NodeHalted"]
 
 
@@ -61,6 +65,7 @@ class Node:
         self._genesis_hash = genesis_hash(genesis)
         self._stopping = asyncio.Event()
         self._stop_reason = ""
+        self._block_committed = asyncio.Event()
         self._stack = AsyncExitStack()
         self._log: EventLogger = event_logger("node")
         self._record = b""
@@ -96,6 +101,11 @@ class Node:
     async def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None and self._background:
+            # What was decided while stopping (cancellations of running jobs) still goes out.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_S):
+                    await self.executor.drain()
         for task in self._background:
             task.cancel()
         await self._stack.__aexit__(kind, error, trace)
@@ -203,6 +213,14 @@ class Node:
 
     # Blocks
 
+    async def next_block(self, timeout_ms: int) -> None:
+        """Returns when a block has been committed, or after the time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._block_committed.wait()
+
     def _committed(self, commit: CommitBlock) -> None:
+        self._block_committed.set()
+        self._block_committed = asyncio.Event()
         if self._guard is not None and commit.height % _WATERMARK_EVERY == 0:
             self._guard.raise_watermark(commit.height)
