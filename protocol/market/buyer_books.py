@@ -79,6 +79,13 @@ class BuyerBooks:
                 lowest = number
         return Lane(lowest) if lowest is not None and ceiling <= left else None
 
+    def lane_fits(self, facts: ChannelFacts, lane: Lane, ceiling: int) -> bool:
+        """True if this very lane can take a job of this ceiling."""
+        held = self.lane(facts.channel, lane)
+        if held is None:
+            return ceiling <= self.left(facts)
+        return held.job is None and not held.retired and ceiling - buyer_debt(held) <= self.left(facts)
+
     def terms(self, channel: ChannelId, lane: Lane) -> LaneTerms:
         """What the next job on a lane counts from."""
         held = self.lane(channel, lane)

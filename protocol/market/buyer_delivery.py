@@ -6,7 +6,7 @@ comes, it is paid all the same, and the receipt is not acknowledged.
 """
 
 from protocol.market.buyer_core import BuyerCore
-from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, Expiry, clip
+from protocol.market.buyer_job import RECONCILIATIONS_MAX, Attempt, BuyerJob, BuyerState, Expiry, clip
 from protocol.market.buyer_opening import Opening
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
 from protocol.market.records import ReceiptRecord, Side
@@ -130,7 +130,12 @@ class Delivery:
         """The provider does not take the job."""
         if job.state is not BuyerState.OFFERED:
             return []
-        if refusal.reason.startswith(BOOKS_DIFFER) and not job.resynced:
+        lane = (attempt.agreement.channel, attempt.agreement.lane)
+        if (
+            refusal.reason.startswith(BOOKS_DIFFER)
+            and lane not in job.reconciled
+            and len(job.reconciled) < RECONCILIATIONS_MAX
+        ):
             return self._reconcile(job, attempt, refusal, now)
         return self.attempt_failed(job, refusal.fault, refusal.reason or "refused", now, tell=False)
 
@@ -182,9 +187,9 @@ class Delivery:
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
-        """Our books and the provider's differ: bring them together, then offer again, once."""
+        """Our books and the provider's differ: bring them together, then offer again, once on each lane."""
         core, agreement = self._core, attempt.agreement
-        job.resynced = True
+        job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)

@@ -23,6 +23,7 @@ from protocol.primitives.units import (
     AMOUNT_MAX,
     AccountId,
     Amount,
+    ChannelId,
     Lane,
     MessageId,
     MonotonicMs,
@@ -31,6 +32,9 @@ from protocol.primitives.units import (
     WorkUnits,
 )
 from protocol.settlement.chunks import Progress, progress_start
+
+RECONCILIATIONS_MAX = 8
+"""Lanes reconciled for one request: a buyer with an old backup needs some, a provider that lies gets no more."""
 
 
 class RequestInvalid(UserError):
@@ -139,8 +143,8 @@ class BuyerJob:
         "first_error",
         "history",
         "match",
+        "reconciled",
         "request",
-        "resynced",
         "spent",
         "state",
         "total_until",
@@ -157,7 +161,8 @@ class BuyerJob:
         self.attempts = 0
         self.excluded: tuple[AccountId, ...] = ()
         self.first_error: tuple[FaultKind, str] | None = None
-        self.resynced = False
+        self.reconciled: tuple[tuple[ChannelId, Lane], ...] = ()
+        """Lanes whose books were brought together for this request, each once; the last one is used next."""
         self.spent = Amount(0)
         """Price of what earlier attempts were paid for."""
         self.history: list[HistoryEntry] = []

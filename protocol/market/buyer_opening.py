@@ -70,7 +70,7 @@ class Opening:
                 return []
             effects = core.enter(job, BuyerState.CONNECTING, "no link to the provider yet", now)
             return [*effects, Dial(offer.node, offer.addresses)]
-        lane = self._find_lane(match.live.account, match.price_at_limits)
+        lane = self._find_lane(job, match.live.account, match.price_at_limits)
         if lane is not None:
             return self._offer(job, *lane, now)
         return self._fund(job, match.live.account, match.price_at_limits, now)
@@ -84,7 +84,12 @@ class Opening:
         event = self._core.attempt_event(job, fault, reason)
         return [event, *self.choose(job, now)]
 
-    def _find_lane(self, provider: AccountId, ceiling: int) -> tuple[ChannelId, Lane] | None:
+    def _find_lane(self, job: BuyerJob, provider: AccountId, ceiling: int) -> tuple[ChannelId, Lane] | None:
+        for channel, reconciled in job.reconciled[-1:]:
+            known = self._core.ledger.channel(channel)
+            fits = known is not None and not known.closing and known.payee == provider
+            if fits and known is not None and self._core.books.lane_fits(known, reconciled, ceiling):
+                return channel, reconciled
         for facts in self._open_channels(provider):
             lane = self._core.books.free_lane(facts, ceiling)
             if lane is not None:

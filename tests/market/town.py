@@ -428,6 +428,10 @@ class Town:
         def row(table: Table, key: bytes) -> bytes | None:
             return person.disk.get((table, key))
 
+        for other in self.people.values():
+            if other is not person:
+                for live in other.book.offers():
+                    person.book.consider_offer(live.id, live.offer, live.account, Amount(5), Amount(5), self.now)
         effects = person.buyer.restore(person.rows(Table.BUYER_LANE), row, self.now)
         effects += person.seller.restore(person.rows(Table.SELLER_LANE), row, self.now)
         self.do(person, effects)
