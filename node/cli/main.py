@@ -29,6 +29,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Sell": {
         "provider": ("node.cli.provider:provider", "Bond, unbond and state of a provider."),
+        "model": ("node.cli.model:model", "Model files on this machine."),
     },
     "Nodes": {
         "status": ("node.cli.status:status", "The node at a glance."),

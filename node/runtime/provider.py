@@ -11,8 +11,8 @@ from node.config.settings import NodeConfig, ProviderModel
 from node.runtime.control import ProviderModelView
 from node.telemetry import EventLogger, event_logger
 from node.worker.errors import WorkerError
-from node.worker.models import ModelDescription, ModelStore, load_description
-from node.worker.packages import add_from_package
+from node.worker.models import ModelStore, load_description
+from node.worker.packages import add_from_package, held_model
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.messages.market import ModelOffer, Prices
@@ -56,7 +56,7 @@ class ProviderShelf:
         self.models[name] = ProviderModelView(name, "", "", "loading", 0)
         try:
             description = load_description(description_path(entry.description))
-            model_id = self._held(description) or await add_from_package(self._store, description)
+            model_id = held_model(self._store, description) or await add_from_package(self._store, description)
             loaded = await self._supervisor.load(model_id)
         except (WorkerError, OSError, ValueError) as error:
             self.models[name] = ProviderModelView(name, "", "", f"failed: {error}", 0)
@@ -67,19 +67,6 @@ class ProviderShelf:
         )
         self._log.info("model_ready", model=loaded.manifest.name, load_ms=loaded.load_ms)
         return self._offer(entry, loaded)
-
-    def _held(self, description: ModelDescription) -> str | None:
-        """The id of a described model that is in the store already; its files are hashed before they are loaded."""
-        source = f"{description.package.package} {description.package.version}" if description.package else "local"
-        for model_id, manifest in self._store.models():
-            same = (manifest.name, manifest.version, manifest.runtime) == (
-                description.name,
-                description.version,
-                description.runtime,
-            )
-            if same and manifest.source == source and dict(manifest.settings) == dict(description.settings):
-                return model_id
-        return None
 
     def _offer(self, entry: ProviderModel, loaded: LoadedModel) -> ModelOffer:
         provider = self._config.provider
