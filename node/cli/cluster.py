@@ -157,19 +157,16 @@ def up(
     folder = _directory(directory)
     with cluster_lock(folder):
         record = _record_for(folder, authorities, providers, models, model_store)
-        if all(is_running(node.process) for node in record.nodes):
-            output.note("the cluster is already running")
-            _show(output, folder, cluster_state(folder, record))
-            return
         begun = time.monotonic()
         start = start_missing(folder, record)
         _bring_up(output, start, wait)
-        output.note(f"{len(start.started)} nodes ready in {time.monotonic() - begun:.1f} s")
+        started = f"{len(start.started)} nodes ready in {time.monotonic() - begun:.1f} s"
+        output.note(started if start.started else "the cluster is already running")
         _show(output, folder, cluster_state(folder, start.record))
         output.note(
             'next:  eval "$(mercat cluster env' + (f" --dir {shlex.quote(str(folder))}" if directory else "") + ')"'
         )
-        if foreground:
+        if foreground and start.started:
             _attend(output, start)
         else:
             start.release()

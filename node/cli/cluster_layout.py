@@ -35,7 +35,7 @@ DEVELOPMENT_PARAMETERS = Parameters(
     unbonding_ms=DurationMs(10_000),
     provider_bond_min=Amount(10 * CREDIT),
     fee_min=Amount(100),
-    redeem_fee_min=Amount(1_000),
+    redeem_fee_min=Amount(100),
     redeem_fee_share_ppm=1_000,
 )
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from node.runtime.control import StatusView
 
+START_ORDER = ("provider", "authority", "buyer")
+"""Providers need longest: they attack their sandbox and load their models."""
 POLL_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 
@@ -86,7 +88,7 @@ def start_missing(directory: Path, record: ClusterRecord) -> Start:
         write_configs(directory, record)
     start = Start(record, {})
     try:
-        for node in record.nodes:
+        for node in sorted(record.nodes, key=lambda node: START_ORDER.index(node.role)):
             if not is_running(node.process):
                 start.started[node.name] = started = start_node(node)
                 start.record = start.record.with_node(msgspec.structs.replace(node, process=started.record))
@@ -105,15 +107,24 @@ def node_status(node: NodeRecord, seconds: float = ANSWER_SECONDS) -> "StatusVie
         return None
 
 
+def _models_on_offer(node: NodeRecord) -> int:
+    try:
+        return len(NodeClient(Path(node.control)).offers())
+    except CommandFailed:
+        return 0
+
+
 def _unready(record: ClusterRecord, node: NodeRecord, status: "StatusView | None") -> str | None:
     """Why a node is not ready yet."""
     if status is None:
         return "does not answer yet"
     if node.role == "provider" and not status.selling:
         return f"does not sell yet{f': {status.not_selling_because}' if status.not_selling_because else ''}"
-    providers = sum(other.role == "provider" for other in record.nodes)
-    if node.role == "buyer" and status.live_offers < providers:
-        return f"sees {status.live_offers} of {providers} offers"
+    if node.role == "buyer":
+        wanted = len(record.models) * sum(other.role == "provider" for other in record.nodes)
+        seen = _models_on_offer(node)
+        if seen < wanted:
+            return f"sees {seen} of {wanted} models on offer"
     if not status.peers and len(record.nodes) > 1:
         return "has no peer yet"
     return None
@@ -134,6 +145,8 @@ def wait_ready(start: Start, seconds: float, tell: Callable[[str], None]) -> Non
             started = start.started.get(node.name)
             if started is not None and started.process.poll() is not None:
                 raise _failure(node, f"ended with exit code {started.process.returncode}", ExitCode.FAILED)
+            if started is None and not is_running(node.process):
+                raise _failure(node, "ended while it was waited for", ExitCode.FAILED)
             reason = _unready(record, node, node_status(node))
             if reason is None:
                 del waiting[node.name]

@@ -106,7 +106,7 @@ def _show(output: Output, store: "ModelStore", model_ids: tuple[str, ...]) -> No
                     manifest.runtime,
                     manifest.license,
                     manifest.source,
-                    manifest.size_bytes,
+                    manifest.size_bytes(),
                 )
             )
     rows = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.failures import CommandFailed, ExitCode
+from node.cli.lifeline import hold_lifeline
 from node.cli.options import passphrase_options
 from node.cli.settings import config_file, config_options, flag_settings
 
@@ -39,7 +40,9 @@ def run(
 
     Settings: flag over MERCAT_NODE_* (MERCAT_NODE_PROVIDER_SLOTS=2) over the configuration file.
     """
-    run_from_file(config_file(config), flag_settings(listen, seeds, settings), passphrase_file, passphrase_fd, lifeline)
+    if lifeline is not None:
+        hold_lifeline(lifeline)
+    run_from_file(config_file(config), flag_settings(listen, seeds, settings), passphrase_file, passphrase_fd)
 
 
 def run_from_file(
@@ -47,7 +50,6 @@ def run_from_file(
     flags: dict[str, str],
     passphrase_file: Path | None = None,
     passphrase_fd: int | None = None,
-    lifeline: int | None = None,
 ) -> None:
     """Load settings and keys and run the node until it stops."""
     from node.config.genesis_file import load_genesis
@@ -76,7 +78,7 @@ def run_from_file(
 
     with event_log(settings.log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            runner.run(node_process(settings, keys, genesis, lifeline))
+            runner.run(node_process(settings, keys, genesis))
         except ExceptionGroup as group:
             event_logger("process").error("failed", exc_info=True)
             raise CommandFailed(f"the node stopped: {_first(group)}", ExitCode.FAILED, "node_failed") from group

@@ -1,7 +1,6 @@
-"""One node as a process: keys, runtime, control API, signals, and the lifeline that a starting cluster holds.
+"""One node as a process: runtime, control API, event log and signals.
 
-Law: SIGTERM and SIGINT stop the node in order. A process that was started with a lifeline (the reading end of a pipe)
-stops too when the pipe closes before a byte came: nothing outlives a start that was killed.
+Law: SIGTERM and SIGINT stop the node in order, also while it still starts.
 """
 
 import asyncio
@@ -65,26 +64,8 @@ class StopRequest:
         return self._reason is not None
 
 
-def _watch_lifeline(descriptor: int, stop: StopRequest) -> None:
-    """A byte says that the starter is done with us; the end of the pipe before it, that the starter is gone."""
-    loop = asyncio.get_running_loop()
-    os.set_blocking(descriptor, False)
-
-    def readable() -> None:
-        try:
-            released = os.read(descriptor, 1) != b""
-        except BlockingIOError:
-            return
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        if not released:
-            stop("the process that started this node is gone")
-
-    loop.add_reader(descriptor, readable)
-
-
-async def node_process(config: NodeConfig, keys: NodeKeys, genesis: Genesis, lifeline: int | None = None) -> None:
-    """Run a node and its control API until a signal, the lifeline or the node itself ends it.
+async def node_process(config: NodeConfig, keys: NodeKeys, genesis: Genesis) -> None:
+    """Run a node and its control API until a signal or the node itself ends it.
 
     Raises ``NodeHalted`` if the node can't go on, ``SocketTaken`` if another one answers on its control socket.
     """
@@ -92,8 +73,6 @@ async def node_process(config: NodeConfig, keys: NodeKeys, genesis: Genesis, lif
     loop = asyncio.get_running_loop()
     for number in STARTED_SIGNALS:
         loop.add_signal_handler(number, stop, signal.Signals(number).name)
-    if lifeline is not None:
-        _watch_lifeline(lifeline, stop)
     events = event_logger("process")
     events.info("starting", pid=os.getpid(), network=genesis.network, genesis=genesis_hash(genesis))
     try:

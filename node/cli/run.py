@@ -14,7 +14,7 @@ import msgspec
 from node.cli.failures import CommandFailed, ExitCode
 from node.cli.market import print_quote
 from node.cli.options import CREDITS, Session, timeout_option, with_node
-from node.cli.output import Output, Progress, credits_text, note, printable
+from node.cli.output import Output, Progress, credits_text, note, printable, short
 from node.runtime.control import ModelView, RunEvent, RunRequest
 from protocol.primitives.limits import JOB_INPUT_BYTES_MAX
 from protocol.primitives.units import Amount
@@ -22,6 +22,7 @@ from protocol.primitives.units import Amount
 Fact = str | int | bool | None
 AMOUNT_FACTS = frozenset({"amount", "due", "paid", "price", "price_ceiling", "debt", "deposit"})
 """Facts that are money, in base units."""
+ID_FACTS = frozenset({"job", "provider", "model", "receipt"})
 
 CANCEL_SECONDS = 5.0
 GRACE_SECONDS = 10.0
@@ -73,14 +74,34 @@ class OutputWriter:
 
 
 def fact_text(facts: dict[str, Fact]) -> str:
-    """Facts on one line: ``provider mc1…  amount 0.0012 credits``."""
+    """Facts on one line: ``provider mc1x6lczt4l5…  paid 0.0012 credits``. Ids are cut; ``--json`` has them whole."""
     parts = []
     for name, value in facts.items():
-        if value is None or name == "exit_code":
+        if value in (None, "") or name in ("exit_code", "code", "channel", "request"):
             continue
-        amount = name in AMOUNT_FACTS and isinstance(value, int)
-        parts.append(f"{name.replace('_', ' ')} {credits_text(int(value)) if amount else value}")
+        if name in AMOUNT_FACTS and isinstance(value, int):
+            value = credits_text(value)
+        elif name in ID_FACTS:
+            value = short(str(value), 16)
+        parts.append(f"{name.replace('_', ' ')} {value}")
     return "  ".join(parts)
+
+
+def agreed_text(facts: dict[str, Fact]) -> str:
+    """Who does it, and what it may cost."""
+    return f"{short(str(facts.get('provider')), 16)} does it for at most {_amount_text(facts.get('price_ceiling'))}"
+
+
+def finished_text(facts: dict[str, Fact]) -> str:
+    """What was done and paid, and where the proof is."""
+    job = short(str(facts.get("job")), 16).rstrip("…")
+    units = f"{facts.get('input_units')} units in, {facts.get('output_units')} out"
+    finish = f" ({facts['finish']})" if facts.get("finish") else ""
+    return f"{units}{finish}, paid {_amount_text(facts.get('amount'))}; proof: mercat job receipt {job}"
+
+
+def _amount_text(fact: Fact) -> str:
+    return credits_text(fact) if isinstance(fact, int) else "an unknown amount"
 
 
 def _limited(content: bytes, what: str) -> bytes:
@@ -252,8 +273,10 @@ def _until(events: Iterator[RunEvent], deadline: float) -> Iterator[RunEvent]:
 
 def _tell(output: Output, progress: Progress, event: RunEvent) -> None:
     """``request`` and ``input`` are passing states; what cost or changed something is kept on the screen."""
-    if event.event in ("agreed", "retry"):
-        output.note(f"{event.event}: {fact_text(event.facts)}")
+    if event.event == "agreed":
+        output.note(agreed_text(event.facts))
+    elif event.event == "retry":
+        output.note(f"retry: {fact_text(event.facts)}")
     elif not output.as_json:
         progress.update(f"{event.event} {fact_text(event.facts)}")
 
@@ -261,7 +284,7 @@ def _tell(output: Output, progress: Progress, event: RunEvent) -> None:
 def _ended(output: Output, event: RunEvent, facts: dict[str, Fact], late: bool) -> dict[str, Fact]:
     """The facts of a job that finished. Raises ``CommandFailed`` for any other end; a late one is a timeout."""
     if event.event == "finished":
-        output.note(fact_text(event.facts))
+        output.note(finished_text(event.facts))
         return facts
     reason = str(event.facts.get("reason") or event.event)
     paid = event.facts.get("paid")

@@ -94,8 +94,8 @@ class ProviderConfig(Section, frozen=True):
     isolation: Text = ""
     """The isolation that this provider insists on; it refuses to sell below it. Empty: the strongest that works here
     and is safe for strangers' inputs."""
-    chunk_units: ChunkUnits = 32
-    """Work released before it is paid is at most one chunk."""
+    chunk_units: ChunkUnits = CHUNK_UNITS_MAX
+    """The largest chunk that a buyer may ask for: work released before it is paid is at most one chunk."""
     input_units_max: Units = 4_096
     output_units_max: Units = 1_024
     offer_ms: Milliseconds = 60_000
