@@ -68,15 +68,8 @@ def test_swapped_neighbours_are_found(position: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "1",
-        "mc",
-        "mc1",
-        "mcnode1",
-        EXAMPLE[:-1],
-        EXAMPLE + "q",
+        *("", "1", "mc", "mc1", "mcnode1", EXAMPLE[:-1], EXAMPLE + "q", " " + EXAMPLE),
         EXAMPLE[:20].upper() + EXAMPLE[20:],
-        " " + EXAMPLE,
         format_address(AddressKind.NODE, bytes(32))[:-6],
         "mcnode1" + "q" * 58,
         "ｍcnode1" + EXAMPLE[7:],

@@ -1,11 +1,13 @@
 """Who is at the other end: every way of not being the node that one claims to be is refused before a byte counts."""
 
+import asyncio
 import os
 import ssl
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -149,3 +151,23 @@ def test_contexts_demand_certificates_on_both_sides_without_tickets() -> None:
 def test_plain_connection_proves_no_node() -> None:
     with pytest.raises(WrongPeerKey):
         proved_node(None)
+
+
+async def test_peer_that_redirects_a_dial_is_not_followed() -> None:
+    requests: list[str] = []
+
+    async def redirect(request: web.BaseRequest) -> web.StreamResponse:
+        requests.append(request.path)
+        return web.Response(status=302, headers={"Location": "/elsewhere"})
+
+    mallory = identity_of("mallory")
+    server = web.Server(redirect, access_log=None)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(server, "127.0.0.1", 0, ssl=mallory.server_context)
+    host, port = listener.sockets[0].getsockname()
+    async with RecordingNode("a") as a:
+        a.transport.dial(mallory.node_id, (f"{host}:{port}",), keep=True)
+        await a.until(lambda: "HTTP status 302 instead of a WebSocket" in a.reasons("dial.failed"))
+    listener.close()
+    await server.shutdown(1)
+    assert {*requests} == {"/"}
