@@ -22,6 +22,7 @@ from node.cli.cluster_layout import (
     read_record,
     remove_files,
 )
+from node.cli.cluster_money import balances_table, read_balances
 from node.cli.cluster_processes import is_running, stop_processes
 from node.cli.cluster_start import Start, cluster_lock, node_status, start_missing, wait_ready
 from node.cli.failures import CommandFailed, ExitCode
@@ -234,6 +235,17 @@ def status(output: Output, directory: Path | None) -> None:
     if not state.running:
         down = ", ".join(node.name for node in state.nodes if not node.answers)
         raise CommandFailed(f"not up: {down}; start what is missing with: mercat cluster up", code="not_running")
+
+
+@cluster.command()
+@cluster_directory_option
+@with_output
+def balances(output: Output, directory: Path | None) -> None:
+    """Where all credits are: one line for each account, and their sum."""
+    found = read_balances(existing_record(_directory(directory)))
+    output.show(found, balances_table(found), (holding.account for holding in found.holdings))
+    if found.total != found.by_genesis:
+        raise CommandFailed("the sum of all credits has changed", code="not_conserved")
 
 
 @cluster.command()

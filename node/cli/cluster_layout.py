@@ -275,6 +275,8 @@ def write_configs(directory: Path, record: ClusterRecord) -> None:
         sold: list[Table] = []
         if node.role == "provider":
             sections["provider"] = {"model_store": record.model_store, "slots": 2, "region": "local"}
+            # Small money soon on the ledger: a person who tries things out wants to see it arrive.
+            sections["provider.redeem"] = {"amount": 10_000, "age_ms": 2_000}
             sold = [{"description": description} for description in record.models]
         comment = "A node of a development cluster, written by `mercat cluster up`."
         node.config.write_text(toml_text(top, sections, {"provider.models": sold}, comment))

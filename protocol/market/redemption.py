@@ -24,14 +24,21 @@ class Redeemable(Struct, frozen=True):
     worth: Amount
 
 
+class _Asked(Struct, frozen=True):
+    """A redemption that was asked for: over at ``until``, or as soon as the ledger's lanes are not ``before`` any more."""
+
+    until: MonotonicMs
+    before: tuple[LanePosition, ...]
+
+
 class Redemption:
     """Decides which channels to redeem."""
 
     def __init__(self, books: SellerBooks, policy: SellerPolicy) -> None:
         self._books = books
         self._policy = policy
-        self._asked: dict[ChannelId, MonotonicMs] = {}
-        """Channel → until when a redemption counts as under way."""
+        self._asked: dict[ChannelId, _Asked] = {}
+        """Redemptions under way."""
 
     def redeemable(self, facts: ChannelFacts) -> Redeemable:
         """What the ledger would still pay on a channel."""
@@ -48,7 +55,7 @@ class Redemption:
             if not found.lanes:
                 self._asked.pop(facts.channel, None)
                 settled.extend(self._books.redeemed(facts.channel))
-            elif self._asked.get(facts.channel, MonotonicMs(0)) <= now.monotonic_ms and self._is_due(found, facts, now):
+            elif not self._is_under_way(facts, now) and self._is_due(found, facts, now):
                 wanted.append((not facts.closing, -found.worth, facts, found))
         wanted.sort(key=lambda entry: (entry[0], entry[1], entry[2].channel))
         return [*settled, *(self._ask(facts, found, now) for _, _, facts, found in wanted)]
@@ -56,14 +63,19 @@ class Redemption:
     def now(self, facts: ChannelFacts, now: Now) -> list[WantTransaction]:
         """Redeem a channel because its owner says so; nothing if nothing waits or it is under way."""
         found = self.redeemable(facts)
-        if not found.lanes or self._asked.get(facts.channel, MonotonicMs(0)) > now.monotonic_ms:
+        if not found.lanes or self._is_under_way(facts, now):
             return []
         return [self._ask(facts, found, now)]
 
     def rejected(self, channel: ChannelId, now: Now) -> None:
         """The ledger did not take it: ask again later, not at once."""
-        if channel in self._asked:
-            self._asked[channel] = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
+        asked = self._asked.get(channel)
+        if asked is not None:
+            self._asked[channel] = _Asked(MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms), asked.before)
+
+    def _is_under_way(self, facts: ChannelFacts, now: Now) -> bool:
+        asked = self._asked.get(facts.channel)
+        return asked is not None and asked.before == facts.redeemed and now.monotonic_ms < asked.until
 
     def _is_due(self, found: Redeemable, facts: ChannelFacts, now: Now) -> bool:
         policy = self._policy
@@ -81,7 +93,8 @@ class Redemption:
         return now.wall_ms - since >= policy.redeem_age_ms
 
     def _ask(self, facts: ChannelFacts, found: Redeemable, now: Now) -> WantTransaction:
-        self._asked[facts.channel] = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
+        until = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
+        self._asked[facts.channel] = _Asked(until, facts.redeemed)
         vouchers = tuple(lane.voucher for lane in found.lanes)
         return WantTransaction(ChannelRedeem(facts.channel, vouchers), facts.channel)
 
