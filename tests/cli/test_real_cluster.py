@@ -1,0 +1,165 @@
+"""A real cluster of real processes: one authority, one provider, one buyer.
+
+The tests share it and run in order; each leaves it running for the next.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from node.cli.cluster_layout import existing_record
+from node.cli.cluster_processes import is_running
+
+SHAPE = ("--authorities", "1", "--providers", "1", "--model", "echo")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster's directory, and a way to run commands on it."""
+
+    folder: Path
+    store: Path
+
+    def mercat(self, *arguments: str, expect: int = 0) -> str:
+        """Run a command line as the cluster's buyer; what it printed on standard output."""
+        control = self.folder / "nodes" / "buyer-1" / "state" / "control.sock"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MERCAT_")}
+        ended = subprocess.run(
+            [sys.executable, "-m", "node.cli.main", *arguments],
+            env={**kept, "MERCAT_CONTROL": str(control), "MERCAT_GENESIS": str(self.folder / "genesis.json")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert ended.returncode == expect, ended.stderr
+        return ended.stdout
+
+    def cluster(self, command: str, *arguments: str, expect: int = 0) -> str:
+        """Run ``mercat cluster COMMAND`` on this cluster."""
+        return self.mercat("cluster", command, "--dir", str(self.folder), *arguments, expect=expect)
+
+    def up(self) -> str:
+        """Start what is missing."""
+        return self.cluster("up", *SHAPE, "--model-store", str(self.store))
+
+    def processes(self) -> dict[str, int]:
+        """Process number of each node that runs."""
+        nodes = existing_record(self.folder).nodes
+        return {node.name: node.process.pid for node in nodes if node.process and is_running(node.process)}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    made = Cluster(tmp_path_factory.mktemp("c") / "c", tmp_path_factory.mktemp("models"))
+    made.up()
+    yield made
+    made.cluster("stop")
+    assert made.processes() == {}
+
+
+def test_up_is_safe_to_repeat(cluster: Cluster) -> None:
+    before = cluster.processes()
+    assert len(before) == 3
+    cluster.up()
+    assert cluster.processes() == before
+
+
+def test_other_shape_is_refused(cluster: Cluster) -> None:
+    cluster.cluster("up", "--authorities", "2", expect=2)
+    assert len(cluster.processes()) == 3
+
+
+def test_job_runs_and_its_receipt_verifies_offline(cluster: Cluster, tmp_path: Path) -> None:
+    path = tmp_path / "receipt.json"
+    assert cluster.mercat("run", "echo", "hello", "--receipt", str(path), "--settle") == "hello"
+    report = json.loads(cluster.mercat("verify", str(path), "--settled", "--json"))
+    assert report["holds"]
+    assert report["height"] >= 1
+    assert report["amount"] > 0
+
+    content = json.loads(path.read_text())
+    content["output"] = b"HELLO".hex()
+    path.write_text(json.dumps(content))
+    refused = json.loads(cluster.mercat("verify", str(path), "--json", expect=1))
+    assert refused["failed"] == "output_commitment"
+
+
+def test_money_moves_and_none_is_lost(cluster: Cluster) -> None:
+    provider = existing_record(cluster.folder).named("provider-1").account
+    before = json.loads(cluster.mercat("wallet", "balance", provider, "--json"))["balance"]
+    cluster.mercat("wallet", "send", provider, "1.5", "-y")
+    after = json.loads(cluster.mercat("wallet", "balance", provider, "--json"))["balance"]
+    assert after - before >= 1_500_000
+    supply = json.loads(cluster.mercat("ledger", "supply", "--json"))
+    assert supply["total"] == supply["genesis_total"]
+
+
+def test_more_money_than_there_is_can_not_be_sent(cluster: Cluster) -> None:
+    provider = existing_record(cluster.folder).named("provider-1").account
+    cluster.mercat("wallet", "send", provider, "5000", "-y", expect=4)
+
+
+def test_env_and_logs_and_status_tell_about_the_cluster(cluster: Cluster) -> None:
+    lines = cluster.cluster("env").splitlines()
+    assert lines[0].startswith("export MERCAT_CONTROL=")
+    assert lines[1].startswith("export MERCAT_GENESIS=")
+    assert "serving" in cluster.cluster("logs", "buyer-1", "-n", "1000")
+    state = json.loads(cluster.cluster("status", "--json"))
+    assert state["running"]
+    assert [node["role"] for node in state["nodes"]] == ["authority", "provider", "buyer"]
+
+
+def test_node_that_was_killed_alone_is_started_again(cluster: Cluster) -> None:
+    before = cluster.processes()
+    _kill_and_wait(before["authority-1"])
+    cluster.cluster("status", expect=1)
+    cluster.up()
+    after = cluster.processes()
+    assert {name for name in after if after[name] != before[name]} == {"authority-1"}
+
+
+def test_start_that_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
+    cluster.cluster("stop")
+    command = ["cluster", "up", "--dir", str(cluster.folder), *SHAPE]
+    with subprocess.Popen(
+        [sys.executable, "-m", "node.cli.main", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as starter:
+        while starter.poll() is None and not cluster.processes():
+            select.select([], [], [], 0.01)
+        starter.kill()
+    for number in cluster.processes().values():
+        _wait_ended(number)
+    assert cluster.processes() == {}
+    cluster.up()
+
+
+def test_stopped_node_leaves_no_socket(cluster: Cluster) -> None:
+    cluster.cluster("stop")
+    assert list(cluster.folder.glob("nodes/*/state/control.sock")) == []
+    cluster.mercat("status", expect=5)
+    cluster.up()
+
+
+def _kill_and_wait(number: int) -> None:
+    os.kill(number, signal.SIGKILL)
+    _wait_ended(number)
+
+
+def _wait_ended(number: int) -> None:
+    try:
+        handle = os.pidfd_open(number)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([handle], [], [], 30)[0], "a node outlived its end"
+    finally:
+        os.close(handle)
