@@ -143,9 +143,9 @@ class World:
         self.nodes.append(second)
         self.checkers.excused.add(AuthorityId(keys.authority.public))
         first.honest = second.honest = False
-        half = {node.id: self.dice.random() < 0.5 for node in self.nodes}
-        first.audible = lambda peer: half[peer]
-        second.audible = lambda peer: not half[peer]
+        hears = {node.id: self.dice.choice(("first", "second", "both")) for node in self.nodes}
+        first.audible = lambda peer: hears[peer] != "second"
+        second.audible = lambda peer: hears[peer] != "first"
 
     # What happens
 
