@@ -11,7 +11,7 @@ from protocol.engine import inputs
 from protocol.engine.anchors import anchors_in
 from protocol.engine.checks import message_checks
 from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
-from protocol.engine.judging import TRANSACTION_LIFETIME_MS, Judge
+from protocol.engine.judging import BALLOT_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.replica import Replica
@@ -27,7 +27,7 @@ from protocol.market.seller import Seller
 from protocol.messages import peers, wire
 from protocol.messages.blocks import Block
 from protocol.messages.effects import CommitBlock, Dial, Disconnect, Effect, Notify, Now, SetTimer, Table, TimerKey
-from protocol.messages.envelope import envelope_id, open_envelope
+from protocol.messages.envelope import Envelope, envelope_id, open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Offer
 from protocol.messages.transactions import Action
@@ -219,7 +219,9 @@ class Engine:
     def _signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
         envelope, payload = open_envelope(envelope_bytes)
         match envelope.kind:
-            case MessageKind.PROPOSAL | MessageKind.VOTE | MessageKind.FINAL | MessageKind.ATTESTATION:
+            case MessageKind.VOTE | MessageKind.FINAL:
+                return self.replica.signed(envelope_bytes, now) + self._spread_ballot(envelope, envelope_bytes, now)
+            case MessageKind.PROPOSAL | MessageKind.ATTESTATION:
                 return self.replica.signed(envelope_bytes, now)
             case MessageKind.TRANSACTION:
                 return self._signed_transaction(envelope_bytes, now)
@@ -234,6 +236,13 @@ class Engine:
                 return self._market(self.seller, self.seller.signed(envelope, payload, envelope_bytes, now), now)
             case _:
                 return self._market(self.buyer, self.buyer.signed(envelope, payload, envelope_bytes, now), now)
+
+    def _spread_ballot(self, envelope: Envelope, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        """Gossip is the fallback for authorities that there is no link to; linked ones have the ballot already."""
+        if not self.replica.unlinked_authorities():
+            return []
+        expires_at = TimestampMs(now.wall_ms + BALLOT_LIFETIME_MS)
+        return self.gossip.publish(envelope_bytes, envelope_id(envelope), expires_at, now)
 
     # Transactions of our own
 

@@ -104,7 +104,7 @@ GOSSIP_SEEN_MAX = 65_536
 
 GOSSIP_PULLS_MAX = 4096
 GOSSIP_ANNOUNCERS_MAX = 8
-"""Objects awaited at once, and peers remembered as holders of each: eight silent ones delay a body by eight timeouts."""
+"""Objects awaited at once, and peers remembered as holders of each: eight silent ones cost eight timeouts."""
 
 GOSSIP_LIFETIME_MS_MAX = 3_600_000
 """No object outlives an hour here, whatever expiry its sender wrote: what should last is announced again."""
