@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,14 +128,22 @@ def test_node_that_was_killed_alone_is_started_again(cluster: Cluster) -> None:
     assert {name for name in after if after[name] != before[name]} == {"authority-1"}
 
 
-def test_start_that_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
+def test_stop_leaves_no_process_and_no_socket(cluster: Cluster) -> None:
     cluster.cluster("stop")
-    command = ["cluster", "up", "--dir", str(cluster.folder), *SHAPE]
-    with subprocess.Popen(
-        [sys.executable, "-m", "node.cli.main", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as starter:
-        while starter.poll() is None and not cluster.processes():
-            select.select([], [], [], 0.01)
+    assert cluster.processes() == {}
+    assert list(cluster.folder.glob("nodes/*/state/control.sock")) == []
+    cluster.mercat("status", expect=5)
+
+
+def test_start_that_is_interrupted_leaves_nothing_behind(cluster: Cluster) -> None:
+    with _starting(cluster) as starter:
+        starter.send_signal(signal.SIGINT)
+        assert starter.wait(60) == 130
+    assert cluster.processes() == {}
+
+
+def test_start_that_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
+    with _starting(cluster) as starter:
         starter.kill()
     for number in cluster.processes().values():
         _wait_ended(number)
@@ -142,11 +151,18 @@ def test_start_that_is_killed_leaves_nothing_behind(cluster: Cluster) -> None:
     cluster.up()
 
 
-def test_stopped_node_leaves_no_socket(cluster: Cluster) -> None:
-    cluster.cluster("stop")
-    assert list(cluster.folder.glob("nodes/*/state/control.sock")) == []
-    cluster.mercat("status", expect=5)
-    cluster.up()
+@contextmanager
+def _starting(cluster: Cluster) -> "Iterator[subprocess.Popen[bytes]]":
+    """A start of the stopped cluster, caught when its first node runs."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "node.cli.main", "cluster", "up", "--dir", str(cluster.folder), *SHAPE],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as starter:
+        while not cluster.processes():
+            assert starter.poll() is None
+            select.select([], [], [], 0.01)
+        yield starter
 
 
 def _kill_and_wait(number: int) -> None:
