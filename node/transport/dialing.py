@@ -58,6 +58,8 @@ class Dialer:
         self._exploring: dict[NodeId, None] = {}
         self._retry_at: dict[NodeId, float] = {}
         self._wake = asyncio.Event()
+        self._news = asyncio.Event()
+        """Set, and replaced, whenever links or known peers change."""
 
     def wants(self, node: NodeId) -> bool:
         """True for nodes that are being dialed on purpose: they have room even when links are full."""
@@ -94,6 +96,8 @@ class Dialer:
     def reconsider(self) -> None:
         """Links or known peers changed: look again whether more links are wanted."""
         self._wake.set()
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _unlinked(self, node: NodeId) -> None:
         while (link := self._links.get(node)) is not None:
@@ -107,6 +111,9 @@ class Dialer:
                 await self._unlinked(node)
                 if not target.keep:
                     break
+            elif target.keep and not self._endpoints(node, target.addresses):
+                await self._news.wait()  # its record may come by peer exchange; there is nothing to back off from
+                continue
             elif await self._round(node, target.addresses, backoff):
                 failed_rounds = 0
                 if not target.keep:
@@ -131,11 +138,14 @@ class Dialer:
                 self._reset_if_lasting(backoff, started)
             await asyncio.sleep(backoff.next_ms() / 1000)
 
+    def _endpoints(self, node: NodeId, addresses: tuple[str, ...]) -> list[str]:
+        """The addresses that we were told and those of the node's own record, without repetition."""
+        record = self._store.record(node)
+        return list(dict.fromkeys((*addresses, *(() if record is None else record.addresses))))
+
     async def _round(self, node: NodeId, addresses: tuple[str, ...], backoff: Backoff | None) -> bool:
         """Try each address once; True when a link stood (it has ended by then)."""
-        record = self._store.record(node)
-        known = record.addresses if record is not None else ()
-        for endpoint in dict.fromkeys((*addresses, *known)):
+        for endpoint in self._endpoints(node, addresses):
             started = asyncio.get_running_loop().time()
             if await self._attempt(endpoint, node) is not None:
                 if backoff is not None:

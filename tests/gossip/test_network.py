@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.gossip.policy import GossipPolicy
+from protocol.gossip.policy import GossipPolicy, Rate
 from protocol.messages.wire import Announce, Pull, Push, WireMessage
 from protocol.primitives.limits import GOSSIP_PULLS_MAX
 from protocol.primitives.units import Hash, NodeId
@@ -167,6 +167,16 @@ def test_greedy_puller_gets_no_more_than_its_allowance() -> None:
         effects = network.routers[source].receive(greedy, Pull((Hash(object_id),) * 256), at(network.now))
         served += len(effects)
     assert served == policy.bodies_out.burst
+
+
+def test_greedy_puller_of_large_bodies_is_bounded_in_bytes() -> None:
+    body, object_id = bid(1)
+    network = Network(2, 1, policy=GossipPolicy(bytes_out=Rate(1, 10 * len(body))))
+    source, greedy = network.nodes
+    network.routers[source].publish(body, object_id, None, at(0))
+    network.link(source, greedy)
+    pulls = [network.routers[source].receive(greedy, Pull((Hash(object_id),)), at(0)) for _ in range(50)]
+    assert sum(map(len, pulls)) == 10
 
 
 @pytest.mark.parametrize("loss_percent", [0, 20])

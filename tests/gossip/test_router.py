@@ -173,6 +173,14 @@ def test_same_bytes_are_not_checked_twice_at_the_same_time() -> None:
     assert router.peers.score(B) == 0
 
 
+def test_body_from_a_peer_that_was_not_asked_is_not_verified() -> None:
+    router = router_with(A, B)
+    envelope, object_id = bid(1)
+    announced(router, A, object_id)
+    assert router.offered(B, envelope, at(0)).judgement is verdicts.NOT_ASKED_FOR
+    assert router.offered(A, envelope, at(0)).judgement is None
+
+
 def test_pull_that_times_out_goes_to_the_next_announcer_and_costs_the_first() -> None:
     router = router_with(A, B)
     _, object_id = bid(1)

@@ -33,6 +33,16 @@ async def test_nodes_that_know_one_seed_find_each_other() -> None:
                 await node.until(lambda node=node, others=others: node.linked() == others)  # type: ignore[misc]
 
 
+async def test_node_to_be_linked_whose_address_is_unknown_is_dialed_once_a_peer_tells_it() -> None:
+    patient = DialPolicy(links_target=0, backoff_first_ms=60_000, backoff_max_ms=60_000, exchange_interval_ms=50)
+    async with RecordingNode("seed") as seed, RecordingNode("authority") as authority:
+        await link_up(authority, seed)
+        async with RecordingNode("a", dial=patient) as a:
+            a.transport.dial(authority.node_id, ())
+            a.transport.dial(seed.node_id, (seed.endpoint,))
+            await a.until(lambda: authority.node_id in a.linked())
+
+
 async def test_dead_seed_does_not_keep_a_node_from_the_living_one() -> None:
     async with RecordingNode("seed") as seed, RecordingNode("a", seeds=("127.0.0.1:1", seed.endpoint)) as a:
         await a.until(lambda: a.linked() == [seed.node_id])
