@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("node.cli.doctor:doctor", "What this machine lacks, and the remedy."),
     },
     "More": {
+        "simulate": ("node.cli.simulate:simulate", "A whole network in one process, with faults, from a seed."),
         "completion": ("node.cli.completion:completion", "Shell completion for bash, zsh and fish."),
     },
 }

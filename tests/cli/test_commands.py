@@ -106,3 +106,11 @@ def test_completion_script_names_the_command(mercat: Mercat, shell: str) -> None
 
 def test_version(mercat: Mercat) -> None:
     assert mercat("--version").out.startswith("mercat ")
+
+
+def test_simulation_of_a_seed_replays_to_the_same_trace(mercat: Mercat) -> None:
+    arguments = ("simulate", "--seeds", "1", "--from", "3", "--transfers", "1", "--seconds", "1", "-q")
+    first, second = mercat(*arguments), mercat(*arguments)
+    assert first.code == 0, first.err
+    assert first.out == second.out
+    assert len(first.out.splitlines()) == 1
