@@ -148,7 +148,7 @@ class Engine:
         effects = [
             *self._market(self.buyer, self.buyer.restore(buyer_lanes, row, now), now),
             *self._market(self.seller, self.seller.restore(seller_lanes, row, now), now),
-            *self.own.restore(list(own_transactions)),
+            *self.own.restore(own_transactions, self.replica.state),
         ]
         return self._follow(effects, now)
 

@@ -6,8 +6,10 @@ nonce and mempool; if the mempool refuses it, the signed bytes never left this n
 """
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from protocol.engine.events import TransactionDecided, TransactionFailed
 from protocol.ledger.mempool import TransactionRejected
@@ -27,6 +29,7 @@ from protocol.primitives.units import (
     HashField,
     Height,
     MessageId,
+    MessageIdField,
     Nonce,
 )
 
@@ -42,20 +45,25 @@ VOID = BondDeposit(Amount(1))
 
 
 class OwnTransactionRow(Message, frozen=True):
-    """Durable before anything is signed: a wish and its nonce. ``replaced`` marks one whose action became impossible
-    and whose nonce is filled by a void transaction."""
+    """Durable before anything is signed: a wish and its nonce.
+
+    ``filled`` is the id of the transaction whose action became impossible and whose nonce a void one fills now, and
+    ``reason`` why.
+    """
 
     request: HashField
     transaction: Transaction
-    replaced: bool
+    filled: MessageIdField | None
+    reason: Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
 
 class _Pending(Struct):
     request: Hash
     transaction: Transaction
-    envelope: bytes
-    transaction_id: MessageId | None
-    replaced: bool
+    envelope: bytes = b""
+    transaction_id: MessageId | None = None
+    filled: MessageId | None = None
+    reason: str = ""
 
 
 class OwnTransactions:
@@ -67,11 +75,18 @@ class OwnTransactions:
         self._signing: _Pending | None = None
         self._pending: dict[Nonce, _Pending] = {}
 
-    def restore(self, rows: list[bytes]) -> list[Effect]:
-        """Take up the rows of an earlier life: each is signed again, to the same bytes."""
+    def restore(self, rows: Iterable[bytes], state: LedgerState) -> list[Effect]:
+        """Take up the rows of an earlier life: each is signed again, to the same bytes; what was decided goes."""
+        effects: list[Effect] = []
+        next_nonce = state.account(self._account).nonce
         for row in sorted((decode(row, OwnTransactionRow) for row in rows), key=lambda row: row.transaction.nonce):
-            self._pending[row.transaction.nonce] = _Pending(row.request, row.transaction, b"", None, row.replaced)
-        return [_sign(pending.transaction) for pending in self._pending.values()]
+            nonce = row.transaction.nonce
+            if nonce < next_nonce:
+                effects.append(Delete(Table.OWN_TRANSACTION, _row_key(nonce)))
+                continue
+            self._pending[nonce] = _Pending(row.request, row.transaction, filled=row.filled, reason=row.reason)
+            effects.append(_sign(row.transaction))
+        return effects
 
     def want(self, request: Hash, action: Action, state: LedgerState) -> list[Effect]:
         """Queue an action. The fee is the ledger's floor; the outcome comes as an event named by ``request``."""
@@ -84,10 +99,8 @@ class OwnTransactions:
         """Note a transaction of ours that was handed back signed; the engine then submits it to the mempool."""
         envelope, payload = open_as(envelope_bytes, MessageKind.TRANSACTION)
         assert isinstance(payload, Transaction)
-        pending = self._pending.get(payload.nonce)
-        if self._signing is not None and self._signing.transaction == payload:
-            pending = self._signing
-        if pending is not None and pending.transaction == payload:
+        pending = self._of(payload)
+        if pending is not None:
             pending.envelope = envelope_bytes
             pending.transaction_id = envelope_id(envelope)
         return envelope_id(envelope), payload
@@ -100,22 +113,30 @@ class OwnTransactions:
         return self._next(state)
 
     def rejected(self, transaction: Transaction, error: TransactionRejected, state: LedgerState) -> list[Effect]:
-        """The mempool refused it. A first attempt never left this node; an older one is filled by a void transaction
-        once the ledger waits for its nonce."""
+        """The mempool refused it.
+
+        A first attempt never left this node: its nonce is free again. An older one may still be in somebody's mempool,
+        so its nonce is filled by a void transaction once the ledger waits for it, and the wish has failed only when
+        that one is decided.
+        """
+        if error.code == "nonce_gap":
+            return []  # an earlier one of ours is on its way back into the mempool; this one is brought up after it
+        reason = str(error)[:TEXT_BYTES_MAX]
         signing = self._signing
         if signing is not None and signing.transaction == transaction:
             self._signing = None
             return [
                 Delete(Table.OWN_TRANSACTION, _row_key(transaction.nonce)),
-                Notify(TransactionFailed(signing.request, str(error)[:TEXT_BYTES_MAX])),
+                Notify(TransactionFailed(signing.request, reason)),
                 *self._next(state),
             ]
         pending = self._pending.get(transaction.nonce)
-        if pending is None or pending.transaction != transaction:
+        if pending is None or pending.transaction != transaction or pending.filled is not None:
             return []
         if state.account(self._account).nonce != transaction.nonce:
             return []
-        return self._fill_with_void(pending, error, state)
+        pending.filled, pending.reason = pending.transaction_id, reason
+        return self._sign_again(pending, VOID, state)
 
     def block_decided(
         self, header: Header, block_hash: BlockHash, decided: dict[MessageId, None], state: LedgerState
@@ -124,25 +145,25 @@ class OwnTransactions:
         effects: list[Effect] = []
         next_nonce = state.account(self._account).nonce
         for nonce in [nonce for nonce in self._pending if nonce < next_nonce]:
-            pending = self._pending.pop(nonce)
             effects.append(Delete(Table.OWN_TRANSACTION, _row_key(nonce)))
-            if pending.replaced:
-                continue
-            if pending.transaction_id is not None and pending.transaction_id in decided:
-                transaction = Hash(pending.transaction_id)
-                effects.append(Notify(TransactionDecided(pending.request, transaction, header.height, block_hash)))
-            else:
-                reason = "its nonce was used by another transaction of this account"
-                effects.append(Notify(TransactionFailed(pending.request, reason)))
+            effects.append(Notify(_outcome(self._pending.pop(nonce), header, block_hash, decided)))
         for pending in self._pending.values():
             if pending.transaction.valid_until < header.height:
-                effects.extend(self._renew(pending, pending.transaction.action, state))
+                effects.extend(self._sign_again(pending, pending.transaction.action, state))
         return effects + self._next(state)
 
     def unfinished(self) -> list[tuple[MessageId, bytes]]:
         """Signed envelopes that no block holds yet, in nonce order: for a mempool that has lost them."""
-        ordered = (self._pending[nonce] for nonce in sorted(self._pending))
+        ordered = [self._pending[nonce] for nonce in sorted(self._pending)]
+        if self._signing is not None:
+            ordered.append(self._signing)
         return [(pending.transaction_id, pending.envelope) for pending in ordered if pending.transaction_id is not None]
+
+    def _of(self, transaction: Transaction) -> _Pending | None:
+        for pending in (self._signing, self._pending.get(transaction.nonce)):
+            if pending is not None and pending.transaction == transaction:
+                return pending
+        return None
 
     def _next(self, state: LedgerState) -> list[Effect]:
         if self._signing is not None or not self._wishes:
@@ -150,22 +171,25 @@ class OwnTransactions:
         request, action, fee = self._wishes.popleft()
         nonce = Nonce(max(state.account(self._account).nonce, max(self._pending, default=-1) + 1))
         transaction = Transaction(nonce, fee, Height(state.tip.height + VALID_FOR_BLOCKS), action)
-        self._signing = _Pending(request, transaction, b"", None, False)
+        self._signing = _Pending(request, transaction)
         return [_row(self._signing), _sign(transaction)]
 
-    def _renew(self, pending: _Pending, action: Action, state: LedgerState) -> list[Effect]:
+    def _sign_again(self, pending: _Pending, action: Action, state: LedgerState) -> list[Effect]:
         old = pending.transaction
         fee = Amount(old.fee + old.fee // 10 + 1)  # the mempool's price of a replacement
         pending.transaction = Transaction(old.nonce, fee, Height(state.tip.height + VALID_FOR_BLOCKS), action)
         pending.envelope, pending.transaction_id = b"", None
         return [_row(pending), _sign(pending.transaction)]
 
-    def _fill_with_void(self, pending: _Pending, error: TransactionRejected, state: LedgerState) -> list[Effect]:
-        if pending.replaced:
-            return []
-        pending.replaced = True
-        failed = Notify(TransactionFailed(pending.request, str(error)[:TEXT_BYTES_MAX]))
-        return [failed, *self._renew(pending, VOID, state)]
+
+def _outcome(
+    pending: _Pending, header: Header, block_hash: BlockHash, decided: dict[MessageId, None]
+) -> TransactionDecided | TransactionFailed:
+    wished = pending.transaction_id if pending.filled is None else pending.filled
+    if wished is not None and wished in decided:
+        return TransactionDecided(pending.request, Hash(wished), header.height, block_hash)
+    reason = pending.reason or "its nonce was used by another transaction of this account"
+    return TransactionFailed(pending.request, reason)
 
 
 def _row_key(nonce: int) -> bytes:
@@ -173,7 +197,7 @@ def _row_key(nonce: int) -> bytes:
 
 
 def _row(pending: _Pending) -> Put:
-    row = OwnTransactionRow(pending.request, pending.transaction, pending.replaced)
+    row = OwnTransactionRow(pending.request, pending.transaction, pending.filled, pending.reason)
     return Put(Table.OWN_TRANSACTION, _row_key(pending.transaction.nonce), encode(row))
 
 
