@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from node.transport.outgoing import OutgoingQueue
 from node.transport.policy import Backoff, DialPolicy, LinkPolicy
-from protocol.messages.wire import Push, TipNotice, WireMessage, encode_message, split_frame
+from protocol.messages.wire import Push, TipNotice, WireMessage, encode_message, join_frame, split_frame
 from protocol.primitives.limits import BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, FRAME_BYTES_MAX
 from protocol.primitives.units import Height, NodeId
 from tests.transport.network import RecordingNode, identity_of, link_up, raw_link
@@ -109,3 +109,16 @@ def test_backoff_grows_to_its_cap_with_jitter_and_repeats_from_a_seed(dice_seed:
         assert ceiling // 2 <= delay <= ceiling
     first.reset()
     assert first.next_ms() <= 100
+
+
+async def test_nothing_is_delivered_after_disconnect_even_while_the_link_lingers() -> None:
+    policy = LinkPolicy(linger_ms=200)
+    async with RecordingNode("a", link=policy) as a, raw_link("mallory", a) as socket:
+        stuck = identity_of("mallory").node_id
+        while a.transport.send(stuck, Push(bytes(500_000))):
+            await asyncio.sleep(0)
+        a.transport.disconnect(stuck, "enough")
+        await socket.send_bytes(join_frame([encode_message(TipNotice(Height(1)))]))
+        await a.until(lambda: a.linked() == [])
+        assert a.received == []
+        assert a.reasons("link.down") == ["enough"]
