@@ -8,7 +8,6 @@ in a block and changes no channel. Every state has a deadline in ledger time and
 
 from protocol.ledger.errors import (
     ChannelClosing,
-    ChannelExists,
     ChannelNotClosing,
     ChannelUnknown,
     InsufficientBalance,
@@ -77,8 +76,7 @@ def open_channel(overlay: Overlay, context: Context, sender: AccountId, nonce: N
     if action.payee == sender:
         raise SelfPayment(account=sender.hex())
     identity = channel_id(sender, action.payee, nonce)
-    if overlay.channel(identity) is not None:
-        raise ChannelExists(channel=identity.hex())
+    assert overlay.channel(identity) is None  # a nonce is used once, so the id is new
     _spend(overlay, sender, action.deposit)
     overlay.channels[identity] = Channel(
         sender, action.payee, action.deposit, (), context.height, context.ledger_time_ms, None

@@ -84,10 +84,6 @@ class ChannelUnknown(TransactionInvalid):
     """No open channel has this id: it never existed, or it was closed."""
 
 
-class ChannelExists(TransactionInvalid):
-    """A channel with this id is open already."""
-
-
 class NotAParty(TransactionInvalid):
     """The sender is not who may do this on the channel."""
 

@@ -1,7 +1,10 @@
 """A finished job between alice and bob, with everything that its receipt file needs."""
 
+import msgspec
+
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.light_client import settlement_proof
+from protocol.ledger.merkle import transaction_leaf
 from protocol.ledger.receipt_file import ReceiptFile, SettlementProof, make_receipt_file
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.envelope import envelope_id, open_envelope
@@ -14,6 +17,7 @@ from protocol.primitives.units import (
     ChannelId,
     DurationMs,
     Hash,
+    Height,
     Lane,
     MessageId,
     ModelId,
@@ -120,6 +124,12 @@ class Deal:
         """A voucher that commits to the three receipts of the lane."""
         root = accumulate(self.leaves).root()
         return self.ledger.voucher(self.channel, payer, "bob", sequence, cumulative, lane, root, len(self.leaves))
+
+    def claim(self, transaction: bytes) -> SettlementProof:
+        """A proof that a quorum decided a block with this transaction alone, whatever it is."""
+        leaf = transaction_leaf(transaction)
+        header = msgspec.structs.replace(self.ledger.state.tip, height=Height(9), transactions_root=leaf)
+        return SettlementProof(transaction, (), header, self.ledger.certify(header))
 
     def settle(self, by: str = "bob", *vouchers: bytes) -> SettlementProof:
         """Redeem the voucher in a block with other transactions around it."""

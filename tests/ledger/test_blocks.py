@@ -169,6 +169,14 @@ def test_a_block_never_outgrows_its_size_however_much_waits() -> None:
     execute_block(ledger.state, built.block)
 
 
+def test_a_block_above_the_size_cap_is_refused_before_anything_else() -> None:
+    ledger = Ledger()
+    built = build_block(ledger.state, [], TimestampMs(0))
+    with pytest.raises(BlockInvalid) as caught:
+        execute_block(ledger.state, Block(built.header, (bytes(BLOCK_BYTES_MAX // 2),) * 2))
+    assert caught.value.reason == "size"
+
+
 def test_a_transition_that_makes_money_is_caught_by_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger()
     built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
@@ -213,6 +221,12 @@ def test_rows_that_do_not_give_the_root_or_the_supply_are_refused() -> None:
     for forged in (richer, missing, rows | {b"z": b"\xc0"}, rows | {key: b"\xc1"}):
         with pytest.raises(StateInvalid):
             LedgerState.from_rows(ledger.genesis, forged.items(), ledger.state.tip)
+    bob = account_of("bob")
+    swapped = rows | {key: rows[b"a" + bob], b"a" + bob: rows[key]}
+    with pytest.raises(StateInvalid, match="state root"):  # the supply is as it was
+        LedgerState.from_rows(ledger.genesis, swapped.items(), ledger.state.tip)
+    with pytest.raises(StateInvalid, match="no known kind"):
+        LedgerState.from_rows(ledger.genesis, {b"z": b"\xc0"}.items(), ledger.state.tip)
     # A root that matches does not help rows that hold more than was issued.
     state = LedgerState(ledger.genesis, richer.items(), ledger.state.tip)
     header = changed(ledger.state.tip, "state_root", lattice_root(state.lattice))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from protocol.ledger import receipt_file
 from protocol.ledger.light_client import (
     ProofInvalid,
     redeemed_voucher,
@@ -16,10 +17,11 @@ from protocol.ledger.light_client import (
 from protocol.ledger.receipt_file import ReceiptFile, ReceiptFileInvalid, read_receipt_file, write_receipt_file
 from protocol.messages.consensus import CertificateKind
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Acceptance
+from protocol.messages.market import Acceptance, Prices
 from protocol.messages.quorum import AuthoritySet, CertificateInvalid
+from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import encode
-from protocol.primitives.units import Amount, MessageId
+from protocol.primitives.units import AMOUNT_MAX, Amount, MessageId
 from tests.ledger.deal import Deal, id_of
 from tests.ledger.world import account_of, make_genesis, sealed
 
@@ -92,13 +94,14 @@ def test_another_networks_genesis_is_refused_first(settled: ReceiptFile) -> None
 
 
 def changed_texts(text: str) -> Iterator[str]:
-    """A text with each of its characters changed in turn: to another digit, to upper case, and dropped."""
+    """A text with each of its characters changed in turn; every sixteenth also dropped and in upper case."""
     for place, character in enumerate(text):
         head, tail = text[:place], text[place + 1 :]
         yield head + ("1" if character == "0" else "0") + tail
-        if character.upper() != character:
-            yield head + character.upper() + tail
-        yield head + tail
+        if place % 16 == 0:
+            yield head + tail
+            if character.upper() != character:
+                yield head + character.upper() + tail
 
 
 def changes(value: Json) -> Iterator[Json]:
@@ -171,8 +174,36 @@ def test_well_signed_statements_that_do_not_belong_together_are_caught(deal: Dea
     assert failure(deal, acceptance=acceptance(MessageId(bytes(32)), 0)) == "terms_match"
     assert failure(deal, acceptance=acceptance(id_of(deal.agreement), 1)) == "terms_match"
     assert failure(deal, acceptance=acceptance(id_of(deal.agreement), 0)) is None
-    cheaper = msgspec.structs.replace(deal.terms, price_ceiling=Amount(1_001))
-    assert failure(deal, agreement=sealed(genesis, "alice", MessageKind.AGREEMENT, cheaper)) == "terms_match"
+    for changes in ({"price_ceiling": 1_001}, {"bid": bytes(32)}, {"chunk_units": 17}):
+        terms = msgspec.structs.replace(deal.terms, **changes)
+        assert failure(deal, agreement=sealed(genesis, "alice", MessageKind.AGREEMENT, terms)) == "terms_match"
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({"price_ceiling": 1_001}, "terms_match: higher price"),
+        ({"bid": bytes(32)}, "terms_match: another bid"),
+        ({"price_ceiling": 35}, "amount_matches_prices: above the agreed ceiling"),
+        ({"prices": Prices(Amount(AMOUNT_MAX), Amount(1), Amount(1))}, "amount_matches_prices: out of range"),
+        ({"settings": "other"}, "terms_match: settings"),
+    ],
+)
+def test_terms_that_the_parties_signed_but_that_break_a_rule_are_caught(
+    deal: Deal, changes: dict[str, object], failed: str
+) -> None:
+    genesis = deal.ledger.hash
+    terms = msgspec.structs.replace(deal.terms, **changes)
+    agreement = sealed(genesis, "alice", MessageKind.AGREEMENT, terms)
+    job = id_of(agreement)
+    acceptance = sealed(genesis, "bob", MessageKind.ACCEPTANCE, Acceptance(job, deal.receipt_body.accepted_at))
+    body = msgspec.structs.replace(deal.receipt_body, job=job, bid=terms.bid)
+    receipt = sealed(genesis, "bob", MessageKind.RECEIPT, body)
+    file = deal.file(None, agreement=agreement, acceptance=acceptance, receipt=receipt)
+    last = verify_receipt(file, deal.ledger.genesis).checks[-1]
+    name, _, detail = failed.partition(": ")
+    assert (last.name, last.ok) == (name, False)
+    assert detail in last.detail
 
 
 @pytest.mark.parametrize("off_by", [-1, 1])
@@ -209,6 +240,19 @@ def test_a_transaction_that_is_no_redeem_settles_nothing() -> None:
         settlement_proof(deal.decided, MessageId(bytes(32)))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_signed", "detail"),
+    [("bob", True, ""), ("carol", True, "neither party"), ("bob", False, "signature does not hold")],
+)
+def test_a_decided_redeem_counts_only_if_a_party_signed_it(name: str, is_signed: bool, detail: str) -> None:
+    deal = Deal()
+    redeem = deal.ledger.transaction(name, ChannelRedeem(deal.channel, (deal.voucher,)), nonce=0).envelope_bytes
+    proof = deal.claim(redeem if is_signed else redeem[:-1] + bytes((redeem[-1] ^ 1,)))
+    report = verify_receipt(deal.file(proof), deal.ledger.genesis)
+    assert report.failed == ("redeem_transaction" if detail else None)
+    assert detail in report.checks[-1].detail
+
+
 def test_a_certificate_decides_only_its_own_block_by_a_quorum_of_the_named_set() -> None:
     deal = Deal()
     proof = deal.settle()
@@ -218,8 +262,8 @@ def test_a_certificate_decides_only_its_own_block_by_a_quorum_of_the_named_set()
     few = msgspec.structs.replace(certificate, signers=(0, 1), signatures=certificate.signatures[:2])
     with pytest.raises(CertificateInvalid):
         verify_decided(genesis, authorities, header, few)
-    voted = msgspec.structs.replace(certificate, kind=CertificateKind.VOTED)
-    with pytest.raises(ProofInvalid):
+    voted = deal.ledger.certify(header, CertificateKind.VOTED)
+    with pytest.raises(ProofInvalid, match="decides nothing"):
         verify_decided(genesis, authorities, header, voted)
     other = msgspec.structs.replace(header, timestamp_ms=header.timestamp_ms + 1)
     with pytest.raises(ProofInvalid):
@@ -227,9 +271,17 @@ def test_a_certificate_decides_only_its_own_block_by_a_quorum_of_the_named_set()
     swapped = msgspec.structs.replace(certificate, signatures=certificate.signatures[::-1])
     with pytest.raises(ProofInvalid):
         verify_decided(genesis, authorities, header, swapped)
-    smaller = AuthoritySet.from_genesis(make_genesis(authorities=3))
-    with pytest.raises(ProofInvalid):
-        verify_decided(genesis, smaller, header, certificate)
+    foreign = msgspec.structs.replace(header, authorities_hash=bytes(32))
+    with pytest.raises(ProofInvalid, match="another authority set"):
+        verify_decided(genesis, authorities, foreign, deal.ledger.certify(foreign))
+
+
+def test_a_file_too_large_to_be_a_receipt_is_refused_unread(
+    monkeypatch: pytest.MonkeyPatch, settled: ReceiptFile
+) -> None:
+    monkeypatch.setattr(receipt_file, "RECEIPT_FILE_BYTES_MAX", 1_000)
+    with pytest.raises(ReceiptFileInvalid, match="at most 1000 bytes"):
+        read_receipt_file(write_receipt_file(settled))
 
 
 @pytest.mark.parametrize(

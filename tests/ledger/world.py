@@ -5,25 +5,24 @@ from nacl.signing import SigningKey
 from protocol.ledger.blocks import PendingTransaction, build_block, execute_block
 from protocol.ledger.execution import Execution
 from protocol.ledger.state import LedgerState
-from protocol.messages.consensus import Certificate, CertificateKind, FinalBody
-from protocol.messages.envelope import message_id, seal, signing_bytes
+from protocol.messages.blocks import Header, header_hash
+from protocol.messages.consensus import Certificate, CertificateKind
+from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Voucher
-from protocol.messages.quorum import AuthoritySet
+from protocol.messages.quorum import AuthoritySet, certified_statement
 from protocol.messages.transactions import Action, ChannelOpen, Transaction
 from protocol.primitives.codec import Message, encode
 from protocol.primitives.units import (
     AccountId,
     Amount,
     AuthorityId,
-    BlockHash,
     ChannelId,
     DurationMs,
     Hash,
     Height,
     Lane,
-    MessageId,
     NodeId,
     Nonce,
     PublicKey,
@@ -174,27 +173,19 @@ class Ledger:
         )
         return sealed(self.hash, payer, MessageKind.VOUCHER, body)
 
-    def decided(self, execution: Execution, signers: int | None = None, view: int = 1) -> Certificate:
-        """A DECIDED certificate for a block, signed by the first ``signers`` (default: quorum) authorities."""
+    def decided(self, execution: Execution) -> Certificate:
+        """A DECIDED certificate for a block, signed by a quorum."""
+        return self.certify(execution.header)
+
+    def certify(self, header: Header, kind: CertificateKind = CertificateKind.DECIDED) -> Certificate:
+        """A certificate for a header, whatever stands in it, signed by the first authorities that make a quorum."""
         authorities = AuthoritySet.from_genesis(self.genesis)
-        count = authorities.quorum if signers is None else signers
-        body = FinalBody(execution.header.height, View(view), execution.block_hash)
-        message = signing_bytes(self.hash, MessageKind.FINAL, encode(body))
+        view, block_hash = View(1), header_hash(header)
+        statement, payload = certified_statement(kind, header.height, view, block_hash)
+        message = signing_bytes(self.hash, statement, payload)
         keys = {account_of(f"auth{index}"): key_of(f"auth{index}") for index in range(authorities.n)}
         signatures = tuple(
             Signature(keys[AccountId(record.authority)].sign(message).signature)
-            for record in authorities.records[:count]
+            for record in authorities.records[: authorities.quorum]
         )
-        return Certificate(
-            CertificateKind.DECIDED,
-            execution.header.height,
-            View(view),
-            BlockHash(execution.block_hash),
-            tuple(range(count)),
-            signatures,
-        )
-
-
-def transaction_id(pending: PendingTransaction) -> MessageId:
-    """The id as ``message_id`` gives it."""
-    return message_id(MessageKind.TRANSACTION, pending.sender, encode(pending.transaction))
+        return Certificate(kind, header.height, view, block_hash, tuple(range(authorities.quorum)), signatures)
