@@ -1,3 +1,5 @@
+"""A control API over a fake node, and a client of it."""
+
 from collections.abc import AsyncIterator
 from pathlib import Path
 

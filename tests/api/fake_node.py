@@ -48,6 +48,7 @@ MODELS = {
     "slow": "gguf",
     "escape": "echo",
     "hangup": "echo",
+    "flood": "echo",
 }
 
 
@@ -59,6 +60,7 @@ class FakeNode:
         self.calls: list[tuple[object, ...]] = []
         self.cancelled = threading.Event()
         self.closed = threading.Event()
+        self.streams: list[AsyncIterator[RunEvent]] = []
 
     def status(self) -> StatusView:
         return StatusView(
@@ -101,7 +103,12 @@ class FakeNode:
         rows = (QuoteRow(OTHER, True, 250_000, None), QuoteRow("mc1other", False, 0, "no slot free"))
         return QuoteView(request.model, rows)
 
-    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+    def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """The stream is kept here too, so only closing it ends it, not its last reference."""
+        self.streams.append(self._run(request))
+        return self.streams[-1]
+
+    async def _run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
         self.requests.append(request)
         name = request.model.removeprefix("mcmodel1")
         if name == "poor":
@@ -127,6 +134,8 @@ class FakeNode:
             return
         if name == "hangup":
             return
+        while name == "flood":
+            yield RunEvent("output", {}, bytes(100_000))
         if name == "endless":
             yield RunEvent("output", {}, b"tick")
             await asyncio.Event().wait()

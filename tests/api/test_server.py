@@ -58,6 +58,15 @@ async def test_client_that_disconnects_cancels_its_job(session: aiohttp.ClientSe
     assert await asyncio.to_thread(fake.closed.wait, 10)
 
 
+async def test_client_that_leaves_while_output_is_written_to_it_cancels_its_job(
+    session: aiohttp.ClientSession, fake: FakeNode
+) -> None:
+    async with session.post("/v1/run", data=request("flood")) as response:
+        assert b"request" in await response.content.readline()
+        response.close()
+    assert await asyncio.to_thread(fake.closed.wait, 10)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code", "exit_code"),
     [

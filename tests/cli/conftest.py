@@ -1,3 +1,5 @@
+"""Command lines run in this process, against a fake node, away from the home directory."""
+
 import io
 import os
 import sys
