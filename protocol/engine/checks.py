@@ -5,12 +5,14 @@ never verify again. Source of the order: structure first, it is cheap; signature
 """
 
 from protocol.engine.replica import Replica
+from protocol.ledger.errors import NotATransaction
 from protocol.ledger.signatures import nested_checks
 from protocol.messages.envelope import Envelope, open_envelope, signature_check
 from protocol.messages.market import Refusal
 from protocol.messages.transactions import Transaction
 from protocol.messages.wire import Direct, Push, WireMessage
 from protocol.primitives.codec import decode
+from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import Hash
 
@@ -21,7 +23,10 @@ def envelope_checks(genesis_hash: Hash, received: bytes) -> list[SignatureCheck]
     checks = [signature_check(genesis_hash, envelope)]
     match payload:
         case Transaction():
-            checks += nested_checks(genesis_hash, envelope, payload)
+            try:
+                checks += nested_checks(genesis_hash, envelope, payload)
+            except NotATransaction as error:  # a user's error where a user sent it; here a peer did
+                raise MalformedMessage(str(error)) from None
         case Refusal() if payload.last_voucher is not None:
             checks.append(signature_check(genesis_hash, decode(payload.last_voucher, Envelope)))
         case _:
