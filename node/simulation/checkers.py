@@ -11,7 +11,7 @@ from protocol.messages.blocks import header_hash
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import CommitBlock, GuardPosition, Table
 from protocol.messages.kinds import MessageKind, payload_type
-from protocol.messages.quorum import AuthoritySet, certificate_checks
+from protocol.messages.quorum import AuthoritySet, CertificateInvalid, certificate_checks
 from protocol.primitives.codec import decode
 from protocol.primitives.units import AuthorityId, BlockHash, Hash, Height, View
 
@@ -47,7 +47,11 @@ class Checkers:
             block_hash,
         ):
             raise Violation(f"block {height} was committed without its certificate")
-        if not self._verifier.hold(certificate_checks(self._genesis_hash, self._authorities, certificate)):
+        try:
+            checks = certificate_checks(self._genesis_hash, self._authorities, certificate)
+        except CertificateInvalid as error:
+            raise Violation(f"the certificate of block {height} is none: {error}") from None
+        if not self._verifier.hold(checks):
             raise Violation(f"the certificate of block {height} does not verify")
         header = decode_block(commit.decided.block).header
         if header_hash(header) != block_hash:

@@ -32,7 +32,7 @@ from protocol.messages.effects import (
 )
 from protocol.messages.kinds import KeyRole, MessageKind, key_role
 from protocol.primitives.codec import Message
-from protocol.primitives.errors import RemoteProtocolError, UserError
+from protocol.primitives.errors import RemoteProtocolError, SignatureInvalid, UserError
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import AuthorityId, DurationMs, Hash, MonotonicMs, NodeId, TimestampMs
 
@@ -75,6 +75,8 @@ class Surroundings:
     genesis_hash: Hash
     trace: Callable[[str, bytes], None]
     events: list[tuple[str, Message]] = field(default_factory=list)
+    liars: dict[NodeId, None] = field(default_factory=dict)
+    """Nodes whose messages may break any rule."""
 
 
 class SimulatedNode:
@@ -161,10 +163,13 @@ class SimulatedNode:
                 return
             try:
                 if not self._around.verifier.hold(participant.checks(message)):
-                    raise Violation(f"{self.name} got a {type(message).__name__} with a broken signature")
-                self._step(participant.receive(peer, message, self.now()))
+                    raise SignatureInvalid(f"a {type(message).__name__} with a broken signature")
+                effects = participant.receive(peer, message, self.now())
             except RemoteProtocolError as error:
+                if peer in self._around.liars:
+                    continue
                 raise Violation(f"{self.name} blames an honest node: {error}") from error
+            self._step(effects)
 
     def submit(self, envelope_bytes: bytes) -> bool:
         """A user's transaction; False if the node is down or its mempool refuses."""
@@ -222,7 +227,9 @@ class SimulatedNode:
             case Notify():
                 self._around.events.append((self.name, effect.event))
             case Halt():
-                raise Violation(f"{self.name} halted: {effect.reason}")
+                if self.honest:
+                    raise Violation(f"{self.name} halted: {effect.reason}")
+                self.crash()
             case _:
                 pass
 
@@ -245,7 +252,8 @@ class SimulatedNode:
         if isinstance(effect, CommitBlock):
             assert self.participant is not None
             self._around.trace(f"{self.name} commits {effect.height}", effect.block_hash)
-            self._around.checkers.on_commit(effect, self.participant.state)
+            if self.honest:
+                self._around.checkers.on_commit(effect, self.participant.state)
             self.disk.guard.raise_watermark(effect.height)
 
     def _sign(self, effect: SignAndSend) -> None:
@@ -258,8 +266,9 @@ class SimulatedNode:
             if reserved is None:
                 return
             payload = reserved
-            authority = AuthorityId(key.public)
-            self._around.checkers.on_sign(authority, effect.position, effect.kind, payload, self.disk)
+            if self.honest:
+                authority = AuthorityId(key.public)
+                self._around.checkers.on_sign(authority, effect.position, effect.kind, payload, self.disk)
         envelope = key.seal(self._around.genesis_hash, effect.kind, payload)
         is_ballot = effect.kind in (MessageKind.VOTE, MessageKind.FINAL)
         message = wire.Ballot(envelope) if is_ballot else wire.Direct(envelope)

@@ -22,6 +22,8 @@ from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Para
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import CREDIT, AccountId, Amount, AuthorityId, DurationMs, Hash, NodeId, TimestampMs
 
+LIAR = "authority-0"
+"""The node that lies or runs twice where the options ask for it."""
 RELINK_MS = 100
 """Links to nodes that died or came back are noticed this often."""
 REPEAT_MS = 2000
@@ -50,6 +52,8 @@ class Options:
     guarded: bool = True
     """Tests turn the sign guard off to see what it is for."""
     replica_type: type[Replica] = Replica
+    liar_type: type[Replica] | None = None
+    """What the first authority runs instead, if it is to lie."""
 
 
 def make_genesis(options: Options, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
@@ -109,6 +113,8 @@ class World:
         self.checkers = Checkers(self.genesis_hash, self.authorities, verifier)
         self.around = Surroundings(self.timeline, self.network, verifier, self.checkers, self.genesis_hash, self.trace)
         self.nodes = [self._member(name, keys) for name, keys in zip(names, members, strict=True)]
+        if options.liar_type is not None:
+            self._distrust(self.nodes[0])
         if options.twin:
             self._add_twin(names[0], members[0])
         self.clients = [Client(key, self.genesis_hash, self.dice) for key in client_keys]
@@ -124,7 +130,8 @@ class World:
         def build(disk: SimulatedDisk) -> Participant:
             own = AuthorityId(keys.authority.public) if keys.authority is not None else None
             last = disk.blocks.get(disk.tip)
-            return self.options.replica_type(
+            liar_type = self.options.liar_type if name == LIAR else None
+            return (liar_type or self.options.replica_type)(
                 self.genesis,
                 disk.load_state(),
                 Mempool(self.genesis),
@@ -138,14 +145,20 @@ class World:
         return SimulatedNode(name, keys, skew, self.around, disk, build, self.options.guarded)
 
     def _add_twin(self, name: str, keys: MemberKeys) -> None:
-        assert keys.authority is not None
         first, second = self.nodes[0], self._member(f"{name}-twin", keys)
         self.nodes.append(second)
-        self.checkers.excused.add(AuthorityId(keys.authority.public))
-        first.honest = second.honest = False
+        self._distrust(first)
+        self._distrust(second)
         hears = {node.id: self.dice.choice(("first", "second", "both")) for node in self.nodes}
         first.audible = lambda peer: hears[peer] != "second"
         second.audible = lambda peer: hears[peer] != "first"
+
+    def _distrust(self, node: SimulatedNode) -> None:
+        """Nothing is promised to or expected of this node any more."""
+        assert node.keys.authority is not None
+        node.honest = False
+        self.around.liars[node.id] = None
+        self.checkers.excused.add(AuthorityId(node.keys.authority.public))
 
     # What happens
 

@@ -142,19 +142,24 @@ class AuthorityHeight(HeightState):
         return outputs
 
     def ballot(self, signer: AuthorityId, body: VoteBody | FinalBody, signature: Signature, now: Now) -> list[Output]:
-        """A VOTE or FINAL. Kept only for views ≤ current + K; Q equal ones of a view make its certificate."""
+        """A VOTE or FINAL. Kept only for views ≤ current + K; Q equal ones of a view make its certificate.
+
+        A closed height still remembers who signed: that is evidence, and what a lost disk is recognised by.
+        """
         outputs: list[Output] = []
         index = self.rules.authorities.index_of(signer)
-        if self.decided is not None or index is None:
+        if index is None:
             return outputs
-        self._signed_here(signer, now, outputs)
+        if self.decided is None:
+            self._signed_here(signer, now, outputs)
         if not 1 <= body.view <= max(self.current, 1) + VIEWS_AHEAD_MAX:
             return outputs
         is_vote = isinstance(body, VoteBody)
         tally = self.votes if is_vote else self.finals
         match tally.add(body.view, index, body.block_hash, signature):
             case Count.NEW:
-                self._assemble(is_vote, body.view, body.block_hash, now, outputs)
+                if self.decided is None:
+                    self._assemble(is_vote, body.view, body.block_hash, now, outputs)
             case Count.CONFLICT:
                 said = tally.said(body.view, index)
                 assert said is not None

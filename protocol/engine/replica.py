@@ -5,6 +5,7 @@ the node: what a signature rests on is durable before it. A node without an auth
 blocks and executes them.
 """
 
+from protocol.consensus.outputs import Equivocation
 from protocol.consensus.timing import RESEND_MS
 from protocol.engine.bodies import open_body
 from protocol.engine.replica_door import open_ballot, open_statement
@@ -16,6 +17,7 @@ from protocol.messages import wire
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, ProposalBody
 from protocol.messages.effects import (
     Effect,
+    Notify,
     Now,
     SetTimer,
     TimerKey,
@@ -79,10 +81,7 @@ class Replica(ReplicaSync):
             case wire.Proposal():
                 self._on_proposal(peer, message, now)
             case wire.Ballot():
-                envelope, body = open_ballot(message.envelope, self.authorities)
-                if self._concerns_open_height(peer, body.height, now):
-                    machine = self._open_machine()
-                    self._carry_out(machine.ballot(AuthorityId(envelope.sender), body, envelope.signature, now), now)
+                self._on_ballot(peer, message, now)
             case wire.CertificateNotice():
                 self._on_certificate(peer, message.certificate, now)
             case wire.CertificateRequest():
@@ -173,6 +172,16 @@ class Replica(ReplicaSync):
             self._bodies.hold(block_hash, block, message.block)
         self._carry_out(machine.proposal(body, envelope.signature, message.certificates, now), now)
         self._use_wanted(body.block_hash, now)
+
+    def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None:
+        """A late one of the height just closed is remembered: its signer may ask for it after losing its disk."""
+        envelope, body = open_ballot(message.envelope, self.authorities)
+        signer = AuthorityId(envelope.sender)
+        if self._previous is not None and body.height == self.tip == self._previous.rules.height:
+            late = self._previous.ballot(signer, body, envelope.signature, now)
+            self._effects.extend(Notify(output) for output in late if isinstance(output, Equivocation))
+        if self._concerns_open_height(peer, body.height, now):
+            self._carry_out(self._open_machine().ballot(signer, body, envelope.signature, now), now)
 
     def _on_certificate(self, peer: NodeId, certificate: Certificate, now: Now) -> None:
         """A DC of a closed height needs no answer: its sender has decided too."""

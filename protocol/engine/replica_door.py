@@ -1,7 +1,8 @@
 """Which signatures a message of the replica's carries, settled before the replica sees it.
 
-Law: a check may be left out only where the message will be ignored *whenever* it is handled: heights that are closed,
-certificates and statements that are held already. Both stay so, however late the message comes through the door.
+Law: a check may be left out only where the message will be ignored *whenever* it is handled: heights that are closed
+(ballots: below the tip, whose late ones are remembered), certificates and statements that are held already. All that
+stays so, however late the message comes through the door.
 """
 
 from typing import TypeVar
@@ -113,7 +114,7 @@ class ReplicaDoor:
 
     def _ballot(self, message: wire.Ballot, tip: Height, machine: AuthorityHeight | None) -> list[SignatureCheck]:
         envelope, body = open_ballot(message.envelope, self._authorities)
-        if body.height <= tip:
+        if body.height < tip:
             return []
         if machine is not None and body.height == machine.rules.height:
             tally = machine.votes if isinstance(body, VoteBody) else machine.finals

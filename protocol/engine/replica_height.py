@@ -303,6 +303,7 @@ class HeightDriver:
             if peer not in self._authority_nodes:
                 self._send(peer, wire.TipNotice(header.height))
         if self._machine is not None:
+            self._machine.decided = certificate
             self._next_height(now)
 
     def _next_height(self, now: Now) -> None:
