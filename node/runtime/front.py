@@ -129,11 +129,9 @@ class Front:
 
     # Acting
 
-    async def run(self, request: control.RunRequest) -> AsyncIterator[control.RunEvent]:
+    def run(self, request: control.RunRequest) -> AsyncIterator[control.RunEvent]:
         """Run a job; closing the iterator cancels it."""
-        stream = JobStream(self._node, request)
-        async for event in stream.events():
-            yield event
+        return JobStream(self._node, request).events()
 
     async def cancel(self, job: str) -> control.JobView:
         """Cancel a running job of this node's user."""

@@ -119,7 +119,8 @@ def job_view(record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
     """One job for people."""
     other = record.provider if record.side is Side.BUYER else record.buyer
     return control.JobView(
-        job=record.job.hex(),
+        # A request that never came to an agreement has no job id; its own id names it.
+        job=(record.job if any(record.job) else record.request).hex(),
         side=Side(record.side).name.lower(),
         state=record.state,
         model=record.model.hex(),
@@ -170,11 +171,10 @@ def selling(node: "Node") -> tuple[bool, str | None]:
     """Whether this provider's offer stands, and if not, why."""
     if Role.PROVIDER not in node.config.roles or node.shelf is None:
         return False, "this node is no provider"
-    report = node.shelf.report
-    if report is None:
+    if node.shelf.report is None:
         return False, "the sandbox is being proved"
-    if report.level != "strong":
-        return False, report.summary()
+    if obstacle := node.shelf.obstacle():
+        return False, obstacle
     if not any(view.state == "ready" for view in node.shelf.models.values()):
         return False, "no model is ready: " + ", ".join(
             f"{view.name} {view.state}" for view in node.shelf.models.values()

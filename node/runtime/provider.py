@@ -15,6 +15,7 @@ from node.worker.models import ModelStore, load_description
 from node.worker.packages import add_from_package
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
+from protocol.market.matching import isolation_suffices
 from protocol.messages.market import ModelOffer, Prices
 from protocol.primitives.limits import SETTINGS_BYTES_MAX
 from protocol.primitives.units import Amount, ModelId, WorkUnits
@@ -35,7 +36,7 @@ class ProviderShelf:
         """Run once after the node has started; what fails is told and left out."""
         self.report = await self._supervisor.probe()
         self._log.info("isolation_proved", level=self.report.level, summary=self.report.summary())
-        if self.report.level != "strong":
+        if self.obstacle():
             return
         offers: list[ModelOffer] = []
         for entry in self._config.provider.models:
@@ -45,6 +46,16 @@ class ProviderShelf:
                 feed(self._serve(tuple(offers), addresses))
         if not offers:
             self._log.warning("nothing_to_sell", reason="no model could be loaded")
+
+    def obstacle(self) -> str:
+        """Why this machine's isolation does not do; empty if it does, or while it is not proved yet."""
+        if self.report is None:
+            return ""
+        wanted = self._config.provider.isolation or "strong"
+        if self.report.level == "strong" and isolation_suffices(self.report.level, wanted):
+            return ""
+        proved = self.report.summary()
+        return proved if wanted == "strong" else f"isolation {wanted!r} is wanted here; {proved}"
 
     def _serve(self, offers: tuple[ModelOffer, ...], addresses: tuple[str, ...]) -> Serve:
         assert self.report is not None
