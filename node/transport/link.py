@@ -7,7 +7,8 @@ Whatever the peer does, ``run`` returns a reason.
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import aiohttp
 import msgspec
@@ -62,12 +63,35 @@ def shorten(reason: str) -> str:
     return reason if len(reason) <= TEXT_BYTES_MAX else reason[: TEXT_BYTES_MAX - 1] + "…"
 
 
+@contextmanager
+def only_own_cancellation() -> Iterator[None]:
+    """Turn a cancellation that nobody asked this task for into a connection error.
+
+    aiohttp lets all writers of a connection wait on one future: cancelling one of them, such as its own ping, raises
+    ``CancelledError`` in the others. Taken for a real one it would silently end a dial that should go on for ever.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("another writer of the connection was cancelled") from None
+
+
+async def send_frame(socket: Socket, frame: bytes) -> None:
+    """Send one frame; waits while the connection's buffer is full. Raises connection errors."""
+    with only_own_cancellation():
+        await socket.send_bytes(frame)
+
+
 async def receive_frame(socket: Socket) -> tuple[tuple[WireMessage, ...], int]:
     """The next frame's messages and its size in bytes.
 
     Raises ``RemoteProtocolError`` on anything that is no frame, ``ConnectionError`` when the connection ends.
     """
-    received = await socket.receive()
+    with only_own_cancellation():
+        received = await socket.receive()
     if received.type is WSMsgType.BINARY:
         messages = split_frame(received.data)
         if not messages:
@@ -87,7 +111,7 @@ async def say_goodbye(socket: Socket, reason: str, linger_ms: int) -> None:
     """Tell the peer why and close; errors and a peer that does not read change nothing."""
     try:
         async with asyncio.timeout(linger_ms / 1000):
-            await socket.send_bytes(join_frame([encode_message(Goodbye(shorten(reason)))]))
+            await send_frame(socket, join_frame([encode_message(Goodbye(shorten(reason)))]))
     except CONNECTION_ERRORS:
         pass
     await close_socket(socket, linger_ms)
@@ -97,14 +121,15 @@ async def close_socket(socket: Socket, linger_ms: int) -> None:
     """Close, with the closing handshake if the peer takes part in time. Safe to call on a closed socket."""
     try:
         async with asyncio.timeout(linger_ms / 1000):
-            await socket.close()
+            with only_own_cancellation():
+                await socket.close()
     except CONNECTION_ERRORS:
         pass
 
 
 async def greet(socket: Socket, own: Hello, peer: NodeId) -> tuple[Hello, NodeRecord]:
     """Exchange Hellos. Raises ``LinkRefused``, another ``RemoteProtocolError`` or a connection error."""
-    await socket.send_bytes(join_frame([encode_message(own)]))
+    await send_frame(socket, join_frame([encode_message(own)]))
     messages, _ = await receive_frame(socket)
     match messages:
         case (Hello() as hello,):
@@ -230,10 +255,10 @@ class Link:
             while True:
                 while self._queue:
                     frame, count = self._queue.take_frame()
-                    await self._socket.send_bytes(frame)
+                    await send_frame(self._socket, frame)
                     self._sent += count
                     self._bytes_sent += len(frame)
-                    await asyncio.sleep(0)  # send_bytes yields only when the socket is full
+                    await asyncio.sleep(0)  # sending yields only when the socket is full
                 if self._closing.is_set():
                     return self._close_end
                 self._work.clear()

@@ -111,14 +111,39 @@ def test_backoff_grows_to_its_cap_with_jitter_and_repeats_from_a_seed(dice_seed:
     assert first.next_ms() <= 100
 
 
+async def _fill(node: RecordingNode, peer: NodeId) -> None:
+    """Send to a peer that does not read until its queue refuses."""
+    for _ in range(10_000):
+        if not node.transport.send(peer, Push(bytes(500_000))):
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the queue never filled")
+
+
 async def test_nothing_is_delivered_after_disconnect_even_while_the_link_lingers() -> None:
     policy = LinkPolicy(linger_ms=200)
     async with RecordingNode("a", link=policy) as a, raw_link("mallory", a) as socket:
         stuck = identity_of("mallory").node_id
-        while a.transport.send(stuck, Push(bytes(500_000))):
-            await asyncio.sleep(0)
+        await _fill(a, stuck)
         a.transport.disconnect(stuck, "enough")
         await socket.send_bytes(join_frame([encode_message(TipNotice(Height(1)))]))
         await a.until(lambda: a.linked() == [])
         assert a.received == []
-        assert a.reasons("link.down") == ["enough"]
+        assert a.reasons("link.down") == ["enough"], "the abandoned writer is not taken for a cancelled link"
+
+
+async def test_kept_dial_goes_on_after_a_link_whose_peer_stopped_reading() -> None:
+    gate = asyncio.Event()
+
+    async def stuck(peer: NodeId, messages: tuple[WireMessage, ...], size: int) -> None:
+        await gate.wait()
+
+    policy = LinkPolicy(linger_ms=200)
+    async with RecordingNode("a", link=policy) as a, RecordingNode("b", link=policy, on_messages=stuck) as b:
+        await link_up(a, b, keep=True)
+        await _fill(a, b.node_id)
+        a.transport.disconnect(b.node_id, "too slow")
+        await a.until(lambda: a.linked() == [])
+        gate.set()
+        await a.until(lambda: a.linked() == [b.node_id])
+        assert [what for what, _, _ in a.log] == ["up", "down", "up"]
