@@ -153,6 +153,8 @@ class ReceiptRecord(Message, frozen=True):
     """Keep it to prove what went in and out; erase it and the commitments say nothing."""
     input: bytes
     output: bytes
+    last_chunk: bytes = b""
+    """Envelope of the last chunk, kept by the provider until the final voucher comes, should it have to go again."""
 
 
 def lane_key(channel: ChannelId, lane: int) -> bytes:

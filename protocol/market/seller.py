@@ -7,7 +7,6 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
     restore(lane_rows, row, now)                              once, before anything else
     start(now)                                                sets the timer of redemptions
     set_models(models)                                        what is sold from now on, and on which terms
-    make_offer(sequence, expires_at, addresses, region, isolation)   the offer to sign and publish
     receive(peer, envelope, payload, envelope_bytes, now)     BID, AGREEMENT, VOUCHER, CANCELLATION
     receive_input(peer, job_input, now)                       a JobInput
     signed(envelope, payload, envelope_bytes, now)            own ACCEPTANCE, CHUNK, RECEIPT handed back
@@ -54,7 +53,6 @@ from protocol.messages.market import (
     FaultKind,
     FinishReason,
     ModelOffer,
-    Offer,
     Receipt,
     Voucher,
 )
@@ -67,8 +65,6 @@ from protocol.primitives.units import (
     MessageId,
     MonotonicMs,
     NodeId,
-    SequenceNumber,
-    TimestampMs,
 )
 from protocol.settlement.chunks import Progress
 
@@ -100,22 +96,6 @@ class Seller:
     def slots_free(self) -> int:
         """How many more jobs this node takes now."""
         return self._core.slots_free()
-
-    def make_offer(
-        self,
-        sequence: SequenceNumber,
-        expires_at: TimestampMs,
-        addresses: tuple[str, ...],
-        region: str,
-        isolation: str,
-    ) -> Offer:
-        """The offer to sign and publish now."""
-        core = self._core
-        models = tuple(core.models[model] for model in sorted(core.models))
-        slots = core.policy.slots
-        return Offer(
-            core.own_node, sequence, expires_at, addresses, region, isolation, slots, core.slots_free(), models
-        )
 
     def start(self, now: Now) -> list[MarketEffect]:
         """Begin to look after redemptions."""
@@ -297,7 +277,7 @@ class Seller:
         job.paid = lane.paid
         job.chunks_paid = receipt.chunks - 1
         job.output = [record.output]
-        job.unanswered = [record.receipt]
+        job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
         job.note(now.wall_ms, "resumed after a restart")
         job.deadline = job.deadline_of(job.state, now)
         self._core.jobs[job_id] = job

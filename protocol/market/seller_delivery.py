@@ -107,6 +107,7 @@ class Selling:
             salt=job.salt,
             input=job.input,
             output=b"".join(job.output),
+            last_chunk=job.unanswered[-1] if job.unanswered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
         job.unanswered.append(envelope_bytes)
@@ -194,4 +195,4 @@ class Selling:
         assert record is not None
         assert record.job == taken.receipted
         assert record.proof == taken.proof
-        return [Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes)))]
+        return [Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes, last_chunk=b"")))]

@@ -37,7 +37,17 @@ from protocol.messages.effects import (
 )
 from protocol.messages.envelope import Envelope, message_id, open_envelope, seal
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Agreement, Chunk, FaultKind, FinishReason, JobPayload, ModelOffer, Prices, Voucher
+from protocol.messages.market import (
+    Agreement,
+    Chunk,
+    FaultKind,
+    FinishReason,
+    JobPayload,
+    ModelOffer,
+    Offer,
+    Prices,
+    Voucher,
+)
 from protocol.messages.transactions import ChannelOpen, ChannelRedeem, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import Message, decode, encode
@@ -269,6 +279,7 @@ class Person:
     def boot(self) -> None:
         self.timers: dict[TimerKey, int] = {}
         self.work: dict[MessageId, int] = {}
+        self.workers: dict[MessageId, Worker] = {}
         self.pulled: deque[MessageId] = deque()
         self.returned: deque[bytes] = deque()
         self.book = OrderBook()
@@ -330,9 +341,16 @@ class Town:
     def publish(self) -> None:
         """Every seller's offer reaches every book."""
         for seller in self.sellers:
-            expires = TimestampMs(self.now.wall_ms + 60_000)
-            offer = seller.seller.make_offer(
-                SequenceNumber(self.now.monotonic_ms), expires, ("127.0.0.1:4000",), "earth", "strong"
+            offer = Offer(
+                node=seller.node,
+                sequence=SequenceNumber(self.now.monotonic_ms),
+                expires_at=TimestampMs(self.now.wall_ms + 60_000),
+                addresses=("127.0.0.1:4000",),
+                region="earth",
+                isolation="strong",
+                slots_total=seller.seller_policy.slots,
+                slots_free=seller.seller.slots_free(),
+                models=(SERVED,),
             )
             offer_id = message_id(MessageKind.OFFER, seller.account, encode(offer))
             for person in self.people.values():
@@ -375,6 +393,7 @@ class Town:
                 self.link(person, self.people[node])
             case OpenWork():
                 person.work[effect.job] = 0
+                person.workers[effect.job] = person.worker
             case PullWork(job):
                 assert job in person.work
                 person.pulled.append(job)
@@ -421,9 +440,6 @@ class Town:
             self.links.pop((person.node, peer.node), None)
             self.links.pop((peer.node, person.node), None)
         person.boot()
-        for peer in peers:
-            self.do(peer, peer.buyer.link_down(person.node, self.now))
-            self.do(peer, peer.seller.link_down(person.node, self.now))
 
         def row(table: Table, key: bytes) -> bytes | None:
             return person.disk.get((table, key))
@@ -435,6 +451,9 @@ class Town:
         effects = person.buyer.restore(person.rows(Table.BUYER_LANE), row, self.now)
         effects += person.seller.restore(person.rows(Table.SELLER_LANE), row, self.now)
         self.do(person, effects)
+        for peer in peers:
+            self.do(peer, peer.buyer.link_down(person.node, self.now))
+            self.do(peer, peer.seller.link_down(person.node, self.now))
 
     def deliver(self, link: Link) -> None:
         """The next message on a link arrives."""
@@ -462,7 +481,7 @@ class Town:
         """The worker answers the oldest pull."""
         job = person.pulled.popleft()
         number = person.work.get(job)
-        worker = person.worker
+        worker = person.workers[job]
         if number is None or (worker.silent_from is not None and number >= worker.silent_from):
             return
         person.work[job] = number + 1

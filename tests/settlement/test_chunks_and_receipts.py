@@ -92,9 +92,12 @@ ENDED = after(BEGUN, LAST)
 
 
 def test_chunks_in_order_build_a_chain() -> None:
-    assert Progress(
-        3, chunk_hash(encode(LAST)), WorkUnits(20), WorkUnits(15), amount_due(PRICES, 20, 15), FinishReason.STOP
-    ) == ENDED
+    assert (
+        Progress(
+            3, chunk_hash(encode(LAST)), WorkUnits(20), WorkUnits(15), amount_due(PRICES, 20, 15), FinishReason.STOP
+        )
+        == ENDED
+    )
 
 
 def test_a_last_chunk_may_be_empty() -> None:

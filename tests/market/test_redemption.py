@@ -1,0 +1,159 @@
+"""Vouchers become money once, when it is due, without stopping work."""
+
+import pytest
+from msgspec.structs import replace
+
+from protocol.market.events import JobFinished
+from protocol.market.policies import SellerPolicy
+from protocol.market.requests import WantTransaction
+from protocol.messages.effects import Put
+from protocol.messages.envelope import open_envelope
+from protocol.messages.market import Voucher
+from protocol.messages.transactions import ChannelRedeem
+from protocol.primitives.units import Amount, ChannelId, DurationMs
+from protocol.settlement.pricing import amount_due
+from tests.market.town import PRICES, Town, Worker, request
+
+PRICE = amount_due(PRICES, 10, 25)
+
+
+def town_with(**policy: object) -> Town:
+    town = Town()
+    town.seller.seller_policy = replace(SellerPolicy(slots=4), **policy)
+    town.crash(town.seller)
+    return town
+
+
+def sell(town: Town, *numbers: int) -> ChannelId:
+    for number in numbers:
+        town.start(request(number))
+        town.run()
+    [channel] = town.ledger.channels
+    return channel
+
+
+def asked(town: Town) -> list[WantTransaction]:
+    return [wanted for sender, wanted in town.ledger.waiting if sender == town.seller.account]
+
+
+def look(town: Town) -> list[WantTransaction]:
+    """What the seller asks for when a block comes a second later."""
+    town.wait(1_000)
+    town.do(town.seller, town.seller.seller.block_decided(town.now))
+    return asked(town)
+
+
+@pytest.mark.parametrize(("redeem_amount", "due"), [(PRICE, True), (PRICE + 1, False)])
+def test_redeemed_once_enough_waits(redeem_amount: int, due: bool) -> None:
+    town = town_with(redeem_amount=Amount(redeem_amount))
+    sell(town, 1)
+    assert bool(look(town)) is due
+    town.run()
+    assert town.ledger.balances.get(town.seller.account, 0) == (PRICE if due else 0)
+
+
+def test_redeemed_once_the_oldest_voucher_is_old_enough() -> None:
+    town = town_with(redeem_age_ms=DurationMs(60_000))
+    sell(town, 1)
+    town.wait(58_000)
+    assert look(town) == []
+    assert len(look(town)) == 1
+
+
+def test_less_than_the_fee_is_worth_is_left_unless_the_channel_closes() -> None:
+    town = town_with(redeem_worth_min=Amount(PRICE + 1), redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    assert look(town) == []
+    town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
+    [wanted] = look(town)
+    assert isinstance(wanted.action, ChannelRedeem)
+
+
+def test_nothing_is_asked_for_twice_and_work_goes_on_meanwhile() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    waiting = town.ledger.waiting
+    town.ledger.waiting = []
+    town.start(request(2))
+    town.run()
+    assert len(town.buyer.told(JobFinished)) == 2
+    assert look(town) == []
+    assert town.seller.seller.redeem_now(channel, town.now) == []
+    town.ledger.waiting = waiting
+    town.run()
+    # Once the ledger shows the first, what came since is asked for, and every voucher goes in once.
+    assert len(look(town)) == 1
+    town.run()
+    assert town.ledger.balances[town.seller.account] == 2 * PRICE
+    assert len(town.ledger.redeemed) == len({*town.ledger.redeemed}) == 2
+    assert look(town) == []
+
+
+def test_rejected_redemption_is_asked_for_again_later_and_not_at_once() -> None:
+    town = town_with(redeem_amount=Amount(1), redeem_retry_ms=DurationMs(10_000))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    town.ledger.waiting.clear()
+    town.do(town.seller, town.seller.seller.transaction_rejected(channel, "mempool is full", town.now))
+    assert look(town) == []
+    town.wait(8_000)
+    assert len(look(town)) == 1
+
+
+def test_lanes_of_a_channel_are_redeemed_together_by_their_best_vouchers() -> None:
+    town = town_with(redeem_amount=Amount(3 * PRICE))
+    for number in (1, 2, 3):
+        town.start(request(number))
+    town.run()
+    [wanted] = look(town)
+    assert isinstance(wanted.action, ChannelRedeem)
+    vouchers = [open_envelope(envelope_bytes)[1] for envelope_bytes in wanted.action.vouchers]
+    assert [voucher.cumulative for voucher in vouchers if isinstance(voucher, Voucher)] == [PRICE] * 3
+    town.run()
+    assert town.ledger.balances[town.seller.account] == 3 * PRICE
+
+
+def test_closing_channels_come_first() -> None:
+    town = Town(buyers=2)
+    town.seller.seller_policy = replace(SellerPolicy(slots=4), redeem_amount=Amount(1))
+    town.crash(town.seller)
+    town.start(request(1), town.buyers[0])
+    town.run()
+    town.start(request(2), town.buyers[1])
+    town.seller.worker = Worker(pieces=(5,))
+    town.run()
+    for closing in town.ledger.channels:
+        before = town.ledger.channels[closing]
+        town.ledger.channels[closing] = replace(before, closing=True)
+        facts = tuple(town.ledger.channels.values())
+        fresh = type(town.seller.seller._redemption)(town.seller.seller.books, town.seller.seller_policy)
+        wanted = [effect for effect in fresh.due(town.now, facts) if isinstance(effect, WantTransaction)]
+        assert wanted[0].subject == closing
+        assert len(wanted) == 2
+        town.ledger.channels[closing] = before
+
+
+def test_redeem_now_takes_whatever_waits_and_forgets_it_once_it_is_on_the_ledger() -> None:
+    town = town_with()
+    channel = sell(town, 1)
+    found = town.seller.seller.redeemable(channel)
+    assert found is not None
+    assert found.worth == PRICE
+    town.do(town.seller, town.seller.seller.redeem_now(channel, town.now))
+    town.run()
+    found = town.seller.seller.redeemable(channel)
+    assert found is not None
+    assert found.worth == 0
+    settled = town.seller.seller._due_redemptions(town.now)
+    assert all(isinstance(effect, Put) for effect in settled)
+    [lane] = town.seller.seller.books.lanes_of(channel)
+    assert lane.unredeemed_since == 0
+
+
+def test_timer_looks_after_old_vouchers_without_any_block() -> None:
+    town = town_with(redeem_age_ms=DurationMs(8_000))
+    town.do(town.seller, town.seller.seller.start(town.now))
+    sell(town, 1)
+    town.wait(12_000)
+    assert len(asked(town)) == 1
