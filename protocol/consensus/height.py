@@ -18,6 +18,7 @@ from protocol.consensus.height_state import HeightState, SeenProposal
 from protocol.consensus.outputs import (
     BuildBlock,
     Decided,
+    Equivocation,
     Forward,
     JudgeBlock,
     Keep,
@@ -136,7 +137,8 @@ class AuthorityHeight(HeightState):
             if body.view == self.current:
                 self._consider(now, outputs)
         elif first.body != body:
-            outputs.append(proposal_equivocation(leader, (first.body, first.signature), (body, signature)))
+            evidence = proposal_equivocation(leader, (first.body, first.signature), (body, signature))
+            self._accuse(body.view, MessageKind.PROPOSAL, evidence, outputs)
             if body.view == self.current:
                 self._skip(body.view, outputs)
         return outputs
@@ -163,7 +165,8 @@ class AuthorityHeight(HeightState):
             case Count.CONFLICT:
                 said = tally.said(body.view, index)
                 assert said is not None
-                outputs.append(ballot_equivocation(signer, said, body, signature))
+                kind = MessageKind.VOTE if is_vote else MessageKind.FINAL
+                self._accuse(body.view, kind, ballot_equivocation(signer, said, body, signature), outputs)
             case Count.KNOWN:
                 pass
         return outputs
@@ -439,6 +442,13 @@ class AuthorityHeight(HeightState):
         )
         if certificate is not None:
             self._certificate(certificate, now, outputs)
+
+    def _accuse(self, view: View, kind: MessageKind, evidence: Equivocation, outputs: list[Output]) -> None:
+        """Two different statements of one key at one (h, v) and class: reported once."""
+        accused = (view, kind, AuthorityId(evidence.authority))
+        if accused not in self.accused:
+            self.accused[accused] = None
+            outputs.append(evidence)
 
     def _signed_here(self, signer: AuthorityId, now: Now, outputs: list[Output]) -> None:
         """f + 1 authorities signed at this height, so an honest one did: open it."""

@@ -12,6 +12,7 @@ from protocol.consensus.tally import Tally
 from protocol.consensus.timing import delta_ms
 from protocol.messages.consensus import Certificate, CertificateKind, ProposalBody
 from protocol.messages.effects import GuardClass
+from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import (
     AuthorityId,
@@ -61,6 +62,8 @@ class HeightState:
         self.proposals: dict[View, SeenProposal] = {}
         self.ready: dict[BlockHash, None] = {}
         self.own_envelopes: dict[tuple[View, GuardClass], bytes] = {}
+        self.accused: dict[tuple[View, MessageKind, AuthorityId], None] = {}
+        """What evidence has been given of: once is enough."""
         self._signers: dict[AuthorityId, None] = {}
         self._entered = MonotonicMs(0)
         self._propose_at = MonotonicMs(0)
@@ -70,7 +73,7 @@ class HeightState:
         """An independent machine in the same state."""
         twin = type(self)(self.rules)
         twin.__dict__.update(self.__dict__)
-        for name in ("voted", "final", "proposed", "proposals", "ready", "own_envelopes", "_signers"):
+        for name in ("voted", "final", "proposed", "proposals", "ready", "own_envelopes", "accused", "_signers"):
             setattr(twin, name, dict(getattr(self, name)))
         twin.held, twin.votes, twin.finals = self.held.copy(), self.votes.copy(), self.finals.copy()
         return twin
@@ -92,6 +95,11 @@ class HeightState:
             tuple(sorted((view, p.body.block_hash, p.body.voted_view) for view, p in self.proposals.items())),
             tuple(sorted(self.ready)),
         )
+
+    def considers(self, body: ProposalBody) -> bool:
+        """True if this is the proposal that counts in its view; others are unjustified or second ones."""
+        seen = self.proposals.get(body.view)
+        return seen is not None and seen.body == body
 
     def leads(self) -> bool:
         """True if this authority leads the current view and has not given it up."""

@@ -68,6 +68,12 @@ class Bodies:
         self.hold(execution.block_hash, execution.block, execution.block_bytes)
         self._held[execution.block_hash].execution = execution
 
+    def drop(self, block_hash: BlockHash) -> None:
+        """Forget a body that nothing depends on."""
+        held = self._held.get(block_hash)
+        if held is not None and not held.durable and block_hash not in self.wanted:
+            del self._held[block_hash]
+
     def bytes_of(self, block_hash: BlockHash) -> bytes | None:
         """The body's bytes as received."""
         held = self._held.get(block_hash)

@@ -101,7 +101,7 @@ class Replica(ReplicaSync):
             case wire.Transactions():
                 self._on_transactions(peer, message, now)
             case wire.StandingRequest():
-                self._on_standing_request(peer, message)
+                self._on_standing_request(peer, message, now)
             case wire.Standing():
                 self._on_standing(peer, message, now)
             case _:
@@ -172,6 +172,8 @@ class Replica(ReplicaSync):
             self._bodies.hold(block_hash, block, message.block)
         self._carry_out(machine.proposal(body, envelope.signature, message.certificates, now), now)
         self._use_wanted(body.block_hash, now)
+        if machine is self._machine and not machine.considers(body):
+            self._bodies.drop(body.block_hash)
 
     def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None:
         """A late one of the height just closed is remembered: its signer may ask for it after losing its disk."""

@@ -332,6 +332,7 @@ class HeightDriver:
         assert self.own is not None
         assert self.inquiry is not None
         if self.inquiry.observer:
+            self.inquiry.recovered(self.tip)
             self._effects.append(Delete(Table.STANDING, OBSERVER_KEY))
         guard = {
             (position.view, position.guard_class): payload

@@ -186,9 +186,11 @@ class ReplicaSync(HeightDriver):
                 self._ask_standing(self._nodes[authority])
         self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
-    def _on_standing_request(self, peer: NodeId, message: wire.StandingRequest) -> None:
+    def _on_standing_request(self, peer: NodeId, message: wire.StandingRequest, now: Now) -> None:
         """Attest our tip under the nonce; the answer leaves once the attestation is signed."""
         if self.own is None or self._authority_nodes.get(peer) != message.authority:
+            return
+        if not self._answers.allow(peer, now.monotonic_ms):
             return
         if len(self._attesting) >= ATTESTATIONS_MAX:
             del self._attesting[next(iter(self._attesting))]

@@ -61,6 +61,11 @@ class StandingInquiry:
         """This life is about to sign here: nobody's answer about it is a surprise."""
         self._known[_position_key(position)] = None
 
+    def recovered(self, tip: Height) -> None:
+        """The heights at which signatures were lost are closed: what was signed up to the tip is of no use."""
+        self.observer = False
+        self._watermark = max(self._watermark, tip)
+
     def answer(self, standing: Standing, tip: Height) -> bool:
         """Count an answer whose signatures hold; ``tip`` is our own. True if it makes us an observer just now.
 
