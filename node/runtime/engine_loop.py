@@ -17,7 +17,7 @@ from node.runtime.work import WorkPump
 from node.store.database import Store
 from node.transport.transport import Transport
 from protocol.engine.engine import Engine
-from protocol.engine.inputs import BodyBroken, Input, Misbehaved, Received, Signed, TimerFired
+from protocol.engine.inputs import BodyBroken, BodyOffered, Input, Misbehaved, Received, Signed, TimerFired
 from protocol.messages import effects as effect_types
 from protocol.messages.effects import Effect, Now, SignAndSend
 from protocol.messages.envelope import open_envelope, signature_check
@@ -90,10 +90,8 @@ class EngineLoop:
 
     def _is_wanted(self, peer: NodeId, message: Push) -> bool:
         """Ask the router before the signature is checked: most bodies that are not wanted cost a hash."""
-        assert self._executor is not None
-        admission = self.engine.gossip.offered(peer, message.envelope, self._clock())
-        self._executor.submit(admission.effects)
-        return admission.judgement is None
+        self.feed(BodyOffered(peer, message.envelope))
+        return self.engine.body_wanted
 
     def stop_timers(self) -> None:
         """No timer fires any more."""
@@ -127,7 +125,7 @@ class EngineLoop:
             case effect_types.CancelTimer():
                 self._timers.cancel(effect.key)
             case effect_types.Dial():
-                self._transport.dial(effect.node, effect.addresses)
+                self._transport.dial(effect.node, effect.addresses, keep=effect.keep)
             case effect_types.Disconnect():
                 self._transport.disconnect(effect.peer, effect.reason, effect.ban_ms)
             case effect_types.OpenWork() | effect_types.PullWork() | effect_types.CloseWork():

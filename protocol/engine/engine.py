@@ -74,6 +74,8 @@ class Engine:
         self.seller = seller
         self.own = own
         self.shop = Shop(node)
+        self.body_wanted = False
+        """Whether the body last offered should go on to the door."""
         self._node = node
         self._facts = LedgerFacts(replica.state)
         self._judge = Judge(replica, book, self._facts)
@@ -100,6 +102,10 @@ class Engine:
                     Notify(PeerMisbehaved(happened.peer, happened.reason)),
                     Disconnect(happened.peer, happened.reason),
                 ]
+            case inputs.BodyOffered():
+                admission = self.gossip.offered(happened.peer, happened.envelope, now)
+                self.body_wanted = admission.judgement is None
+                effects = admission.effects
             case inputs.BodyBroken():
                 object_id = envelope_id(open_envelope(happened.envelope)[0])
                 effects = self.gossip.judged(happened.peer, object_id, happened.envelope, SIGNATURE_BROKEN, now)
@@ -154,7 +160,7 @@ class Engine:
 
     def _started(self, happened: inputs.Started, now: Now) -> list[Effect]:
         authorities = self.replica.state.genesis.authorities
-        dials: list[Effect] = [Dial(record.node, ()) for record in authorities if record.node != self._node]
+        dials: list[Effect] = [Dial(record.node, (), keep=True) for record in authorities if record.node != self._node]
         return [
             *(dials if self.replica.own is not None else []),
             *self.replica.start(happened.nonce, now),

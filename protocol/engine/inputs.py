@@ -51,6 +51,13 @@ class Misbehaved(_Input, frozen=True):
     reason: str
 
 
+class BodyOffered(_Input, frozen=True):
+    """A gossip body has arrived, its signature unchecked. The engine says in ``body_wanted`` whether to check it."""
+
+    peer: NodeId
+    envelope: bytes
+
+
 class BodyBroken(_Input, frozen=True):
     """A gossip body that the router admitted turned out to have a signature that does not hold."""
 
@@ -126,6 +133,7 @@ Input = (
     | LinkDown
     | Received
     | Misbehaved
+    | BodyOffered
     | BodyBroken
     | Signed
     | TimerFired

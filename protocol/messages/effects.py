@@ -157,10 +157,14 @@ class CancelTimer(_Effect, frozen=True):
 
 
 class Dial(_Effect, frozen=True):
-    """Link to this node if there is no link yet."""
+    """Link to this node if there is no link yet; with ``keep`` make the link anew whenever it ends.
+
+    No addresses: those that peers have told, as soon as one has.
+    """
 
     node: NodeId
     addresses: tuple[str, ...]
+    keep: bool = False
 
 
 class Disconnect(_Effect, frozen=True):

@@ -206,7 +206,7 @@ WireMessage = (
 
 
 class _Frame(Message, frozen=True):
-    messages: Annotated[tuple[WireMessage, ...], Meta(max_length=BATCH_MESSAGES_MAX)]
+    messages: Annotated[tuple[WireMessage, ...], Meta(min_length=1, max_length=BATCH_MESSAGES_MAX)]
 
 
 def encode_message(message: WireMessage) -> bytes:

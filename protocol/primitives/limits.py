@@ -50,8 +50,8 @@ TEXT_BYTES_MAX = 256
 JOB_INPUT_BYTES_MAX = 1024 * 1024
 """A prompt or an input tensor, sent over the buyer's link to one provider. Never gossiped."""
 
-CHUNK_PAYLOAD_BYTES_MAX = 1024 * 1024
-"""Output in one chunk."""
+CHUNK_PAYLOAD_BYTES_MAX = 256 * 1024
+"""Output in one chunk: half of what one key signs at once."""
 
 CHUNK_UNITS_MAX = 256
 """Work units in one chunk: this bounds what a provider has at risk."""
