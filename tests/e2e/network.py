@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node.cli.client import NodeClient
 from node.cli.cluster_layout import NodeRecord, existing_record
-from node.cli.cluster_processes import is_running
+from node.cli.cluster_processes import is_running, start_ticks
+from node.runtime.control import AccountView, ChannelView, JobView
 
 WAIT_SECONDS = 20.0
 COMMAND_SECONDS = 60.0
@@ -161,14 +163,16 @@ class Network:
         """All nodes."""
         return [node.name for node in existing_record(self.folder).nodes]
 
+    def pid(self, name: str) -> int:
+        """Process number of a node that runs."""
+        process = self.record(name).process
+        assert process is not None
+        assert is_running(process)
+        return process.pid
+
     def kill(self, *names: str) -> None:
         """SIGKILL nodes at once and wait until their processes are gone."""
-        handles = []
-        for name in names:
-            process = self.record(name).process
-            assert process is not None
-            assert is_running(process)
-            handles.append(os.pidfd_open(process.pid))
+        handles = [os.pidfd_open(self.pid(name)) for name in names]
         for handle in handles:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         for handle in handles:
@@ -186,36 +190,46 @@ class Network:
         found = log_events(Path(self.record(node).log), self._positions.get(node, 0))
         return [event for event in found if event["event"] == name]
 
-    # Facts
+    # Facts, asked over the control socket: the same answers as the command line's, without its start
 
-    def balance(self, node: str, seen_by: str = "buyer-1") -> dict[str, Any]:
+    def client(self, node: str) -> NodeClient:
+        """The control API of one node."""
+        return NodeClient(self.control(node))
+
+    def account(self, node: str, seen_by: str = "buyer-1") -> AccountView:
         """What the ledger says of a node's account."""
-        view: dict[str, Any] = self.json("ledger", "account", self.record(node).account, node=seen_by)
-        return view
+        return self.client(seen_by).account(self.record(node).account)
+
+    def accounts(self, seen_by: str = "buyer-1") -> dict[str, AccountView]:
+        """All nodes' accounts."""
+        return {name: self.account(name, seen_by) for name in self.names()}
 
     def height(self, node: str) -> int:
         """A node's tip."""
-        height: int = self.json("ledger", "status", node=node)["height"]
-        return height
+        return self.client(node).ledger().height
 
     def is_conserved(self, node: str = "buyer-1") -> bool:
         """Whether all credits are still there, counted by one node."""
-        supply = self.json("ledger", "supply", node=node)
-        parts = supply["balances"] + supply["deposits"] + supply["bonds"] + supply["fee_pool"]
-        return bool(parts == supply["total"] == supply["genesis_total"])
+        supply = self.client(node).supply()
+        parts = supply.balances + supply.deposits + supply.bonds + supply.fee_pool
+        return parts == supply.total == supply.genesis_total
 
     def slots_free(self, provider: str) -> tuple[int, int]:
         """Free slots of a provider, and all of them."""
-        view = self.json("provider", "status", node=provider)
-        return view["slots_free"], view["slots_total"]
+        view = self.client(provider).provider()
+        return view.slots_free, view.slots_total
+
+    def channels(self, node: str = "buyer-1") -> tuple[ChannelView, ...]:
+        """A node's channels."""
+        return self.client(node).channels()
 
     def name_of(self, account: str) -> str:
         """The node that has an account."""
         return next(node.name for node in existing_record(self.folder).nodes if node.account == account)
 
-    def jobs(self, node: str) -> dict[str, dict[str, Any]]:
+    def jobs(self, node: str) -> dict[str, JobView]:
         """A node's jobs by id."""
-        return {view["job"]: view for view in self.json("job", "list", node=node)}
+        return {view.job: view for view in self.client(node).jobs()}
 
 
 @contextmanager
@@ -242,10 +256,9 @@ LONG_JOB = ("smollm2-135m", "Tell a very long story about the sea.", "--max-toke
 """Ten seconds or so of work."""
 
 
-def price_of(view: dict[str, Any]) -> int:
+def price_of(input_units: int, output_units: int) -> int:
     """What the delivered chunks of a language model's job cost, by the providers' prices."""
-    price: int = REQUEST + INPUT_UNIT * view["input_units"] + OUTPUT_UNIT * view["output_units"]
-    return price
+    return REQUEST + INPUT_UNIT * input_units + OUTPUT_UNIT * output_units
 
 
 def processes_in(folder: Path) -> list[str]:
@@ -262,3 +275,17 @@ def processes_in(folder: Path) -> list[str]:
         if str(folder) in arguments or working.startswith(str(folder)):
             found.append(f"{entry.name} {arguments}")
     return found
+
+
+def descendants(pid: int) -> list[tuple[int, int]]:
+    """All processes below one, each as its number and when it started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [(child, start_ticks(child) or 0), *descendants(child)]
+    return found
+
+
+def is_alive(process: tuple[int, int]) -> bool:
+    """Whether one of the processes that ``descendants`` found still runs."""
+    return start_ticks(process[0]) == process[1]

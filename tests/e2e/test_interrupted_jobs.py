@@ -1,0 +1,102 @@
+"""Jobs that end in the middle: by Ctrl-C, by a dead provider, by a dead buyer. Who pays what, and who is free again."""
+
+import signal
+import subprocess
+
+from node.runtime.control import JobView
+from tests.e2e.network import (
+    CHUNK_UNITS,
+    LONG_JOB,
+    OUTPUT_UNIT,
+    WAIT_SECONDS,
+    Network,
+    descendants,
+    is_alive,
+    price_of,
+    streaming,
+    wait_until,
+)
+
+ONE_CHUNK = CHUNK_UNITS * OUTPUT_UNIT
+
+
+def _running(network: Network) -> JobView:
+    """The buyer's job that is being delivered now."""
+    (view,) = [view for view in network.jobs("buyer-1").values() if view.state == "streaming"]
+    return view
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> tuple[int, str]:
+    _, err = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, err.decode()
+
+
+def test_ctrl_c_cancels_on_both_sides_and_charges_for_delivered_chunks_alone(network: Network) -> None:
+    with streaming(network, *LONG_JOB) as process:
+        job = _running(network).job
+        seller = network.name_of(network.jobs("buyer-1")[job].counterparty)
+        process.send_signal(signal.SIGINT)
+        code, err = _ended(process)
+    assert code == 130
+    assert "cancel" in err
+    bought = network.jobs("buyer-1")[job]
+    assert bought.state == "cancelled"
+    assert 0 < bought.output_units < 1_000
+    assert bought.amount <= price_of(bought.input_units, bought.output_units)
+    wait_until(lambda: network.jobs(seller)[job].state == "cancelled", "the seller knows of the end")
+    sold = network.jobs(seller)[job]
+    assert abs(sold.amount - bought.amount) <= ONE_CHUNK
+    wait_until(lambda: network.slots_free(seller) == (2, 2), "the seller's slot is free again")
+    assert network.mercat("run", "echo", "next").out == "next"
+
+
+def test_provider_killed_in_the_middle_costs_delivered_chunks_alone_and_the_other_one_goes_on(network: Network) -> None:
+    with streaming(network, *LONG_JOB) as process:
+        running = _running(network)
+        seller = network.name_of(running.counterparty)
+        workers = descendants(network.pid(seller))
+        assert workers, "a provider with models has worker processes"
+        network.kill(seller)
+        code, err = _ended(process)
+    assert code == 3
+    assert "failed" in err
+    assert "paid" in err
+    wait_until(lambda: not any(is_alive(worker) for worker in workers), "the workers of a killed provider are gone")
+    bought = network.jobs("buyer-1")[running.job]
+    assert bought.state == "failed"
+    assert bought.reason
+    assert running.output_units <= bought.output_units < 1_000
+    assert bought.amount <= price_of(bought.input_units, bought.output_units)
+    facts = network.json("run", "smollm2-135m", "Still there?", "--max-tokens", "4")["facts"]
+    assert network.name_of(facts["provider"]) != seller
+    network.up()
+    sold = network.jobs(seller)[running.job]
+    assert sold.state == "failed"
+    assert sold.amount <= bought.amount <= sold.amount + ONE_CHUNK
+    assert network.slots_free(seller) == (2, 2)
+    assert network.is_conserved()
+
+
+def test_buyer_killed_in_the_middle_finds_its_books_intact_and_deals_on_the_same_channel(network: Network) -> None:
+    with streaming(network, *LONG_JOB) as process:
+        running = _running(network)
+        seller = network.name_of(running.counterparty)
+        channels = network.channels()
+        network.kill("buyer-1")
+        code, err = _ended(process)
+    assert code == 5, err
+    network.up()
+    wait_until(lambda: network.slots_free(seller) == (2, 2), "a buyer that was gone holds no slot", seconds=30)
+    bought = network.jobs("buyer-1")[running.job]
+    assert bought.state == "failed"
+    assert bought.reason
+    sold = network.jobs(seller)[running.job]
+    assert sold.state == "cancelled", "the returned buyer told the seller"
+    assert sold.amount <= bought.amount <= sold.amount + ONE_CHUNK
+    after = network.channels()
+    assert [view.channel for view in after] == [view.channel for view in channels]
+    assert all(now.promised >= then.promised for now, then in zip(after, channels, strict=True))
+    for _ in range(2):
+        assert network.mercat("run", "echo", "after a crash").out == "after a crash"
+    assert [view.channel for view in network.channels()] == [view.channel for view in channels]
+    assert network.is_conserved()

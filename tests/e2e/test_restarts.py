@@ -1,0 +1,99 @@
+"""Authorities that die and return, a whole network that dies at once: nothing is lost and nothing is signed twice."""
+
+import sqlite3
+
+from node.runtime.control import AccountView
+from tests.e2e.network import Network, wait_until
+
+AUTHORITIES = tuple(f"authority-{number}" for number in range(1, 5))
+
+
+def _signers(network: Network, height: int) -> tuple[str, ...]:
+    return network.client("buyer-1").block(height).signers
+
+
+def _without_providers(accounts: dict[str, AccountView]) -> dict[str, AccountView]:
+    """Providers may have redeemed once more meanwhile; everybody else must have exactly what they had."""
+    return {name: view for name, view in accounts.items() if not name.startswith("provider")}
+
+
+def test_ledger_goes_on_with_three_of_four_and_the_fourth_catches_up_and_signs_again(network: Network) -> None:
+    killed = "authority-3"
+    own_key = network.client(killed).status().authority
+    before = network.account("provider-1").balance
+    network.kill(killed)
+    sent = network.json("wallet", "send", network.record("provider-1").account, "1", "-y")
+    assert network.account("provider-1").balance == before + 1_000_000
+    assert own_key not in _signers(network, sent["height"])
+
+    network.up()
+    wait_until(lambda: network.height(killed) >= sent["height"], "the restarted authority has caught up")
+    assert network.account("provider-1", seen_by=killed) == network.account("provider-1")
+
+    def signs_again() -> bool:
+        block = network.json("wallet", "send", network.record("provider-1").account, "0.000001", "-y")["height"]
+        return own_key in _signers(network, block)
+
+    wait_until(signs_again, "the restarted authority signs again")
+    assert network.is_conserved(killed)
+    for name in AUTHORITIES:
+        assert network.events(name, "Equivocation") == []
+        assert network.events(name, "PeerMisbehaved") == []
+
+
+def test_two_of_four_decide_nothing_and_the_ledger_goes_on_when_a_third_returns(network: Network) -> None:
+    network.kill("authority-1", "authority-2")
+    height = network.height("buyer-1")
+    account = network.record("provider-2").account
+    waiting = network.mercat("wallet", "send", account, "2", "-y", "--timeout", "2", expect=124)
+    assert "pending" in waiting.err
+    assert network.height("buyer-1") == height
+    network.up()
+    wait_until(lambda: network.height("buyer-1") > height, "the waiting transaction is decided")
+    assert network.is_conserved()
+    for name in AUTHORITIES:
+        assert network.events(name, "Equivocation") == []
+
+
+def test_everything_killed_at_once_comes_back_as_it_was(network: Network) -> None:
+    first = network.json("run", "echo", "before", "--settle")["facts"]
+    accounts, channels = network.accounts(), network.channels()
+    jobs, height = network.jobs("buyer-1"), network.height("buyer-1")
+    assert channels
+    network.kill(*network.names())
+
+    network.up()
+    assert network.height("buyer-1") >= height
+    assert _without_providers(network.accounts()) == _without_providers(accounts)
+    assert network.channels() == channels
+    assert network.jobs("buyer-1") == jobs
+    again = network.json("run", "echo", "after", "--settle")["facts"]
+    assert again["channel"] in [view.channel for view in channels]
+    assert len(network.channels()) == len(channels)
+    assert network.mercat("job", "receipt", first["job"]).out
+    assert network.is_conserved()
+    for name in network.names():
+        assert network.is_conserved(name)
+        assert network.events(name, "Equivocation") == []
+
+
+def test_guard_of_a_running_authority_lets_no_second_process_in(network: Network) -> None:
+    refused = network.mercat("node", "run", "--config", str(network.record("authority-1").config), expect=1)
+    assert "authority-1" in refused.err
+    assert network.client("authority-1").status().roles == ("authority",)
+
+
+def test_guards_hold_one_statement_for_each_position(network: Network) -> None:
+    network.stop()
+    for name in AUTHORITIES:
+        path = network.control(name).parent / "guard.sqlite"
+        connection = sqlite3.connect(path)
+        try:
+            rows = connection.execute(
+                "SELECT height, view, class, count(*) FROM signatures GROUP BY 1, 2, 3"
+            ).fetchall()
+            finals = connection.execute("SELECT count(*) FROM signatures").fetchone()
+        finally:
+            connection.close()
+        assert finals[0] == len(rows) > 0
+        assert {count for *_, count in rows} == {1}
