@@ -13,7 +13,7 @@ from protocol.ledger.merkle import PATH_STEPS_MAX, MerklePath, MerkleStep
 from protocol.messages.blocks import Header
 from protocol.messages.consensus import Certificate
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.errors import MalformedMessage, UserError
+from protocol.primitives.errors import UserError
 from protocol.primitives.limits import RECEIPT_PROOF_HASHES_MAX, TRANSACTION_BYTES_MAX
 from protocol.primitives.units import Hash, Salt
 from protocol.settlement.accumulator import MembershipProof
@@ -170,11 +170,8 @@ def accumulator_proof(part: AccumulatorPart) -> MembershipProof:
 
 def settlement_of(part: SettlementPart) -> SettlementProof:
     """The proof in its binary form; raises ``MalformedMessage``."""
-    transaction = bytes.fromhex(part.transaction)
-    if len(transaction) > TRANSACTION_BYTES_MAX:
-        raise MalformedMessage(f"a transaction of {len(transaction)} bytes")
     return SettlementProof(
-        transaction,
+        bytes.fromhex(part.transaction),
         tuple(MerkleStep(Hash(bytes.fromhex(step.sibling)), step.on_left) for step in part.path),
         decode(bytes.fromhex(part.header), Header),
         decode(bytes.fromhex(part.certificate), Certificate),
