@@ -64,9 +64,10 @@ class ChannelTopUp(_Action, frozen=True, tag=11):
 
 
 class ChannelRedeem(_Action, frozen=True, tag=12):
-    """Pay out vouchers, one for each lane: ``cumulative − redeemed`` of it goes to the payee, less the redeem fee.
+    """Pay out vouchers, one for each lane: the payee gets ``cumulative − redeemed`` of each; the sender pays the fee.
 
-    Anchors the receipts root of each voucher. Payer or payee may send it: so a provider can't drop a receipt.
+    Anchors the receipts root of each voucher. Only the payee's redeem moves money and the lanes' rows; the payer's
+    anchors its vouchers in the block and changes no channel, so that it can't push aside what the payee holds.
     """
 
     channel: ChannelIdField
