@@ -6,7 +6,15 @@ comes, it is paid all the same, and the receipt is not acknowledged.
 """
 
 from protocol.market.buyer_core import BuyerCore
-from protocol.market.buyer_job import RECONCILIATIONS_MAX, Attempt, BuyerJob, BuyerState, Expiry, clip
+from protocol.market.buyer_job import (
+    RECONCILIATIONS_MAX,
+    RECONCILIATIONS_PER_LANE_MAX,
+    Attempt,
+    BuyerJob,
+    BuyerState,
+    Expiry,
+    clip,
+)
 from protocol.market.buyer_opening import Opening
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
 from protocol.market.records import ReceiptRecord, Side
@@ -133,7 +141,7 @@ class Delivery:
         lane = (attempt.agreement.channel, attempt.agreement.lane)
         if (
             refusal.reason.startswith(BOOKS_DIFFER)
-            and lane not in job.reconciled
+            and job.reconciled.count(lane) < RECONCILIATIONS_PER_LANE_MAX
             and len(job.reconciled) < RECONCILIATIONS_MAX
         ):
             return self._reconcile(job, attempt, refusal, now)
@@ -187,7 +195,7 @@ class Delivery:
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
-        """Our books and the provider's differ: bring them together, then offer again, once on each lane."""
+        """Our books and the provider's differ: bring them together, then offer again on the same lane."""
         core, agreement = self._core, attempt.agreement
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)

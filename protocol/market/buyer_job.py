@@ -37,6 +37,10 @@ RECONCILIATIONS_MAX = 8
 """Lanes reconciled for one request: a buyer with an old backup needs some, a provider that lies gets no more."""
 
 
+RECONCILIATIONS_PER_LANE_MAX = 2
+"""A lost voucher can leave two differences: first in what was promised, and once that is known, in what is owed."""
+
+
 class RequestInvalid(UserError):
     """A request that no provider could take; ``str`` says what to change."""
 
@@ -162,7 +166,7 @@ class BuyerJob:
         self.excluded: tuple[AccountId, ...] = ()
         self.first_error: tuple[FaultKind, str] | None = None
         self.reconciled: tuple[tuple[ChannelId, Lane], ...] = ()
-        """Lanes whose books were brought together for this request, each once; the last one is used next."""
+        """Lanes whose books were brought together for this request; the last one is used next."""
         self.spent = Amount(0)
         """Price of what earlier attempts were paid for."""
         self.history: list[HistoryEntry] = []

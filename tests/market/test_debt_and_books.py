@@ -135,6 +135,29 @@ def test_a_voucher_that_never_arrived_is_sent_again_before_the_next_deal() -> No
     assert all(row for row in town.seller.rows(Table.RECEIPT))
 
 
+def test_books_that_differ_by_a_voucher_and_then_by_a_debt_are_brought_together_in_two_steps() -> None:
+    town = Town()
+    town.on_send = lambda sender, payload: not isinstance(payload, Voucher)
+    town.start(request(1))
+    town.run()
+    buyers_timers = dict(town.buyer.timers)
+    town.buyer.timers.clear()
+    town.wait(30_000)  # the seller gives up on the voucher that was lost, and says so
+    town.buyer.timers.update(buyers_timers)
+    town.run()
+    town.on_send = None
+    bought, sold = books_of(town)
+    assert (bought.position.sequence, sold.position.sequence) == (1, 0)
+    assert (buyer_debt(bought), seller_debt(sold)) == (PREFILL, 0)
+    town.publish()
+    town.start(request(2))
+    town.run()
+    assert len(town.buyer.told(JobFinished)) == 1
+    bought, sold = books_of(town)
+    assert bought.position == sold.position
+    assert bought.position.cumulative == PREFILL + WHOLE
+
+
 def test_buyer_with_an_old_backup_learns_its_own_vouchers_and_retires_the_lane() -> None:
     town = Town()
     town.start(request(1))
@@ -178,7 +201,7 @@ def test_voucher_in_a_refusal_counts_only_if_it_is_our_own_of_that_lane() -> Non
     town.seller.seller.books._keep(replace(sold, position=position, voucher=forged))
     town.start(request(2))
     town.run()
-    assert len(seen) == 2
+    assert len(seen) == 3
     [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
     assert lost.paid == 0
     assert town.buyer.buyer.books.lane(bought.channel, bought.lane) == replace(
