@@ -106,7 +106,7 @@ class HeightDriver:
         self._bodies = Bodies()
         self._catch_up = CatchUp()
         self._answers = AnswerLimits()
-        self._attesting: dict[Hash, tuple[NodeId, DecidedBlock | None]] = {}
+        self._attesting: dict[tuple[Hash, Height], tuple[NodeId, DecidedBlock | None]] = {}
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0
         self._resending = self._pulling = self._pushing = False

@@ -194,12 +194,12 @@ class ReplicaSync(HeightDriver):
             return
         if len(self._attesting) >= ATTESTATIONS_MAX:
             del self._attesting[next(iter(self._attesting))]
-        self._attesting[message.nonce] = (peer, self.last_decided)
+        self._attesting[(message.nonce, self.tip)] = (peer, self.last_decided)
         attestation = Attestation(message.nonce, PublicKey(message.authority), self.tip, self.state.tip_hash)
         self._effects.append(SignAndSend(MessageKind.ATTESTATION, encode(attestation)))
 
     def _on_attested(self, envelope_bytes: bytes, attestation: Attestation) -> None:
-        peer, decided = self._attesting.pop(attestation.nonce, (None, None))
+        peer, decided = self._attesting.pop((attestation.nonce, attestation.tip), (None, None))
         if peer is None:
             return
         machines = [machine for machine in (self._machine, self._previous) if machine is not None]
