@@ -14,6 +14,7 @@ from protocol.engine.events import PeerMisbehaved, TransactionDecided, Transacti
 from protocol.engine.judging import BALLOT_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.own_transactions import OwnTransactions
+from protocol.engine.payouts import Payouts
 from protocol.engine.replica import Replica
 from protocol.engine.shop import RENEW_TIMER, Shop
 from protocol.gossip.router import GossipRouter
@@ -80,6 +81,7 @@ class Engine:
         self._facts = LedgerFacts(replica.state)
         self._judge = Judge(replica, book, self._facts)
         self._market_wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
+        self._payouts = Payouts(account)
         self._wishes = 0
 
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
@@ -328,8 +330,18 @@ class Engine:
         self.book.drop_unbonded(self._facts.bond, bond_min)
         return [
             *self._resubmit(now),
+            *self._pay_out(now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
+
+    def _pay_out(self, now: Now) -> list[Effect]:
+        state = self.replica.state
+        effects: list[Effect] = []
+        for action in self._payouts.due(state, now):
+            self._wishes += 1
+            request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), encode(action))
+            effects += self.own.want(request, action, state)
+        return effects
 
     def _follow(self, effects: list[Effect], now: Now) -> list[Effect]:
         """Carry what was decided to the rooms that wait for it."""
@@ -355,6 +367,7 @@ class Engine:
         decided = dict.fromkeys(commit.transactions)
         return [
             *anchors_in(block, self.account),
+            *self._pay_out(now),
             *self.own.block_decided(header, commit.block_hash, decided, state),
             *self._market(self.buyer, self.buyer.block_decided(now), now),
             *self._market(self.seller, self.seller.block_decided(now), now),
