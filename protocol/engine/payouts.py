@@ -1,4 +1,4 @@
-"""What waits for nothing but time: closed channels and unlocked bonds of this node's account, paid out once they may be.
+"""What waits for nothing but time: closed channels and unlocked bonds of this account, paid out once they may be.
 
 Law: no state without a deadline and a default payout. Anyone may ask the ledger for it; this node asks for its own, so
 that nobody has to remember.
