@@ -371,4 +371,5 @@ class Engine:
             *self.own.block_decided(header, commit.block_hash, decided, state),
             *self._market(self.buyer, self.buyer.block_decided(now), now),
             *self._market(self.seller, self.seller.block_decided(now), now),
+            *self.shop.bond_decided(*self._bond(), now),
         ]

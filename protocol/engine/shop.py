@@ -57,6 +57,12 @@ class Shop:
             return []
         return [SetTimer(RENEW_TIMER, MonotonicMs(max(now.monotonic_ms, self._published_at + CHANGE_MS)))]
 
+    def bond_decided(self, bond: Amount, bond_min: Amount, now: Now) -> list[Effect]:
+        """A block may have changed the bond: whoever has bonded enough offers at once, not at the next renewal."""
+        if self._serve is None or self._obstacle(self._serve, bond, bond_min) == self._silent_because:
+            return []
+        return self.renew(bond, bond_min, now)
+
     def renew(self, bond: Amount, bond_min: Amount, now: Now) -> list[Effect]:
         """Make the offer anew, or say why there is none."""
         again = SetTimer(RENEW_TIMER, MonotonicMs(now.monotonic_ms + RENEW_MS))
