@@ -22,6 +22,8 @@ class Person:
     """Somebody with a home, a node directory in it and a passphrase file."""
 
     home: Path
+    state_seen_here: Path | None = None
+    """Where this process sees the state directory, if the node sees it elsewhere."""
 
     @classmethod
     def settle(cls, home: Path, keys: bool = True) -> "Person":
@@ -52,7 +54,7 @@ class Person:
     @property
     def control(self) -> Path:
         """The node's control socket."""
-        return self.folder / "state" / "control.sock"
+        return (self.state_seen_here or self.folder / "state") / "control.sock"
 
     @property
     def log(self) -> Path:
