@@ -177,8 +177,17 @@ class Front:
         )
 
     async def close_channel(self, channel: str, timeout_ms: int) -> control.TransactionView:
-        """Close a channel of this node's account."""
-        return await self._want(ChannelClose(self._channel(channel)), timeout_ms)
+        """Close a channel of this node's account. As its payee redeem first: the close pays all that is left back."""
+        identity = self._channel(channel)
+        vouchers = market_views.unredeemed(self._node, identity)
+        if vouchers:
+            try:
+                await self._want(ChannelRedeem(identity, vouchers), timeout_ms)
+            except ControlError:
+                # The engine may have redeemed them meanwhile: the ledger takes no voucher twice.
+                if market_views.unredeemed(self._node, identity):
+                    raise
+        return await self._want(ChannelClose(identity), timeout_ms)
 
     async def bond(self, amount: int, timeout_ms: int) -> control.TransactionView:
         """Move credits into this account's bond."""

@@ -167,6 +167,20 @@ def channels(node: "Node") -> tuple[control.ChannelView, ...]:
     )
 
 
+def unredeemed(node: "Node", channel_id: ChannelId) -> tuple[bytes, ...]:
+    """Vouchers that this node holds as a payee and the ledger would still pay: the best one of each lane."""
+    channel = node.engine.replica.state.channel(channel_id)
+    if channel is None or channel.payee != node.keys.account_id:
+        return ()
+    redeemed = {position.lane: position.sequence for position in channel.lanes}
+    lanes = [decode(value, SellerLane) for _, value in node.store.load_table(Table.SELLER_LANE)]
+    return tuple(
+        lane.voucher
+        for lane in lanes
+        if lane.channel == channel_id and lane.voucher and lane.position.sequence > redeemed.get(lane.lane, 0)
+    )
+
+
 def selling(node: "Node") -> tuple[bool, str | None]:
     """Whether this provider's offer stands, and if not, why."""
     if Role.PROVIDER not in node.config.roles or node.shelf is None:
