@@ -105,10 +105,10 @@ class World:
             for number, name in enumerate(names)
         ]
         client_keys = [SimulatedKey(f"{seed}/client-{number}") for number in range(options.clients)]
-        self.genesis = make_genesis(options, members, client_keys)
+        self.genesis = self._make_genesis(members, client_keys)
         self.genesis_hash: Hash = genesis_hash(self.genesis)
         self.authorities = AuthoritySet.from_genesis(self.genesis)
-        self.network = SimulatedNetwork(self.timeline, self.dice, self._deliver)
+        self.network = self._make_network()
         verifier = Verifier()
         self.checkers = Checkers(self.genesis_hash, self.authorities, verifier)
         self.around = Surroundings(self.timeline, self.network, verifier, self.checkers, self.genesis_hash, self.trace)
@@ -122,6 +122,12 @@ class World:
         self._links: dict[tuple[int, int], tuple[int, int]] = {}
         """Pair of positions in ``nodes`` → the two lives that are linked."""
         self._disks_lost = 0
+
+    def _make_genesis(self, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
+        return make_genesis(self.options, members, clients)
+
+    def _make_network(self) -> SimulatedNetwork:
+        return SimulatedNetwork(self.timeline, self.dice, self._deliver)
 
     def _member(self, name: str, keys: MemberKeys) -> SimulatedNode:
         precision = self.options.clock_precision_ms

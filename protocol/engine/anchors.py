@@ -37,7 +37,8 @@ def anchors_in(block: Block, own: AccountId) -> list[Effect]:
             continue
         for voucher_bytes in transaction.action.vouchers:
             signed, voucher = open_voucher(voucher_bytes)
-            if own in (signed.sender, voucher.payee):
+            # A payer can sign anything: its own redeem proves nothing to its payee, whose redeem both sides stand by.
+            if own in (signed.sender, voucher.payee) and AccountId(envelope.sender) in (own, voucher.payee):
                 row = AnchorRow(block.header.height, envelope_id(envelope), voucher_bytes)
                 key = anchor_key(voucher.channel, voucher.lane, voucher.receipts_count)
                 found.append(Put(Table.ANCHOR, key, encode(row)))

@@ -1,0 +1,49 @@
+"""A whole market under crashes, partitions, failing workers and impatient buyers, from seeds."""
+
+import pytest
+
+from node.simulation.disk import SimulatedDisk
+from node.simulation.market import MarketOptions, run_market_seed
+from node.simulation.run import SimulationFailed
+from protocol.messages.effects import CommitBlock, Delete, Put, Table
+
+SEEDS = range(10)
+
+
+def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
+    finished = failed = cancelled = 0
+    for seed in SEEDS:
+        outcome = run_market_seed(seed)
+        finished += outcome.finished
+        failed += outcome.failed
+        cancelled += outcome.cancelled
+    assert finished > 90
+    assert failed > 3, "faults must bite"
+    assert cancelled > 3
+
+
+def test_without_faults_every_job_that_is_not_cancelled_finishes() -> None:
+    outcome = run_market_seed(1, MarketOptions(faults=(), failing_share=0.0, cancelled_share=0.0))
+    assert (outcome.finished, outcome.failed, outcome.cancelled) == (20, 0, 0)
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    assert run_market_seed(5) == run_market_seed(5)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, table: Table) -> None:
+    """Rows of this table never reach the disk."""
+    commit = SimulatedDisk.commit
+
+    def commit_without(disk: SimulatedDisk, effect: Put | Delete | CommitBlock) -> None:
+        if not (isinstance(effect, Put) and effect.table is table):
+            commit(disk, effect)
+
+    monkeypatch.setattr(SimulatedDisk, "commit", commit_without)
+
+
+def test_a_provider_that_does_not_write_down_what_it_was_paid_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, Table.SELLER_LANE)
+    with pytest.raises(SimulationFailed, match=r"seed \d+: .*was released while"):
+        for seed in range(4):
+            run_market_seed(seed)
