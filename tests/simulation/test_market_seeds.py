@@ -45,5 +45,4 @@ def forget(monkeypatch: pytest.MonkeyPatch, table: Table) -> None:
 def test_a_provider_that_does_not_write_down_what_it_was_paid_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, Table.SELLER_LANE)
     with pytest.raises(SimulationFailed, match=r"seed \d+: .*was released while"):
-        for seed in range(4):
-            run_market_seed(seed)
+        run_market_seed(0)
