@@ -5,9 +5,10 @@ import pytest
 from protocol.market.buyer_job import EXPIRIES, TRANSITIONS, BuyerState
 from protocol.market.events import JobCancelled, JobFailed, JobFinished, SaleEnded
 from protocol.market.seller_job import SALE_EXPIRIES, SALES, SellerState
+from protocol.messages.effects import SetTimer
 from protocol.messages.market import Acceptance, Agreement, Chunk, FaultKind, Receipt, Voucher
 from protocol.primitives.codec import Message
-from protocol.primitives.units import DurationMs
+from protocol.primitives.units import DurationMs, MonotonicMs
 from protocol.settlement.pricing import amount_due
 from tests.market.town import PRICES, Person, Town, Worker, request
 
@@ -199,3 +200,15 @@ def test_cancel_after_everything_was_delivered_is_too_late() -> None:
     assert town.buyer.buyer.cancel(request(9).request, "unknown", town.now) == []
     [record] = town.buyer.buyer.jobs()
     assert record.state == "settling"
+
+
+def test_a_timer_that_comes_early_is_set_again_and_ends_nothing() -> None:
+    town = Town()
+    deaf_to(town, Voucher)
+    town.start(request())
+    town.run()
+    for person in (town.buyer, town.seller):
+        for key, at in tuple(person.timers.items()):
+            machine = person.buyer if key.room == "buyer" else person.seller
+            assert machine.timer(key, town.now) == [SetTimer(key, MonotonicMs(at))]
+    assert (len(town.buyer.buyer.jobs()), len(town.seller.seller.jobs())) == (1, 1)

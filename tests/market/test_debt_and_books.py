@@ -7,6 +7,7 @@ from protocol.market.agreement import LaneTerms
 from protocol.market.buyer_books import BuyerBooks
 from protocol.market.events import JobFailed, JobFinished
 from protocol.market.ledger_view import ChannelFacts
+from protocol.market.policies import BuyerPolicy
 from protocol.market.records import BuyerLane, SellerLane, buyer_debt, seller_debt
 from protocol.messages.effects import Table
 from protocol.messages.kinds import MessageKind
@@ -79,6 +80,62 @@ def test_debt_larger_than_the_next_job_is_carried_on_and_nothing_ever_falls() ->
     # Each new failure was paid out of the debt of the one before: one input's price is owed, not four.
     assert (bought.position.cumulative, buyer_debt(bought), seller_debt(sold)) == (PREFILL, PREFILL, PREFILL)
     assert bought.position.sequence == 4
+
+
+def test_debt_larger_than_a_whole_chunk_keeps_the_voucher_where_it_was() -> None:
+    town = Town()
+    fail_after_prefill(town)
+    town.seller.worker = Worker(input_units=1, pieces=(1,))
+    town.start(request(2))
+    town.run()
+    assert len(town.buyer.told(JobFinished)) == 1
+    bought, sold = books_of(town)
+    assert bought.position == sold.position
+    # 200 were paid, 160 are worked for by now: the voucher stays, 40 are owed still.
+    whole = amount_due(PRICES, 1, 1)
+    assert (bought.position.cumulative, bought.position.sequence) == (PREFILL, 3)
+    assert (buyer_debt(bought), seller_debt(sold)) == (PREFILL - whole, PREFILL - whole)
+
+
+def test_debt_is_kept_when_no_try_is_left() -> None:
+    town = Town()
+    town.buyer.buyer_policy = BuyerPolicy(attempts_max=1)
+    town.crash(town.buyer)
+    fail_after_prefill(town)
+    bought, sold = books_of(town)
+    assert (buyer_debt(bought), seller_debt(sold)) == (PREFILL, PREFILL)
+
+
+def test_failure_after_output_leaves_no_debt() -> None:
+    town = Town()
+    town.seller.worker = Worker(fails_at=2)
+    town.start(request())
+    town.run()
+    bought, sold = books_of(town)
+    assert (buyer_debt(bought), seller_debt(sold)) == (0, 0)
+    assert bought.earned == bought.position.cumulative == amount_due(PRICES, 10, 10)
+
+
+def test_provider_that_restarts_after_the_input_was_paid_owes_it() -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=1)
+    town.start(request())
+    town.run()
+    town.crash(town.seller)
+    town.run()
+    bought, sold = books_of(town)
+    assert (buyer_debt(bought), seller_debt(sold)) == (PREFILL, PREFILL)
+
+
+def test_provider_that_restarts_after_output_was_paid_owes_nothing() -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=2)
+    town.start(request())
+    town.run()
+    town.crash(town.seller)
+    town.run()
+    bought, sold = books_of(town)
+    assert (buyer_debt(bought), seller_debt(sold)) == (0, 0)
 
 
 def test_failure_before_anything_was_paid_leaves_no_debt() -> None:

@@ -6,12 +6,16 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.market.events import SaleEnded, SaleRefused
+from protocol.market.records import SellerLane
+from protocol.messages.effects import Table
+from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Agreement, Bid, Cancellation, Chunk, FaultKind, FinishReason, Voucher
 from protocol.messages.wire import JobInput
-from protocol.primitives.codec import Message, encode
+from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import AccountId, Amount, ChannelId, Hash, MessageId, NodeId, SequenceNumber
 from protocol.settlement.pricing import amount_due
+from tests.market.test_intake import opening
 from tests.market.town import PRICES, Person, PlainLedger, Town, Worker, envelope_of, request
 
 Lie = Callable[[Voucher], Voucher | None]
@@ -117,12 +121,42 @@ def test_voucher_before_its_chunk_is_out_is_ignored() -> None:
     town.seller.worker = Worker(silent_from=1)
     town.start(request())
     town.run()
-    [agreement] = town.watch.agreements.values()
     [lane] = town.watch.vouchers.values()
     early = replace(lane[SequenceNumber(1)], sequence=SequenceNumber(2), cumulative=Amount(10_000))
     town.hand(town.seller, town.buyer.node, envelope_of(town.buyer, MessageKind.VOUCHER, early)[2])
     assert lane_paid(town) == amount_due(PRICES, 10, 0)
-    assert agreement.lane == 0
+    assert [record.state for record in town.seller.seller.jobs()] == ["working"]
+
+
+def test_voucher_that_comes_twice_changes_nothing() -> None:
+    town = Town()
+    again: list[bytes] = []
+
+    def heard(sender: Person, payload: Message) -> bool:
+        if isinstance(payload, Voucher):
+            again.append(envelope_of(town.buyer, MessageKind.VOUCHER, payload)[2])
+        return True
+
+    town.on_send = heard
+    town.start(request())
+    while town.busy():
+        town.busy()[0]()
+        for envelope_bytes in again:
+            if town.seller.rows(Table.SELLER_LANE) and lane_row(town).position.sequence >= sequence_of(envelope_bytes):
+                town.hand(town.seller, town.buyer.node, envelope_bytes)
+    [ended] = [event for event in town.seller.events if isinstance(event, SaleEnded)]
+    assert ended.state == "done"
+
+
+def lane_row(town: Town) -> SellerLane:
+    [row] = town.seller.rows(Table.SELLER_LANE)
+    return decode(row, SellerLane)
+
+
+def sequence_of(envelope_bytes: bytes) -> int:
+    voucher = open_envelope(envelope_bytes)[1]
+    assert isinstance(voucher, Voucher)
+    return voucher.sequence
 
 
 def test_piece_computed_ahead_is_held_until_the_chunk_before_is_paid() -> None:
@@ -164,30 +198,6 @@ def test_piece_that_nobody_asked_for_fails_the_job() -> None:
     town.do(town.seller, town.seller.seller.work_piece(job, b"more", 1, FinishReason.NONE, town.now))
     assert [type(event) for event in town.seller.events].count(SaleEnded) == 1
     assert released(town) == 1
-
-
-def opening(town: Town) -> tuple[Agreement, Bid, JobInput]:
-    """The three opening messages of a job, none of which has reached the seller."""
-    kept: dict[type[Message], Message] = {}
-
-    def heard(sender: Person, payload: Message) -> bool:
-        kept[type(payload)] = payload
-        return False
-
-    town.on_send = heard
-    town.start(request())
-    while Agreement not in kept:
-        town.busy()[0]()
-    queue = town.links[(town.buyer.node, town.seller.node)]
-    while not queue:
-        town.busy()[0]()
-    [job_input] = [message for message in queue if isinstance(message, JobInput)]
-    queue.clear()
-    town.on_send = None
-    agreement, bid = kept[Agreement], kept[Bid]
-    assert isinstance(agreement, Agreement)
-    assert isinstance(bid, Bid)
-    return agreement, bid, job_input
 
 
 @pytest.mark.parametrize("order", ["bai", "bia", "abi", "aib", "iab", "iba"])

@@ -12,7 +12,7 @@ from protocol.messages.market import Cancellation, Chunk, Failure, FaultKind, Fi
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Amount, Hash, MessageId, WorkUnits
 from protocol.settlement.pricing import amount_due
-from tests.market.town import PRICES, Person, Town, envelope_of, request
+from tests.market.town import PRICES, Person, Town, Worker, envelope_of, request
 
 Change = Callable[[Chunk], Chunk]
 
@@ -127,6 +127,28 @@ def test_chunk_before_the_acceptance_is_not_paid() -> None:
     chunk = Chunk(job, 0, Hash(job), WorkUnits(10), WorkUnits(0), amount_due(PRICES, 10, 0), FinishReason.NONE, b"")
     town.hand(town.buyer, town.seller.node, envelope_of(town.seller, MessageKind.CHUNK, chunk)[2])
     assert vouchers(town) == []
+
+
+def test_receipt_before_the_last_chunk_is_not_acknowledged_and_ends_nothing() -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=3)
+    receipts: list[Receipt] = []
+
+    def heard(sender: Person, payload: Message) -> bool:
+        if isinstance(payload, Receipt):
+            receipts.append(payload)
+        return True
+
+    finished = Town()
+    finished.on_send = heard
+    finished.start(request())
+    finished.run()
+    town.start(request())
+    town.run()
+    town.hand(town.buyer, town.seller.node, envelope_of(town.seller, MessageKind.RECEIPT, receipts[0])[2])
+    [record] = town.buyer.buyer.jobs()
+    assert (record.state, record.chunks) == ("streaming", 3)
+    assert [voucher.receipts_count for voucher in vouchers(town)] == [0, 0, 0]
 
 
 def test_chunk_sent_twice_is_paid_once() -> None:

@@ -157,3 +157,16 @@ def test_timer_looks_after_old_vouchers_without_any_block() -> None:
     sell(town, 1)
     town.wait(12_000)
     assert len(asked(town)) == 1
+
+
+def test_voucher_that_the_ledger_would_refuse_is_worth_nothing() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    [lane] = town.seller.seller.books.lanes_of(channel)
+    # The payer had another voucher of the same or a higher sequence redeemed, for less.
+    for sequence in (lane.position.sequence, lane.position.sequence + 1):
+        other = replace(lane.position, sequence=sequence, cumulative=Amount(1))
+        town.ledger.channels[channel] = replace(town.ledger.channels[channel], redeemed=(other,))
+        found = town.seller.seller.redeemable(channel)
+        assert found is not None
+        assert (found.lanes, found.worth) == ((), 0)
