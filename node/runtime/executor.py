@@ -15,7 +15,9 @@ from node.runtime.signer import Signer
 from node.store.database import Store
 from node.store.errors import GuardRefused
 from node.store.sign_guard import SignGuard
+from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import CommitBlock, Delete, Effect, GuardPosition, Put, SignAndSend
+from protocol.primitives.units import Height
 
 _BATCH_EFFECTS_MAX = 2048
 """Bounds the time of one commit, so that urgent sends wait for no more than about 20 ms of rows."""
@@ -49,6 +51,8 @@ class EffectExecutor:
         self._actor = actor
         self._on_committed = on_committed
         self._queue: deque[Effect] = deque()
+        self._batch: list[Effect] = []
+        """What is being carried out now."""
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -59,6 +63,13 @@ class EffectExecutor:
         if self._queue:
             self._idle.clear()
             self._wake.set()
+
+    def waiting_block(self, height: Height) -> DecidedBlock | None:
+        """A block that the engine's state has behind it and the disk not yet. Ask before the store is asked."""
+        for effect in (*self._batch, *self._queue):
+            if isinstance(effect, CommitBlock) and effect.height == height:
+                return effect.decided
+        return None
 
     async def drain(self) -> None:
         """Wait until everything submitted so far has been carried out."""
@@ -71,8 +82,9 @@ class EffectExecutor:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
-                await self._carry_out(batch)
+                self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
+                await self._carry_out(self._batch)
+                self._batch = []
             self._idle.set()
 
     async def _carry_out(self, batch: list[Effect]) -> None:

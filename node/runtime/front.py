@@ -119,7 +119,7 @@ class Front:
 
     def block(self, height: int) -> control.BlockView:
         """A decided block."""
-        decided = self._node.store.decided_block(Height(height))
+        decided = self._node.executor.waiting_block(Height(height)) or self._node.store.decided_block(Height(height))
         if decided is None:
             raise ControlError(
                 "block_not_found", f"block {height} is not decided here; the tip is {self._state.height}"
