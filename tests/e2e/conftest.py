@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node.worker.models import ModelId, ModelStore
-from tests.e2e.network import Network, processes_in
+from tests.e2e.network import Network, descendants, is_alive, processes_in, wait_until
 from tests.worker.conftest import echo, magika, smollm, store
 
 __all__ = ["cluster", "echo", "magika", "network", "place", "smollm", "store"]
@@ -32,7 +32,10 @@ def cluster(place: Path, store: ModelStore, echo: ModelId, magika: ModelId, smol
     started = Network(place / "c", home, store.directory)
     started.up()
     yield started
+    below = [process for name in started.running() for process in descendants(started.pid(name))]
     started.stop()
+    wait_until(lambda: not any(map(is_alive, below)), "no worker outlives its node")
+    started.assert_no_error_was_logged()
 
 
 @pytest.fixture

@@ -163,6 +163,10 @@ class Network:
         """All nodes."""
         return [node.name for node in existing_record(self.folder).nodes]
 
+    def running(self) -> list[str]:
+        """Nodes whose process runs."""
+        return [node.name for node in existing_record(self.folder).nodes if is_running(node.process)]
+
     def pid(self, name: str) -> int:
         """Process number of a node that runs."""
         process = self.record(name).process
@@ -189,6 +193,14 @@ class Network:
         """A node's log events of one name since the last ``mark``."""
         found = log_events(Path(self.record(node).log), self._positions.get(node, 0))
         return [event for event in found if event["event"] == name]
+
+    def assert_no_error_was_logged(self) -> None:
+        """No node has written an error or a traceback since its first start; kills are not the node's own error."""
+        for name in self.names():
+            path = Path(self.record(name).log)
+            errors = [event for event in log_events(path) if event["level"] in ("error", "critical")]
+            assert not errors, f"{name}: {errors}"
+            assert "Traceback" not in path.read_text("utf-8", "replace"), name
 
     # Facts, asked over the control socket: the same answers as the command line's, without its start
 
