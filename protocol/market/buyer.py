@@ -24,7 +24,15 @@ from protocol.market.agreement import JobRequest
 from protocol.market.buyer_books import BuyerBooks
 from protocol.market.buyer_core import ROOM, BuyerCore
 from protocol.market.buyer_delivery import Delivery
-from protocol.market.buyer_job import EXPIRIES, BuyerJob, BuyerState, RequestInvalid, check_request, clip
+from protocol.market.buyer_job import (
+    EXPIRIES,
+    TIME_LIMIT_OVER,
+    BuyerJob,
+    BuyerState,
+    RequestInvalid,
+    check_request,
+    clip,
+)
 from protocol.market.buyer_opening import Opening
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
@@ -133,7 +141,7 @@ class Buyer:
             return []
         if now.monotonic_ms < job.deadline:
             return [SetTimer(key, job.deadline)]
-        expiry = EXPIRIES[job.state]
+        expiry = EXPIRIES[job.state] if now.monotonic_ms < job.total_until else TIME_LIMIT_OVER
         if job.state is BuyerState.CHOOSING:
             return self._opening.choose(job, now)
         if job.state not in _OPENING:

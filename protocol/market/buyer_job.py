@@ -78,6 +78,9 @@ EXPIRIES: dict[BuyerState, Expiry] = {
 }
 """The default outcome of every state that is not an end."""
 
+TIME_LIMIT_OVER = Expiry(FaultKind.USER, "the job's time limit is over")
+"""Whoever asks for too little time can't blame a provider, nor rank it behind others for it."""
+
 _ENDS = (BuyerState.FAILED, BuyerState.CANCELLED)
 _RETRY = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL, BuyerState.OFFERED)
 TRANSITIONS: dict[BuyerState, tuple[BuyerState, ...]] = {
