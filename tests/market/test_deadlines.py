@@ -131,6 +131,27 @@ def test_the_requests_own_end_bounds_every_state() -> None:
     assert town.seller.seller.jobs() == ()
 
 
+def test_the_buyers_own_time_limit_blames_nobody_and_leaves_books_that_come_together() -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=1)
+    town.start(request(1, total_ms=DurationMs(20_000)))
+    town.run()
+    town.wait(20_000)
+    town.run()
+    [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
+    assert (lost.fault, lost.paid) == (FaultKind.USER, amount_due(PRICES, 10, 0))
+    assert town.buyer.buyer.demoted(town.now) == ()
+    town.seller.worker = Worker()
+    town.publish()
+    town.start(request(2))
+    town.run()
+    assert len(town.buyer.told(JobFinished)) == 1
+    [bought] = town.buyer.buyer.books.lanes()
+    sold = town.seller.seller.books.lane(bought.channel, bought.lane)
+    assert sold is not None
+    assert bought.position == sold.position
+
+
 def test_a_lost_link_shortens_the_wait_and_a_link_that_comes_back_loses_nothing() -> None:
     for back in (False, True):
         town = Town()
