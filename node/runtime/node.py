@@ -101,13 +101,18 @@ class Node:
     async def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        work = self.loop.work if self._background else None
         if kind is None and self._background:
-            # What was decided while stopping (cancellations of running jobs) still goes out.
+            if work is not None:
+                work.give_up("the provider's node is stopping")
+            # What was decided while stopping (ends of running jobs) still goes out.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DRAIN_S):
                     await self.executor.drain()
         for task in self._background:
             task.cancel()
+        if work is not None:
+            work.cancel_all()
         await self._stack.__aexit__(kind, error, trace)
         self._log.info("stopped", reason=self._stop_reason or "failed")
 

@@ -58,6 +58,18 @@ class WorkPump:
         if running is not None and running.task is not None:
             running.task.cancel()
 
+    def give_up(self, reason: str) -> None:
+        """Tell the engine that no job will be finished here: the buyers shall know before the links go."""
+        for job in tuple(self._running):
+            self._feed(WorkFailed(job, FaultKind.PROVIDER, reason))
+
+    def cancel_all(self) -> None:
+        """End every job's task, whatever it waits for: the node stops."""
+        for running in self._running.values():
+            if running.task is not None:
+                running.task.cancel()
+        self._running.clear()
+
     async def _run(self, effect: OpenWork, running: _Running) -> None:
         try:
             await self._serve(effect, running)
