@@ -1,5 +1,6 @@
 """Jobs that end in the middle: by Ctrl-C, by a dead provider, by a dead buyer. Who pays what, and who is free again."""
 
+import os
 import signal
 import subprocess
 
@@ -100,3 +101,31 @@ def test_buyer_killed_in_the_middle_finds_its_books_intact_and_deals_on_the_same
         assert network.mercat("run", "echo", "after a crash").out == "after a crash"
     assert [view.channel for view in network.channels()] == [view.channel for view in channels]
     assert network.is_conserved()
+
+
+def test_time_limit_ends_with_124_and_pays_for_what_came(network: Network) -> None:
+    jobs_before = network.jobs("buyer-1").keys()
+    ended = network.mercat("run", *LONG_JOB, "--timeout", "2", expect=124)
+    (job,) = network.jobs("buyer-1").keys() - jobs_before
+    bought = network.jobs("buyer-1")[job]
+    assert bought.state == "failed"
+    assert len(ended.out) > 0
+    assert bought.amount == price_of(bought.input_units, bought.output_units)
+    seller = network.name_of(bought.counterparty)
+    wait_until(lambda: network.slots_free(seller) == (2, 2), "the seller's slot is free again")
+
+
+def test_provider_stopped_in_order_tells_the_buyer_and_leaves_no_worker(network: Network) -> None:
+    with streaming(network, *LONG_JOB) as process:
+        running = _running(network)
+        seller = network.name_of(running.counterparty)
+        workers = descendants(network.pid(seller))
+        os.kill(network.pid(seller), signal.SIGTERM)
+        code, err = _ended(process)
+    assert code == 3, err
+    assert "stopping" in err
+    wait_until(lambda: not any(map(is_alive, workers)), "its workers are gone")
+    wait_until(lambda: seller not in network.running(), "it stops within seconds")
+    bought = network.jobs("buyer-1")[running.job]
+    assert bought.amount <= price_of(bought.input_units, bought.output_units)
+    assert network.mercat("run", "echo", "elsewhere").out == "elsewhere"
