@@ -23,21 +23,34 @@ class CatchUp:
     def __init__(self) -> None:
         self._hints: dict[NodeId, Height] = {}
         self._asked: tuple[NodeId, MonotonicMs] | None = None
+        self._failures: dict[NodeId, int] = {}
+        """How often a peer promised blocks and gave none: a boaster must not hold the others up."""
 
     def hint(self, peer: NodeId, height: Height) -> None:
         """The peer seems to have decided this height."""
         self._hints[peer] = max(self._hints.get(peer, Height(0)), height)
 
     def forget(self, peer: NodeId) -> None:
-        """The link is gone, or the peer had nothing to give."""
+        """The link is gone."""
         self._hints.pop(peer, None)
+        self._failures.pop(peer, None)
         if self._asked is not None and self._asked[0] == peer:
             self._asked = None
 
-    def answered(self, peer: NodeId) -> None:
-        """The peer has answered: the next request may go out."""
-        if self._asked is not None and self._asked[0] == peer:
+    def answered(self, peer: NodeId, tip: Height | None) -> None:
+        """The peer has sent blocks that were of use and says what its tip is, or ``None``: nothing of use."""
+        asked = self._asked is not None and self._asked[0] == peer
+        if asked:
             self._asked = None
+        if tip is not None:
+            self._failures.pop(peer, None)
+            self.hint(peer, tip)
+        elif asked:
+            self._failed(peer)
+
+    def _failed(self, peer: NodeId) -> None:
+        self._hints.pop(peer, None)
+        self._failures[peer] = self._failures.get(peer, 0) + 1
 
     def behind(self, tip: Height) -> bool:
         """True if some peer seems to know more."""
@@ -46,19 +59,20 @@ class CatchUp:
     def next_peer(self, tip: Height, now: MonotonicMs) -> NodeId | None:
         """Whom to ask now, or ``None`` while an answer is awaited or nobody knows more.
 
-        A peer whose time is up loses its hint.
+        A peer whose time is up loses its hint; those that failed less often come first, then the highest tips.
         """
         if self._asked is not None:
             peer, asked_at = self._asked
             if now - asked_at < ANSWER_TIMEOUT_MS:
                 return None
-            self.forget(peer)
+            self._asked = None
+            self._failed(peer)
         for peer, height in list(self._hints.items()):
             if height <= tip:
                 del self._hints[peer]
         if not self._hints:
             return None
-        best = max(self._hints, key=lambda candidate: (self._hints[candidate], candidate))
+        best = min(self._hints, key=lambda peer: (self._failures.get(peer, 0), -self._hints[peer], peer))
         self._asked = (best, now)
         return best
 

@@ -231,13 +231,14 @@ class HeightDriver:
         return True
 
     def _build(self, view: View, now: Now) -> None:
-        """Build a block from what waits; an empty one only if a heartbeat is due, or will be within clock precision."""
+        """Build a block from what waits; an empty one only if a heartbeat is due, or will be in half a clock precision:
+        others' clocks may be behind ours and would find a later timestamp untimely."""
         state = self.state
         timestamp = TimestampMs(max(now.wall_ms, state.tip.timestamp_ms))
         candidates = self.mempool.select(state, BLOCK_ROOM_BYTES, BLOCK_TRANSACTIONS_MAX)
         if not candidates:
             due = TimestampMs(max(timestamp, state.tip.timestamp_ms + state.parameters.heartbeat_ms))
-            early = due - now.wall_ms - state.parameters.clock_precision_ms
+            early = due - now.wall_ms - state.parameters.clock_precision_ms // 2
             if early > 0:
                 self._schedule_opening(MonotonicMs(now.monotonic_ms + early))
                 return

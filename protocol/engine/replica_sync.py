@@ -88,7 +88,6 @@ class ReplicaSync(HeightDriver):
 
         A certified block that fails here means that this node's ledger differs from the network's: stop.
         """
-        self._catch_up.answered(peer)
         before = self.tip
         for decided in message.blocks:
             if decided.certificate.height != self.tip + 1:
@@ -107,10 +106,7 @@ class ReplicaSync(HeightDriver):
             self._commit(execution, decided.certificate, now)
             if self._machine is None:
                 self._bodies = Bodies()
-        if self.tip > before:
-            self._catch_up.hint(peer, message.tip)
-        else:
-            self._catch_up.forget(peer)
+        self._catch_up.answered(peer, message.tip if self.tip > before else None)
         self._ask_blocks(now)
 
     # Transactions
