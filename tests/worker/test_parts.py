@@ -183,6 +183,8 @@ RULES = [
     ("mmap", (0, 4096, 3, 0x21), False, False),  # shared and anonymous
     ("mmap", (0, 4096, 1, 0x01), True, True),  # a file, shared
     ("mmap", (0, 4096, 3, 0x23), False, False),
+    ("mmap", (0, 4096, 3, 0x20022), True, True),  # a thread's stack
+    ("mmap", (0, 4096, 3, 0x122), False, False),  # one that grows by itself
     ("prlimit64", (0, 2, 0, 4096), True, True),
     ("prlimit64", (0, 2, 4096, 0), True, False),
     ("prlimit64", (0, 2, 1 << 32, 0), True, False),  # a pointer whose low half is zero
@@ -221,7 +223,7 @@ def test_unknown_calls_are_refused_and_foreign_ones_kill() -> None:
 def test_the_second_filter_allows_nothing_that_the_first_does_not() -> None:
     first, second = Machine(seccomp.filter_from_start()), Machine(seccomp.filter_after_imports())
     for number in range(600):
-        for arguments in ((), (1, 1, 1, 0x21), (0x10000,), (2, 2, 6), (0, 0, 0)):
+        for arguments in ((), (1, 1, 1, 0x21), (1, 1, 1, 0x122), (0x10000,), (2, 2, 6), (0, 0, 0)):
             if second.verdict(number, *arguments) == seccomp.ALLOW:
                 assert first.verdict(number, *arguments) == seccomp.ALLOW
 

@@ -29,6 +29,8 @@ SYS_PRLIMIT64 = 302
 AF_UNIX, AF_INET, AF_NETLINK, AF_PACKET, AF_VSOCK = 1, 2, 16, 17, 40
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
 MAP_SHARED_ANONYMOUS = 0x21
+MAP_PRIVATE_ANONYMOUS, MAP_GROWSDOWN, MAP_NORESERVE = 0x22, 0x100, 0x4000
+PROT_READ, PROT_READ_WRITE = 1, 3
 TIOCSTI = 0x5412
 PTRACE_SEIZE = 0x4206  # unlike an attach it stops nobody when it works
 X32_GETPID = 0x40000000 | 39
@@ -169,11 +171,25 @@ def memory_bomb() -> str:
     return f"mapped {size} bytes"
 
 
-def shared_memory_bomb() -> str:
-    address = _library.mmap(None, 1 << 20, 3, MAP_SHARED_ANONYMOUS, -1, 0)
+def _map(size: int, protection: int, flags: int) -> str:
+    address = _library.mmap(None, size, protection, flags, -1, 0)
     if address is None or address == ctypes.c_void_p(-1).value:
         raise Stopped(errno.errorcode.get(ctypes.get_errno(), "?"))
-    return "mapped uncounted memory"
+    return f"mapped {size} bytes"
+
+
+def shared_memory_bomb() -> str:
+    return _map(1 << 20, PROT_READ_WRITE, MAP_SHARED_ANONYMOUS)
+
+
+def stack_memory_bomb() -> str:
+    """The kernel counts a mapping that grows downwards as a stack, not as data."""
+    return _map(1 << 20, PROT_READ_WRITE, MAP_PRIVATE_ANONYMOUS | MAP_GROWSDOWN)
+
+
+def page_table_bomb() -> str:
+    """Reading it takes no memory that a process is charged for, only page tables: one for each two megabytes."""
+    return _map(1 << 44, PROT_READ, MAP_PRIVATE_ANONYMOUS | MAP_NORESERVE)
 
 
 def fork() -> str:
@@ -264,6 +280,8 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "raise limits": raise_limits,
     "take all memory": memory_bomb,
     "take uncounted memory": shared_memory_bomb,
+    "take memory as a stack": stack_memory_bomb,
+    "take memory as page tables": page_table_bomb,
 }
 # Attacks that a working sandbox answers by killing the process.
 LETHAL: dict[str, Callable[[], str]] = {"call through x32": x32_call}

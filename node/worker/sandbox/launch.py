@@ -43,6 +43,9 @@ NOBODY = 65534
 # 65,536 mapped users.
 UID_FIRST = 64_700
 UID_COUNT = 700
+STACK_BYTES = 8 << 20  # what Linux gives a program by default; inherited, it may be unlimited
+# Address space beyond memory: libraries, allocators' reserves. It bounds page tables, which no other limit counts.
+ADDRESSES_EXTRA_BYTES = 16 << 30
 INFO_BYTES_MAX = 4096
 END_S = 10.0  # a kill of a process with gigabytes of memory takes a third of a second
 
@@ -129,9 +132,12 @@ def worker_uid(slot: int) -> int | None:
     raise IsolationUnavailable("every user id kept for workers is in use on this machine")
 
 
-def _hard_limits(limits: WorkerLimits, own_user: bool) -> list[tuple[int, int]]:
+def _hard_limits(limits: WorkerLimits, memory_bytes: int, own_user: bool) -> list[tuple[int, int]]:
+    """`memory_bytes` is all that the group may hold: private memory and the model."""
     wanted = [
         (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_AS, memory_bytes + ADDRESSES_EXTRA_BYTES),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
@@ -217,7 +223,7 @@ def specify(
         uid=uid,
         staged=[str(path) for path in staged],
         cgroup_files=group.join_files(),
-        limits=_hard_limits(limits, uid is not None),
+        limits=_hard_limits(limits, command.memory_bytes, uid is not None),
         arguments=arguments,
         environment={"LD_LIBRARY_PATH": "{1}"} if libraries is not None else {},
     )

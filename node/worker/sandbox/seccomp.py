@@ -32,6 +32,7 @@ INSTRUCTIONS_MAX = 4096  # BPF_MAXINSNS
 CLONE_NEW_ANY = 0x7E020080  # CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}
 CLONE_THREAD = 0x00010000
 MAP_SHARED_ANONYMOUS = 0x21
+MAP_GROWSDOWN = 0x100
 OPEN_CHANGES = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # WRONLY RDWR CREAT TRUNC APPEND TMPFILE
 SIGABRT = 6
 
@@ -128,8 +129,10 @@ def _ruled(name: str, second: bool) -> list[Instruction]:
         case "clone":  # no new namespaces ever; after the second filter only threads
             mask, equals = (CLONE_NEW_ANY | CLONE_THREAD, CLONE_THREAD) if second else (CLONE_NEW_ANY, 0)
             return _masked(0, mask, equals, ALLOW, denied)
-        case "mmap":  # shared anonymous memory is not counted by RLIMIT_DATA
-            return _masked(3, MAP_SHARED_ANONYMOUS, MAP_SHARED_ANONYMOUS, refuse(errno.ENOMEM), ALLOW)
+        case "mmap":  # RLIMIT_DATA counts neither shared anonymous memory nor what passes for a stack
+            stack = _masked(3, MAP_GROWSDOWN, MAP_GROWSDOWN, refuse(errno.ENOMEM), ALLOW)
+            shared = _masked(3, MAP_SHARED_ANONYMOUS, MAP_SHARED_ANONYMOUS, refuse(errno.ENOMEM), ALLOW)
+            return [*shared[:-1], *stack]
         case "ioctl":
             return _one_of(1, IOCTLS)
         case "prctl":
