@@ -32,6 +32,11 @@ READ_BYTES = 4 * MEBIBYTE
 PATH_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
+# Names and versions as package indexes have them. Anything more could be an address or an option in pip's eyes, and
+# pip runs what it finds in a source archive.
+PACKAGE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+PACKAGE_VERSION_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?")
+FACT_MIN, FACT_MAX = -(2**63), 2**64 - 1  # what MessagePack can carry to a worker
 RUNTIMES = ("echo", "gguf", "onnx")
 
 
@@ -111,8 +116,15 @@ def _texts(table: Mapping[str, object], *names: str) -> list[str]:
         value = table.get(name)
         if not isinstance(value, str) or not 0 < len(value) <= 200:
             raise BadDescription(f"{name} must be a text of 1 to 200 characters")
+        if not value.isprintable():  # people are shown these
+            raise BadDescription(f"{name} must not hold control characters")
         found.append(value)
     return found
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can spell it: JSON lets half a character pair through."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _facts(value: object) -> dict[str, Fact]:
@@ -122,6 +134,10 @@ def _facts(value: object) -> dict[str, Fact]:
     for name, fact in value.items():
         if not isinstance(name, str) or isinstance(fact, bool) or not isinstance(fact, int | str):
             raise BadDescription(f"setting {name!r} must be a whole number or a text")
+        if isinstance(fact, int) and not FACT_MIN <= fact <= FACT_MAX:
+            raise BadDescription(f"setting {name!r} is a number of more than 64 bits")
+        if not _is_text(name) or (isinstance(fact, str) and not _is_text(fact)):
+            raise BadDescription(f"setting {name!r} is not Unicode text")
         facts[name] = fact
     return facts
 
@@ -211,6 +227,10 @@ def _parse_package(table: object) -> PackageSource:
         raise BadDescription("package must be a table")
     _only(table, ("name", "version", "sha256", "members"), "the package")
     package, version, sha256 = _texts(table, "name", "version", "sha256")
+    if PACKAGE_PATTERN.fullmatch(package) is None:
+        raise BadDescription(f"not a package's name: {package!r}")
+    if PACKAGE_VERSION_PATTERN.fullmatch(version) is None:
+        raise BadDescription(f"not a package's version: {version!r}")
     members = table.get("members")
     if HASH_PATTERN.fullmatch(sha256) is None:
         raise BadDescription("sha256 must be 64 hexadecimal digits")

@@ -1,5 +1,6 @@
 """The model store: content addresses, descriptions, packages."""
 
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,6 +105,47 @@ def test_a_description_with_an_unknown_key_is_refused_and_named(tmp_path: Path) 
     path.write_text('name = "x"\nversion = "1"\nruntime = "onnx"\nlicense = "MIT"\ncolour = "red"\n')
     with pytest.raises(BadDescription, match=r"bad\.toml.*colour"):
         load_description(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("evil @ https://example.invalid/evil.tar.gz --hash=sha256:0 #", "1.0"),  # a source archive: pip would run it
+        ("--no-binary :all:\nevil", "1.0"),
+        ("-e git+https://example.invalid/evil#egg=evil", "1.0"),
+        ("evil", "1.0 --no-binary :all:"),
+        ("evil", "1.0\n--extra-index-url https://example.invalid"),
+        ("evil;", "1"),
+        ("evil", "*"),
+    ],
+)
+def test_a_description_cannot_pass_options_or_addresses_to_pip(tmp_path: Path, name: str, version: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        f"""
+        name = "x"\nversion = "1"\nruntime = "onnx"\nlicense = "MIT"
+        [package]\nname = {json.dumps(name)}\nversion = {json.dumps(version)}\nsha256 = "{"0" * 64}"
+        members = {{ "model.onnx" = "model.onnx" }}
+        """
+    )
+    with pytest.raises(BadDescription, match="package|control characters"):
+        load_description(path)
+
+
+@pytest.mark.parametrize("field", ["version", "license", "source"])
+def test_a_manifests_texts_hold_nothing_that_a_terminal_obeys(field: str) -> None:
+    content = json.loads(MANIFEST.encode())
+    content[field] = "\x1b]0;owned\x07"
+    with pytest.raises(BadDescription, match=field):
+        parse_manifest(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+@pytest.mark.parametrize("fact", [1 << 64, -(1 << 63) - 1, "\ud800"])
+def test_a_setting_that_no_worker_could_be_told_is_refused(fact: int | str) -> None:
+    content = json.loads(MANIFEST.encode())
+    content["settings"] = {"context_tokens": fact}
+    with pytest.raises(BadDescription):
+        parse_manifest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def wheel(folder: Path, files: Mapping[str, bytes]) -> PackageSource:
