@@ -10,6 +10,7 @@ from protocol.ledger.errors import (
     ChannelClosing,
     ChannelNotClosing,
     ChannelUnknown,
+    DepositTooLarge,
     InsufficientBalance,
     LaneRepeated,
     NotAParty,
@@ -29,6 +30,7 @@ from protocol.messages.market import Voucher
 from protocol.messages.transactions import ChannelClose, ChannelFinalise, ChannelOpen, ChannelRedeem, ChannelTopUp
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.units import (
+    AMOUNT_MAX,
     AccountId,
     Amount,
     ChannelId,
@@ -92,8 +94,11 @@ def top_up(overlay: Overlay, sender: AccountId, action: ChannelTopUp) -> None:
         raise NotAParty(action="channel top-up", sender=sender.hex())
     if channel.closing_at is not None:
         raise ChannelClosing(closing_at=channel.closing_at)
-    deposit = checked_add(channel.deposit, action.amount)
     _spend(overlay, sender, action.amount)
+    # The deposit counts redeemed amounts too, so money that goes round can take it past all money there is.
+    if channel.deposit + action.amount > AMOUNT_MAX:
+        raise DepositTooLarge(deposit=channel.deposit, amount=action.amount)
+    deposit = checked_add(channel.deposit, action.amount)
     overlay.channels[action.channel] = _changed(channel, deposit=deposit)
 
 

@@ -92,6 +92,10 @@ class ChannelClosing(TransactionInvalid):
     """The payer has closed the channel; its window ends at ledger time ``closing_at``."""
 
 
+class DepositTooLarge(TransactionInvalid):
+    """All that was ever put into a channel, ``deposit``, would leave the range of money with ``amount`` more."""
+
+
 class ChannelNotClosing(TransactionInvalid):
     """Nobody has closed this channel, so there is nothing to finalise."""
 

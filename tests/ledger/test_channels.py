@@ -20,7 +20,7 @@ from protocol.messages.transactions import (
     Transfer,
 )
 from protocol.primitives.codec import encode
-from protocol.primitives.units import AccountId, Amount, ChannelId, Hash
+from protocol.primitives.units import AMOUNT_MAX, AccountId, Amount, ChannelId, Hash
 from tests.ledger.world import FEE, Ledger, account_of, make_genesis, make_parameters
 
 
@@ -83,6 +83,7 @@ def test_a_top_up_adds_to_the_deposit(ledger: Ledger, channel: ChannelId) -> Non
     [
         ("alice", 0, errors.ZeroAmount),
         ("alice", 999_999, errors.InsufficientBalance),
+        ("alice", AMOUNT_MAX, errors.InsufficientBalance),
         ("bob", 5, errors.NotAParty),
         ("carol", 5, errors.NotAParty),
     ],
@@ -92,6 +93,23 @@ def test_a_top_up_needs_the_payer_and_its_money(
 ) -> None:
     with pytest.raises(error):
         ledger.act(name, ChannelTopUp(channel, Amount(amount)))
+
+
+def test_money_that_goes_round_cannot_take_a_deposit_out_of_range() -> None:
+    ledger = Ledger(make_genesis(balance=AMOUNT_MAX // 4 - 2_000))
+    half = AMOUNT_MAX // 4 - 100_000
+    channel = ledger.open_channel("alice", "bob", half)
+    for sequence in (1, 2, 3):
+        voucher = ledger.voucher(channel, "alice", "bob", sequence, half * sequence)
+        ledger.act("bob", ChannelRedeem(channel, (voucher,)))
+        ledger.act("bob", Transfer((Output(account_of("alice"), Amount(half - half // 50)),)))
+        ledger.act("carol", Transfer((Output(account_of("alice"), Amount(half // 50)),)))
+        ledger.act("alice", ChannelTopUp(channel, Amount(half)))
+    voucher = ledger.voucher(channel, "alice", "bob", 4, half * 4)
+    ledger.act("bob", ChannelRedeem(channel, (voucher,)))
+    ledger.act("bob", Transfer((Output(account_of("alice"), Amount(half - half // 50)),)))
+    with pytest.raises(errors.DepositTooLarge):
+        ledger.act("alice", ChannelTopUp(channel, Amount(half // 2)))
 
 
 def test_a_closing_channel_takes_no_top_up(ledger: Ledger, channel: ChannelId) -> None:

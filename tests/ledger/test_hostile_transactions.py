@@ -1,0 +1,108 @@
+"""Whatever well-typed transaction somebody signs, it executes, or it is refused as its sender's fault."""
+
+import random
+
+import pytest
+
+from protocol.ledger.blocks import PendingTransaction, build_block
+from protocol.ledger.errors import TransactionInvalid
+from protocol.ledger.mempool import Mempool, TransactionRejected
+from protocol.messages.envelope import open_as
+from protocol.messages.kinds import MessageKind
+from protocol.messages.transactions import (
+    Action,
+    BondDeposit,
+    BondRelease,
+    BondUnlock,
+    ChannelClose,
+    ChannelFinalise,
+    ChannelOpen,
+    ChannelRedeem,
+    ChannelTopUp,
+    Output,
+    Transaction,
+    Transfer,
+)
+from protocol.primitives.units import AMOUNT_MAX, Amount, ChannelId
+from tests.ledger.world import FEE, NAMES, Ledger, account_of
+
+
+class Hostile:
+    """Draws transactions with extreme numbers on real channels; nonces mostly right."""
+
+    def __init__(self, dice: random.Random, ledger: Ledger) -> None:
+        self.dice = dice
+        self.ledger = ledger
+        self.channels = [
+            (ledger.open_channel(payer, payee, 10_000), payer, payee)
+            for payer, payee in (("alice", "bob"), ("bob", "alice"), ("carol", "bob"))
+        ]
+
+    def number(self) -> int:
+        return self.dice.choice((0, 1, 9_999, 10_001, 900_000, AMOUNT_MAX - 10_000, AMOUNT_MAX))
+
+    def voucher(self, channel: ChannelId, payer: str, payee: str) -> bytes:
+        dice = self.dice
+        sequence, lane = dice.choice((0, 1, 2, 2**48)), dice.choice((0, 1, 63))
+        return self.ledger.voucher(
+            channel,
+            dice.choice((payer, payee)),
+            dice.choice((payee, payee, payer)),
+            sequence,
+            dice.choice((0, 1, 5_000, 9_999, AMOUNT_MAX)),
+            lane,
+            receipts_count=dice.choice((0, 0, 2**32)),
+        )
+
+    def action(self) -> Action:
+        dice = self.dice
+        channel, payer, payee = dice.choice(self.channels)
+        amount, name = Amount(self.number()), account_of(dice.choice(NAMES))
+        vouchers = tuple(self.voucher(channel, payer, payee) for _ in range(dice.randint(1, 3)))
+        actions: tuple[Action, ...] = (
+            Transfer(tuple(Output(name, Amount(self.number())) for _ in range(dice.randint(1, 3)))),
+            BondDeposit(amount),
+            BondUnlock(amount),
+            BondRelease(name),
+            ChannelOpen(name, amount),
+            ChannelTopUp(channel, amount),
+            ChannelRedeem(channel, vouchers),
+            ChannelClose(channel),
+            ChannelFinalise(channel),
+        )
+        return dice.choice(actions)
+
+    def transaction(self, name: str, nonce: int) -> PendingTransaction:
+        fee = self.dice.choice((0, *[FEE] * 8, FEE + 2, AMOUNT_MAX))
+        valid_until = self.dice.choice((0, *[self.ledger.state.height + 1] * 4, *[2**48] * 4))
+        return self.ledger.transaction(name, self.action(), nonce, fee, valid_until)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mempool_and_blocks_take_or_refuse_any_transaction_and_keep_the_supply(seed: int) -> None:
+    dice = random.Random(seed)
+    ledger = Ledger()
+    hostile = Hostile(dice, ledger)
+    mempool = Mempool(ledger.genesis)
+    taken = 0
+    for _ in range(40):
+        candidates: list[PendingTransaction] = []
+        for _ in range(8):
+            name = dice.choice(NAMES)
+            nonce = mempool.next_nonce(account_of(name), ledger.state) - dice.choice((0, 0, 0, 1))
+            pending = hostile.transaction(name, max(0, nonce))
+            envelope, transaction = open_as(pending.envelope_bytes, MessageKind.TRANSACTION)
+            assert isinstance(transaction, Transaction)
+            candidates.append(pending)
+            try:
+                mempool.add(pending.envelope_bytes, envelope, transaction, ledger.state)
+            except TransactionRejected:
+                continue
+            taken += 1
+        refused = build_block(ledger.state, candidates, ledger.state.tip.timestamp_ms).refused
+        assert all(isinstance(error, TransactionInvalid) for _, error in refused)
+        execution = ledger.include(*mempool.select(ledger.state, 10**6, 100), after_ms=15_000)
+        mempool.block_applied(ledger.state, execution.transaction_ids)
+        supply = ledger.state.supply()
+        assert supply.total == supply.issued
+    assert taken > 20
