@@ -29,6 +29,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.peers import PROTOCOL_VERSION, Hello, NodeRecord
 from protocol.messages.wire import Announce, Graft, Prune, Pull, Push, WireMessage
 from protocol.primitives.codec import encode
+from protocol.primitives.limits import BATCH_MESSAGES_MAX
 from protocol.primitives.units import AccountId, Hash, Height, NodeId, PublicKey, TimestampMs
 from scripts.benchmarks.transfers import Purse
 
@@ -140,11 +141,13 @@ class GossipNode:
             async with asyncio.timeout(60):
                 await self._enough.wait()
 
-    def publish(self, envelopes: list[bytes]) -> None:
-        """Announce objects of our own."""
-        now = read_clock()
-        for received in envelopes:
-            self._do(self.router.publish(received, envelope_id(open_envelope(received)[0]), None, now))
+    async def publish(self, envelopes: list[bytes]) -> None:
+        """Announce objects of our own, a frame's worth at a time."""
+        for start in range(0, len(envelopes), BATCH_MESSAGES_MAX):
+            now = read_clock()
+            for received in envelopes[start : start + BATCH_MESSAGES_MAX]:
+                self._do(self.router.publish(received, envelope_id(open_envelope(received)[0]), None, now))
+            await asyncio.sleep(0)
 
     async def __aenter__(self) -> "GossipNode":
         await self.transport.__aenter__()
@@ -167,7 +170,7 @@ async def _publish() -> None:
                 prepared = objects(int(line), purse)
                 print("ready", flush=True)
                 await asyncio.to_thread(sys.stdin.readline)
-                node.publish(prepared)
+                await node.publish(prepared)
 
 
 if __name__ == "__main__":
