@@ -9,7 +9,7 @@ from node.runtime.control import ProviderView
 from protocol.primitives.units import Amount
 
 
-def provider_text(view: ProviderView) -> str:
+def provider_text(view: ProviderView, with_checks: bool = False) -> str:
     """A provider for its operator."""
     because = f", because {view.not_selling_because}" if view.not_selling_because else ""
     head = fields(
@@ -26,6 +26,11 @@ def provider_text(view: ProviderView) -> str:
         ("MODEL", "RUNTIME", "STATE", "LOADED IN", "ID"),
         [(model.name, model.runtime, model.state, f"{model.load_ms} ms", model.model) for model in view.models],
     )
+    failed = [name for name, holds, _ in view.checks if not holds]
+    if not with_checks and view.checks:
+        held = f"{len(view.checks) - len(failed)} of {len(view.checks)} attacks on the sandbox were stopped"
+        rest = f"; not: {', '.join(failed)}" if failed else " (--checks lists them)"
+        return "\n\n".join([head, models, held + rest])
     checks = table(
         ("CHECK", "HOLDS", "DETAIL"), [(name, "yes" if holds else "NO", detail) for name, holds, detail in view.checks]
     )
@@ -38,11 +43,12 @@ def provider() -> None:
 
 
 @provider.command()
+@click.option("--checks", is_flag=True, help="List every attack that the sandbox was tried with.")
 @with_node
-def status(session: Session) -> None:
+def status(session: Session, checks: bool) -> None:
     """Whether this node sells, what, and why not."""
     view = session.client.provider()
-    session.output.show(view, provider_text(view), (model.model for model in view.models))
+    session.output.show(view, provider_text(view, checks), (model.model for model in view.models))
 
 
 @provider.command()

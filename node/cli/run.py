@@ -41,8 +41,9 @@ class RunResult(msgspec.Struct, frozen=True):
 class OutputWriter:
     """Passes output on as it comes: bytes as they are to a file or pipe, without control characters to a terminal."""
 
-    def __init__(self, collect: bool) -> None:
+    def __init__(self, collect: bool, is_text: bool) -> None:
         self._collect = collect
+        self._is_text = is_text
         self._terminal = sys.stdout.isatty()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._last = "\n"
@@ -55,6 +56,7 @@ class OutputWriter:
         elif self._terminal:
             self._write_text(self._decoder.decode(payload))
         else:
+            self._last = payload[-1:].decode("latin-1") or self._last
             sys.stdout.buffer.write(payload)
             sys.stdout.buffer.flush()
 
@@ -65,12 +67,15 @@ class OutputWriter:
             sys.stdout.flush()
 
     def end(self) -> None:
-        """No more pieces; a terminal's prompt shall start on a line of its own."""
-        if self._terminal and not self._collect:
+        """No more pieces. Text ends with a line's end, so that whatever comes next starts on a line of its own; other
+        bytes go to a pipe or file as they are."""
+        if self._collect:
+            return
+        if self._terminal:
             self._write_text(self._decoder.decode(b"", True))
-            if self._last != "\n":
-                sys.stdout.write("\n")
-                sys.stdout.flush()
+        if self._last != "\n" and (self._terminal or self._is_text):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
 
 
 def fact_text(facts: dict[str, Fact]) -> str:
@@ -190,6 +195,9 @@ def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
 @timeout_option(120, "Seconds for the whole job.")
 @click.option("--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Write the receipt file here.")
 @click.option("--settle", is_flag=True, help="Wait until the ledger has the receipt.")
+@click.option("--provider", default="", metavar="ADDRESS", help="Only this provider's account.")
+@click.option("--region", default="", help="Only providers of this region.")
+@click.option("--isolation", default="", help="At least this level of isolation, such as strong.")
 @click.option("--dry-run", is_flag=True, help="Only say who would take the job, and for how much.")
 @with_node
 def run(
@@ -207,6 +215,9 @@ def run(
     timeout: float,
     receipt: Path | None,
     settle: bool,
+    provider: str,
+    region: str,
+    isolation: str,
     dry_run: bool,
 ) -> None:
     """Run MODEL on PROMPT (or standard input) on somebody's machine.
@@ -226,11 +237,14 @@ def run(
         temperature_milli=round(temperature * 1000),
         stop=stop,
         timeout_ms=round(timeout * 1000),
+        provider=provider,
+        region=region,
+        isolation=isolation,
     )
     if dry_run:
         print_quote(session.output, session.client.quote(request))
         return
-    writer = OutputWriter(collect=session.output.as_json)
+    writer = OutputWriter(collect=session.output.as_json, is_text=input_format in ("chat", "text"))
     facts = _stream(session, request, writer, timeout)
     receipt_file = _keep_receipt(session, str(facts.get("job", "")), receipt, settle, timeout)
     if session.output.as_json:
@@ -250,7 +264,8 @@ def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout
                 if event.event == "output":
                     writer.write(event.payload)
                     continue
-                facts.update(event.facts)
+                if event.event != "progress":
+                    facts.update(event.facts)
                 if event.event in ("finished", "failed", "cancelled"):
                     writer.end()
                     return _ended(session.output, event, facts, late=time.monotonic() - began >= timeout)

@@ -42,7 +42,7 @@ def assemble(config: NodeConfig, keys: NodeKeys, genesis: Genesis, store: Store,
         gossip=GossipRouter(keys.node_id, bytes(keys.node)[:16]),
         book=book,
         buyer=Buyer(keys.account_id, keys.node_id, facts, book, buyer_policy(config)),
-        seller=Seller(keys.account_id, keys.node_id, facts, seller_policy(config)),
+        seller=Seller(keys.account_id, keys.node_id, facts, seller_policy(config, genesis)),
         own=OwnTransactions(keys.account_id),
     )
 
@@ -79,12 +79,13 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
     return BuyerPolicy(channel_deposit=deposit, channel_top_up=deposit)
 
 
-def seller_policy(config: NodeConfig) -> SellerPolicy:
-    """The provider's settings as the market takes them."""
-    provider = config.provider
+def seller_policy(config: NodeConfig, genesis: Genesis) -> SellerPolicy:
+    """The provider's settings as the market takes them; what costs more than it brings is not redeemed."""
+    provider, parameters = config.provider, genesis.parameters
     return SellerPolicy(
         slots=provider.slots,
         chunk_units_max=provider.chunk_units,
         redeem_amount=Amount(provider.redeem.amount),
         redeem_age_ms=DurationMs(provider.redeem.age_ms),
+        redeem_worth_min=Amount(parameters.fee_min + parameters.redeem_fee_min + 1),
     )

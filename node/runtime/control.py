@@ -124,6 +124,11 @@ class RunRequest(View, frozen=True):
     temperature_milli: int = 0
     stop: tuple[str, ...] = ()
     timeout_ms: int = 120_000
+    provider: str = ""
+    """Only this provider's account; empty: any."""
+    region: str = ""
+    isolation: str = ""
+    """At least this level; empty: any."""
 
 
 class RunEvent(View, frozen=True):

@@ -94,7 +94,7 @@ class Front:
 
     def job(self, job: str) -> control.JobView:
         """One job by its id, its request's id or a prefix of either."""
-        return market_views.job_view(market_views.find_job(self._node, job), self._receipts)
+        return market_views.job_view(self._node, market_views.find_job(self._node, job), self._receipts)
 
     def receipt(self, job: str) -> bytes:
         """The receipt file of a job, with its settlement once the ledger has it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from node.clock import read_clock
 from node.runtime.control import ControlError, QuoteRow, QuoteView, RunEvent, RunRequest
-from node.runtime.ledger_views import account_text
+from node.runtime.ledger_views import account_argument, account_text
 from protocol.engine.inputs import CancelJob, StartJob
 from protocol.market.agreement import JobRequest
 from protocol.market.buyer_job import RequestInvalid
@@ -26,10 +26,20 @@ from protocol.market.events import (
 )
 from protocol.market.matching import Quote, Want, quote
 from protocol.messages.market import FaultKind, FinishReason, JobPayload, ModelOffer
-from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
+from protocol.primitives.addresses import AddressInvalid, AddressKind, format_address, parse_address
 from protocol.primitives.codec import Message, encode
 from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX
-from protocol.primitives.units import AMOUNT_MAX, Amount, DurationMs, Hash, ModelId, Salt, WorkUnits, format_credits
+from protocol.primitives.units import (
+    AMOUNT_MAX,
+    AccountId,
+    Amount,
+    DurationMs,
+    Hash,
+    ModelId,
+    Salt,
+    WorkUnits,
+    format_credits,
+)
 
 if TYPE_CHECKING:
     from node.runtime.node import Node
@@ -115,6 +125,9 @@ class JobStream:
             input_units = min(input_units, served.input_units_max)
         return WorkUnits(max(1, input_units)), WorkUnits(output_units)
 
+    def _provider(self) -> AccountId | None:
+        return account_argument(self._asked.provider) if self._asked.provider else None
+
     def _ceiling(self) -> Amount:
         return Amount(self._asked.price_max or self._node.config.buyer.price_max)
 
@@ -129,6 +142,9 @@ class JobStream:
             output_units_expected=output_units,
             price_ceiling=self._ceiling(),
             unique=self.request,
+            region=self._asked.region,
+            isolation=self._asked.isolation,
+            provider=self._provider(),
         )
         return quote(self._node.engine.book, want, read_clock(), whole_book=False)
 
@@ -154,6 +170,9 @@ class JobStream:
             output_units_max=output_units,
             price_ceiling=self._ceiling(),
             chunk_units=self._chunk_units(served),
+            region=self._asked.region,
+            isolation=self._asked.isolation,
+            provider=self._provider(),
             seed=self._asked.seed,
             temperature_milli=self._asked.temperature_milli,
             accept_ms=DurationMs(buyer.accept_ms),
@@ -239,7 +258,7 @@ def _finished(event: JobFinished) -> RunEvent:
         {
             "job": event.job.hex(),
             "provider": account_text(receipt.provider),
-            "model": receipt.model.hex(),
+            "model": format_address(AddressKind.MODEL, receipt.model),
             "input_units": receipt.input_units,
             "output_units": receipt.output_units,
             "chunks": receipt.chunks,

@@ -115,7 +115,16 @@ def find_job(node: "Node", text: str) -> JobRecord:
     return found[0]
 
 
-def job_view(record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
+def model_text(node: "Node", model: ModelId) -> str:
+    """A model's name if somebody offers it now, else its address."""
+    for live in node.engine.book.offers_for(model):
+        served = live.model(model)
+        if served is not None:
+            return served.name
+    return format_address(AddressKind.MODEL, model)
+
+
+def job_view(node: "Node", record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
     """One job for people."""
     other = record.provider if record.side is Side.BUYER else record.buyer
     return control.JobView(
@@ -123,7 +132,7 @@ def job_view(record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
         job=(record.job if any(record.job) else record.request).hex(),
         side=Side(record.side).name.lower(),
         state=record.state,
-        model=record.model.hex(),
+        model=model_text(node, record.model),
         counterparty=account_text(other),
         created_at=record.history[0].at if record.history else 0,
         input_units=record.input_units,
@@ -137,7 +146,7 @@ def job_view(record: JobRecord, desk: "ReceiptDesk") -> control.JobView:
 
 def jobs(node: "Node", desk: "ReceiptDesk") -> tuple[control.JobView, ...]:
     """All jobs for people."""
-    return tuple(job_view(record, desk) for record in job_records(node))
+    return tuple(job_view(node, record, desk) for record in job_records(node))
 
 
 def channels(node: "Node") -> tuple[control.ChannelView, ...]:

@@ -16,9 +16,10 @@ from node.worker.packages import add_from_package
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.market.matching import isolation_suffices
+from protocol.market.order_book import OFFER_LIFETIME_MS_MAX
 from protocol.messages.market import ModelOffer, Prices
 from protocol.primitives.limits import SETTINGS_BYTES_MAX
-from protocol.primitives.units import Amount, ModelId, WorkUnits
+from protocol.primitives.units import Amount, DurationMs, ModelId, WorkUnits
 
 
 class ProviderShelf:
@@ -60,7 +61,14 @@ class ProviderShelf:
     def _serve(self, offers: tuple[ModelOffer, ...], addresses: tuple[str, ...]) -> Serve:
         assert self.report is not None
         provider = self._config.provider
-        return Serve(offers, provider.slots, self.report.level, provider.region, addresses)
+        return Serve(
+            offers,
+            provider.slots,
+            self.report.level,
+            provider.region,
+            addresses,
+            DurationMs(min(provider.offer_ms, OFFER_LIFETIME_MS_MAX)),
+        )
 
     async def _load(self, entry: ProviderModel) -> ModelOffer | None:
         name = entry.description

@@ -331,6 +331,7 @@ class Engine:
         return [
             *self._resubmit(now),
             *self._pay_out(now),
+            *(self.shop.renew(*self._bond(), now) if self.shop.silent_because else []),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
 

@@ -12,7 +12,7 @@ from protocol.messages.market import FaultKind, FinishReason, ModelOffer
 from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Action
 from protocol.messages.wire import WireMessage
-from protocol.primitives.units import Hash, MessageId, NodeId, WorkUnits
+from protocol.primitives.units import DurationMs, Hash, MessageId, NodeId, WorkUnits
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -105,6 +105,8 @@ class Serve(_Input, frozen=True):
     isolation: str
     region: str
     addresses: tuple[str, ...]
+    lifetime_ms: DurationMs = DurationMs(60_000)
+    """A provider that dies is forgotten after so long at the latest."""
 
 
 class StartJob(_Input, frozen=True):

@@ -13,10 +13,7 @@ from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import Amount, MonotonicMs, NodeId, SequenceNumber, TimestampMs, format_credits
 
-OFFER_LIFETIME_MS = 60_000
-"""A provider that dies is forgotten after a minute at the latest."""
-
-RENEW_MS = 20_000
+RENEWALS_PER_LIFETIME = 3
 """Two renewals may be lost before an offer expires."""
 
 CHANGE_MS = 500
@@ -65,9 +62,11 @@ class Shop:
 
     def renew(self, bond: Amount, bond_min: Amount, now: Now) -> list[Effect]:
         """Make the offer anew, or say why there is none."""
-        again = SetTimer(RENEW_TIMER, MonotonicMs(now.monotonic_ms + RENEW_MS))
         if self._serve is None:
             return []
+        lifetime_ms = self._serve.lifetime_ms
+        renew_ms = max(CHANGE_MS, lifetime_ms // RENEWALS_PER_LIFETIME)
+        again = SetTimer(RENEW_TIMER, MonotonicMs(now.monotonic_ms + renew_ms))
         obstacle = self._obstacle(self._serve, bond, bond_min)
         if obstacle:
             told = [] if obstacle == self._silent_because else [Notify(NotSelling(obstacle[:TEXT_BYTES_MAX]))]
@@ -79,7 +78,7 @@ class Shop:
         offer = Offer(
             node=self._node,
             sequence=SequenceNumber(self._sequence),
-            expires_at=TimestampMs(now.wall_ms + OFFER_LIFETIME_MS),
+            expires_at=TimestampMs(now.wall_ms + lifetime_ms),
             addresses=self._serve.addresses,
             region=self._serve.region,
             isolation=self._serve.isolation,

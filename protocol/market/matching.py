@@ -12,7 +12,7 @@ from protocol.messages.market import ModelOffer
 from protocol.primitives.errors import AmountOutOfRange
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import REFUSALS_SHOWN_MAX
-from protocol.primitives.units import AccountId, Amount, Hash, ModelId, WorkUnits
+from protocol.primitives.units import AccountId, Amount, Hash, ModelId, WorkUnits, format_credits
 from protocol.settlement.pricing import amount_due
 
 ISOLATION_ORDER = ("none", "declared", "fallback", "strong", "strong+")
@@ -115,7 +115,7 @@ def match_offer(live: LiveOffer, want: Want) -> Match | NoMatch:
     except AmountOutOfRange:
         return NoMatch(live, "price above ceiling")
     if price_at_limits > want.price_ceiling:
-        return NoMatch(live, f"price above ceiling: up to {price_at_limits} base units")
+        return NoMatch(live, f"price above ceiling: up to {format_credits(price_at_limits)} credits")
     # [slots] room for one more job
     if live.offer.slots_free == 0:
         return NoMatch(live, "no free slots")

@@ -81,7 +81,7 @@ def test_other_shape_is_refused(cluster: Cluster) -> None:
 
 def test_job_runs_and_its_receipt_verifies_offline(cluster: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "receipt.json"
-    assert cluster.mercat("run", "echo", "hello", "--receipt", str(path), "--settle") == "hello"
+    assert cluster.mercat("run", "echo", "hello", "--receipt", str(path), "--settle") == "hello\n"
     report = json.loads(cluster.mercat("verify", str(path), "--settled", "--json"))
     assert report["holds"]
     assert report["height"] >= 1

@@ -13,14 +13,14 @@ from tests.cli.conftest import Mercat
 
 def test_output_alone_is_on_standard_output(mercat: Mercat, fake: FakeNode) -> None:
     ended = mercat("run", "talker", "hi")
-    assert ended.out == "Hello é"
+    assert ended.out == "Hello é\n"
     assert f"{OTHER[:16]}… does it for at most 0.25 credits" in ended.err
     assert f"3 units in, 2 out, paid 1.2345 credits; proof: mercat job receipt {JOB[:16]}" in ended.err
 
 
 def test_quiet_says_nothing_on_standard_error(mercat: Mercat, fake: FakeNode) -> None:
     ended = mercat("run", "talker", "hi", "-q")
-    assert (ended.out, ended.err) == ("Hello é", "")
+    assert (ended.out, ended.err) == ("Hello é\n", "")
 
 
 def test_json_holds_output_and_facts_in_base_units(mercat: Mercat, fake: FakeNode) -> None:
@@ -99,7 +99,7 @@ def test_input_above_the_cap_is_refused_before_it_is_sent(mercat: Mercat, fake: 
 def test_failed_job_keeps_what_came_and_says_what_was_paid(mercat: Mercat, fake: FakeNode) -> None:
     ended = mercat("run", "broken", "hi")
     assert ended.code == 3
-    assert ended.out == "half"
+    assert ended.out == "half\n"
     assert "the worker died (paid 0.0015 credits)" in ended.err
 
 

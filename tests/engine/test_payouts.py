@@ -3,7 +3,7 @@
 from protocol.engine.payouts import RETRY_MS, Payouts
 from protocol.messages.effects import Now
 from protocol.messages.transactions import BondRelease, BondUnlock, ChannelClose, ChannelFinalise, ChannelOpen
-from protocol.primitives.units import Amount, MonotonicMs, TimestampMs
+from protocol.primitives.units import Amount, ChannelId, MonotonicMs, TimestampMs
 from protocol.settlement.vouchers import channel_id
 from tests.ledger.world import START_MS, Ledger, account_of
 
@@ -14,7 +14,7 @@ def at(time_ms: int) -> Now:
     return Now(MonotonicMs(time_ms), TimestampMs(START_MS + time_ms))
 
 
-def closing_ledger() -> tuple[Ledger, bytes]:
+def closing_ledger() -> tuple[Ledger, ChannelId]:
     ledger = Ledger()
     channel = channel_id(ALICE, BOB, ledger.state.account(ALICE).nonce)
     ledger.act("alice", ChannelOpen(BOB, Amount(5_000)))

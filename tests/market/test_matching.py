@@ -22,6 +22,7 @@ from protocol.primitives.units import (
     SequenceNumber,
     TimestampMs,
     WorkUnits,
+    format_credits,
 )
 from protocol.settlement.pricing import amount_due
 from tests.market.town import MODEL, PRICES, SERVED, identity
@@ -105,7 +106,7 @@ def test_a_demoted_provider_ranks_behind_dearer_ones() -> None:
         (
             OFFER,
             replace(WANT, price_ceiling=Amount(amount_due(PRICES, 100, 200) - 1)),
-            f"price above ceiling: up to {amount_due(PRICES, 100, 200)} base units",
+            f"price above ceiling: up to {format_credits(amount_due(PRICES, 100, 200))} credits",
         ),
         (replace(OFFER, slots_free=0), WANT, "no free slots"),
     ],
