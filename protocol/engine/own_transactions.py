@@ -141,14 +141,21 @@ class OwnTransactions:
     def block_decided(
         self, header: Header, block_hash: BlockHash, decided: dict[MessageId, None], state: LedgerState
     ) -> list[Effect]:
-        """Settle what the block contains, sign again what expired."""
+        """Settle what the block contains, sign again what expired.
+
+        A node that catches up hands over several blocks at once, each with the state after the last of them: a nonce
+        that is used may stand in a block that is told next.
+        """
         effects: list[Effect] = []
         next_nonce = state.account(self._account).nonce
+        more_to_come = header.height < state.height
         for nonce in [nonce for nonce in self._pending if nonce < next_nonce]:
+            if more_to_come and not _is_in(self._pending[nonce], decided):
+                continue
             effects.append(Delete(Table.OWN_TRANSACTION, _row_key(nonce)))
             effects.append(Notify(_outcome(self._pending.pop(nonce), header, block_hash, decided)))
         for pending in self._pending.values():
-            if pending.transaction.valid_until < header.height:
+            if pending.transaction.nonce >= next_nonce and pending.transaction.valid_until < header.height:
                 effects.extend(self._sign_again(pending, pending.transaction.action, state))
         return effects + self._next(state)
 
@@ -190,6 +197,11 @@ def _outcome(
         return TransactionDecided(pending.request, Hash(wished), header.height, block_hash)
     reason = pending.reason or "its nonce was used by another transaction of this account"
     return TransactionFailed(pending.request, reason)
+
+
+def _is_in(pending: _Pending, decided: dict[MessageId, None]) -> bool:
+    """True if a block holds the wish's transaction or the one that fills its nonce."""
+    return any(known in decided for known in (pending.transaction_id, pending.filled) if known is not None)
 
 
 def _row_key(nonce: int) -> bytes:

@@ -159,3 +159,28 @@ def test_only_transactions_are_signed_here() -> None:
     kinds = [effect.kind for effect in effects if isinstance(effect, SignAndSend)]
     assert kinds == [MessageKind.TRANSACTION]
     assert isinstance(effects[0], Put), "the row stands before the signature"
+
+
+def test_blocks_that_come_several_at_once_are_told_one_by_one_with_the_state_after_the_last() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    wallet.admit(wallet.signed[0])
+    first = wallet.ledger.act("bob", pay(1, "carol"))
+    second = wallet.ledger.include(wallet.signed[0])
+    for execution in (first, second):
+        decided = dict.fromkeys(execution.transaction_ids)
+        wallet.carry_out(
+            wallet.own.block_decided(execution.header, execution.block_hash, decided, wallet.ledger.state)
+        )
+    [told] = wallet.events
+    assert isinstance(told, TransactionDecided)
+    assert told.height == second.header.height
+    assert wallet.rows == {}
+
+
+def test_a_nonce_that_another_transaction_used_fails_the_wish_once_the_last_block_is_told() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    wallet.admit(wallet.signed[0])
+    wallet.decide(wallet.ledger.transaction("alice", pay(5)))
+    assert [type(event) for event in wallet.events] == [TransactionFailed]
