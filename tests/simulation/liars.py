@@ -61,6 +61,14 @@ class Liar(Replica):
         return effects
 
 
+class Mute(Replica):
+    """Runs, is linked, and never says a word."""
+
+    def _taken(self) -> list[Effect]:
+        self._effects.clear()
+        return []
+
+
 class _Unjustified(AuthorityHeight):
     def unjustified(self, base: View, view: View) -> tuple[View, ...]:
         return ()

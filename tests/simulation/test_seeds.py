@@ -12,7 +12,7 @@ from node.simulation.world import Options
 from protocol.consensus import outputs as out
 from protocol.engine.replica import Replica
 from protocol.messages.effects import Now
-from tests.simulation.liars import BelievesEverything, Liar, OneSignatureShort, SkipsAndFinalises
+from tests.simulation.liars import BelievesEverything, Liar, Mute, OneSignatureShort, SkipsAndFinalises
 
 LOSSES = (*DEFAULT_FAULTS, Fault.LOSE_DISK, Fault.LOSE_DISK)
 
@@ -91,6 +91,11 @@ def test_without_its_guard_some_seed_fails_and_is_named(options: Options, reason
 def test_with_all_guards_a_liar_breaks_nothing(seed: int) -> None:
     run_seed(seed, LIES)
     run_seed(seed, Options(liar_type=Liar))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_one_authority_mute_for_good_the_others_recover_from_every_fault(seed: int) -> None:
+    run_seed(seed, Options(liar_type=Mute))
 
 
 def _run_many(count: int, options: Options) -> None:
