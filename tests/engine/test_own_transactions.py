@@ -169,9 +169,7 @@ def test_blocks_that_come_several_at_once_are_told_one_by_one_with_the_state_aft
     second = wallet.ledger.include(wallet.signed[0])
     for execution in (first, second):
         decided = dict.fromkeys(execution.transaction_ids)
-        wallet.carry_out(
-            wallet.own.block_decided(execution.header, execution.block_hash, decided, wallet.ledger.state)
-        )
+        wallet.carry_out(wallet.own.block_decided(execution.header, execution.block_hash, decided, wallet.ledger.state))
     [told] = wallet.events
     assert isinstance(told, TransactionDecided)
     assert told.height == second.header.height
