@@ -110,7 +110,7 @@ class Seller:
             case Voucher():
                 return self._selling.voucher(payload, signer, envelope_bytes, now)
             case Bid():
-                return self._intake.bid(envelope_id(envelope), payload, signer, envelope_bytes, now)
+                return self._intake.bid(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
             case Agreement():
                 return self._intake.agreement(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
             case Cancellation():

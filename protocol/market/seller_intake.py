@@ -1,8 +1,10 @@
 """What comes before a job is taken: bid, agreement and input, in any order, judged together.
 
-Law: everything held here is bounded, by count, by bytes and by time; what a lagging ledger may cure waits for the next
-block, what nothing can cure is refused at once, with the fault named.
+Law: everything held here is bounded, by count, by bytes and by time, and no peer can fill it for others; what a lagging
+ledger may cure waits for the next block, what nothing can cure is refused at once, with the fault named.
 """
+
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -54,9 +56,13 @@ EARLY_INPUTS_MAX = 16
 EARLY_INPUTS_PER_PEER_MAX = 4
 
 
-class HeldBid(Struct, frozen=True):
-    """A bid, who signed it, and its envelope."""
+_TOO_MANY = TermsRefused(FaultKind.CAPACITY, "too many agreements wait")
 
+
+class HeldBid(Struct, frozen=True):
+    """A bid, who sent and who signed it, and its envelope."""
+
+    peer: NodeId
     bid: Bid
     signer: AccountId
     envelope_bytes: bytes
@@ -88,12 +94,13 @@ class Intake:
         return len(self._arrivals)
 
     def bid(
-        self, bid_id: MessageId, bid: Bid, signer: AccountId, envelope_bytes: bytes, now: Now
+        self, bid_id: MessageId, peer: NodeId, bid: Bid, signer: AccountId, envelope_bytes: bytes, now: Now
     ) -> list[MarketEffect]:
-        """A bid came straight from its buyer."""
-        while len(self._bids) >= BIDS_HELD_MAX:
-            del self._bids[next(iter(self._bids))]
-        self._bids[bid_id] = HeldBid(bid, signer, envelope_bytes)
+        """A bid came straight from its buyer. A full table loses the oldest bid of the peer that has most in it."""
+        if len(self._bids) >= BIDS_HELD_MAX and bid_id not in self._bids:
+            crowd, _ = _crowd(held.peer for held in self._bids.values())
+            del self._bids[next(held_id for held_id, held in self._bids.items() if held.peer == crowd)]
+        self._bids[bid_id] = HeldBid(peer, bid, signer, envelope_bytes)
         effects: list[MarketEffect] = []
         for arrival in tuple(self._arrivals.values()):
             if arrival.agreement.bid == bid_id:
@@ -111,10 +118,16 @@ class Intake:
             return []
         until = MonotonicMs(now.monotonic_ms + min(self._core.policy.hold_ms, agreement.accept_ms))
         arrival = Arrival(job, peer, agreement, signer, envelope_bytes, self._inputs.pop((peer, job), None), until)
+        effects: list[MarketEffect] = []
         if len(self._arrivals) >= ARRIVALS_MAX:
-            return self._refuse(arrival, TermsRefused(FaultKind.CAPACITY, "too many agreements wait"))
+            # No peer keeps others out: the one with most agreements here gives up its latest.
+            crowd, size = _crowd(waiting.peer for waiting in self._arrivals.values())
+            if size <= 1 + sum(waiting.peer == peer for waiting in self._arrivals.values()):
+                return self._refuse(arrival, _TOO_MANY)
+            latest = next(waiting for waiting in reversed(self._arrivals.values()) if waiting.peer == crowd)
+            effects += [*self._settle(latest), *self._refuse(latest, _TOO_MANY)]
         self._arrivals[job] = arrival
-        return self._consider(arrival, now)
+        return [*effects, *self._consider(arrival, now)]
 
     def job_input(self, peer: NodeId, job_input: JobInput, now: Now) -> list[MarketEffect]:
         """An input came, before or after its agreement."""
@@ -256,6 +269,15 @@ class Intake:
             SignAndSend(MessageKind.REFUSAL, encode(refusal), (arrival.peer,)),
             Notify(SaleRefused(arrival.job, arrival.signer, refused.fault, reason)),
         ]
+
+
+def _crowd(peers: Iterable[NodeId]) -> tuple[NodeId, int]:
+    """The peer that occurs most often, the first one of equals, and how often it does."""
+    counts: dict[NodeId, int] = {}
+    for peer in peers:
+        counts[peer] = counts.get(peer, 0) + 1
+    crowd = max(counts, key=counts.__getitem__)
+    return crowd, counts[crowd]
 
 
 def _is_buyer(job: SellerJob, peer: NodeId) -> bool:

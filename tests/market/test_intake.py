@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.market.events import SaleRefused
+from protocol.market.seller_intake import ARRIVALS_MAX, BIDS_HELD_MAX
 from protocol.messages.envelope import envelope_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Agreement, Bid, Cancellation, FaultKind, Refusal
@@ -168,3 +169,34 @@ def test_early_inputs_go_with_their_link() -> None:
     town.seller.seller.receive_input(town.buyer.node, job_input, town.now)
     town.seller.seller.link_down(town.buyer.node, town.now)
     assert town.seller.seller._intake._inputs == {}
+
+
+def flood(town: Town, peer: NodeId, agreement: Agreement, count: int) -> None:
+    """Agreements of one peer that nothing but patience could make good, each with a bid of its own."""
+    for number in range(count):
+        stray = replace(agreement, seed=number, buyer_node=peer, channel=number.to_bytes(32, "big"))
+        town.watch.agreements[town.job_of(town.buyer, stray)] = stray
+        town.hand(town.seller, peer, envelope_of(town.buyer, MessageKind.AGREEMENT, stray)[2])
+
+
+def test_agreements_of_one_peer_never_push_out_anothers() -> None:
+    town = Town()
+    opened = opening(town)
+    flood(town, NodeId(b"f" * 32), opened[0], ARRIVALS_MAX + 10)
+    assert town.seller.seller._intake.waiting() == ARRIVALS_MAX
+    refusals = present(town, *opened)
+    assert all(refusal.reason == "too many agreements wait" for refusal in refusals)
+    assert len(town.seller.seller.jobs()) == 1
+    assert town.seller.seller._intake.waiting() == ARRIVALS_MAX - 1
+
+
+def test_bids_of_one_peer_never_push_out_anothers() -> None:
+    town = Town()
+    agreement, bid, job_input = opening(town)
+    town.hand(town.seller, town.buyer.node, envelope_of(town.buyer, MessageKind.BID, bid)[2])
+    for number in range(BIDS_HELD_MAX + 10):
+        stray = replace(bid, unique=number.to_bytes(32, "big"))
+        town.hand(town.seller, NodeId(b"f" * 32), envelope_of(town.buyer, MessageKind.BID, stray)[2])
+    town.hand(town.seller, town.buyer.node, envelope_of(town.buyer, MessageKind.AGREEMENT, agreement)[2])
+    town.do(town.seller, town.seller.seller.receive_input(town.buyer.node, job_input, town.now))
+    assert len(town.seller.seller.jobs()) == 1
