@@ -44,6 +44,7 @@ from node.worker.sandbox.launch import Bind, Command, SandboxedProcess, launch
 
 MODEL_FOLDER = "/model"
 GROUP_EXTRA_BYTES = 128 * MEBIBYTE  # the interpreter's own pages, beside private memory and the model
+DRAIN_PAUSE_S = 0.01  # after 64 KiB of what a worker prints: reading it must not keep the node busy
 Finish = Literal["stop", "length", "done"]
 
 
@@ -142,7 +143,7 @@ class WorkerJob:
         """End the job for its caller now; the worker gets a grace to forget it, then is killed."""
         self.fail(error)
         if self._worker.has(self.number):
-            self._worker.send(["cancel", self.number])
+            self._worker.give_up(self.number)
             self._timer = self._worker.after_grace(self._insist(death))
 
     def _insist(self, death: DeathReason) -> Callable[[], None]:
@@ -174,6 +175,9 @@ class WorkerJob:
             return
         if self._input.done():
             raise MalformedFrame("an input was done twice")
+        lowest, highest = self._worker.input_units(self.request)
+        if not lowest <= frame.input_units <= highest:
+            raise MalformedFrame("input units that this input can't have")
         self._input.set_result(Prefilled(frame.input_units))
 
     def take_piece(self, frame: PieceDone, limits: WorkerLimits, text: bool) -> bool:
@@ -227,6 +231,7 @@ class Worker:
         self._waiting = 0
         self._jobs: dict[int, WorkerJob] = {}
         self._next_number = 0
+        self._giving_up: dict[int, None] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._confined = False
         self._closing = False
@@ -318,6 +323,25 @@ class Worker:
         if not self._closing:
             self._process.stdin.write(encode(frame))
 
+    def give_up(self, number: int) -> None:
+        """Tell the worker to forget a job; it answers each time, once."""
+        self._giving_up[number] = None
+        self.send(["cancel", number])
+
+    def input_units(self, request: JobRequest) -> tuple[int, int]:
+        """The fewest and the most units that an honest worker can count for this input."""
+        match self.manifest.runtime:
+            case "gguf":
+                return 1, self._context_tokens_max()
+            case "echo":
+                return len(request.payload), len(request.payload)
+            case _:
+                return 1, 1
+
+    def _context_tokens_max(self) -> int:
+        named = self.manifest.settings.get("context_tokens")
+        return named if isinstance(named, int) and self.manifest.runtime == "gguf" else 0
+
     def after_grace(self, then: Callable[[], None]) -> asyncio.TimerHandle:
         """Call something when the time for giving up a job is over."""
         return asyncio.get_running_loop().call_later(self._limits.cancel_grace_s, then)
@@ -382,6 +406,7 @@ class Worker:
         while piece := await self._process.stderr.read(1 << 16):
             self._said += piece
             del self._said[:-STDERR_BYTES_KEPT]
+            await asyncio.sleep(DRAIN_PAUSE_S)
 
     def _explained(self, status: int) -> WorkerDied:
         if self._process.out_of_memory:
@@ -409,8 +434,9 @@ class Worker:
                 self._job(frame.job).fail(JobFailed(frame.reason))
                 self._leave(frame.job)
             case CancelDone():
-                if frame.job >= self._next_number:
-                    raise MalformedFrame("a job that was never opened")
+                if frame.job not in self._giving_up:
+                    raise MalformedFrame("a job given up unasked")
+                del self._giving_up[frame.job]
                 if frame.job in self._jobs:
                     self._jobs[frame.job].fail(JobCancelled("the worker gave the job up"))
                     self._leave(frame.job)
@@ -423,6 +449,8 @@ class Worker:
                 self._confined = True
                 self.settings = settings
             case Ready(context_tokens) if self._confined:
+                if context_tokens > self._context_tokens_max():
+                    raise MalformedFrame("more context than the manifest names")
                 self.context_tokens = context_tokens
                 self._ready.set_result(None)
             case Failed(reason):

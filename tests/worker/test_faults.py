@@ -39,7 +39,7 @@ def write(content):
 
 def flood():
     while True:
-        write(frames.encode(["piece", 0, b"x" * 1000, 0, [], None]))
+        write(frames.encode(["piece", 0, b"x" * 1000, 0, [], None]) * 50)  # many at once: none but the first is asked for
 
 def loop():
     while True:
@@ -54,8 +54,15 @@ def hoard():
     while True:
         kept.append(bytearray(1 << 22))
 
+def shout():
+    for _ in range(64):
+        os.write(2, b"x" * (1 << 16))
+
 attacks = {
     b"loop": loop,
+    b"shout": shout,
+    b"give up": lambda: (write(frames.encode(["cancelled", 0])), loop()),
+    b"give up later": lambda: threading.Timer(0.2, lambda: write(frames.encode(["cancelled", 0]))).start(),
     b"flood": flood,
     b"announce": lambda: (write(b"\\xff\\xff\\xff\\xff"), loop()),
     b"stall": lambda: (write(b"\\x00\\x00\\x01\\x00half"), loop()),
@@ -77,6 +84,8 @@ def run(self, request):
     attacks.get(request.payload, lambda: None)()
     return honest(self, request)
 echo.EchoRuntime.run = run
+judge = echo.EchoRuntime.check
+echo.EchoRuntime.check = lambda self, request: judge(self, request) + (request.payload == b"overcount")
 """
 
 BREAKS: dict[str, DeathReason] = {
@@ -91,6 +100,8 @@ BREAKS: dict[str, DeathReason] = {
     "overclaim": "malformed_frame",
     "tokens": "malformed_frame",
     "reload": "malformed_frame",
+    "give up": "malformed_frame",
+    "overcount": "malformed_frame",
     "abort": "crashed",
     "exit": "crashed",
 }
@@ -130,6 +141,39 @@ async def test_a_flood_does_not_fill_the_nodes_memory(store: ModelStore, echo: M
         with pytest.raises(WorkerDied):
             await run(supervisor, echo, asked(b"flood"))
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+
+@pytest.mark.usefixtures("taken_over")
+async def test_a_worker_that_goes_on_giving_up_what_has_ended_is_ended(store: ModelStore, echo: ModelId) -> None:
+    """Otherwise it could keep the node busy with such frames for ever: no job of its own has a deadline."""
+    async with WorkerSupervisor(store, limits=QUICK) as supervisor:
+        await run(supervisor, echo, asked(b"give up later"))
+        worker, _ = supervisor._workers[echo]
+        async with asyncio.timeout(5):
+            await worker.gone.wait()
+        assert worker._death is not None
+        assert worker._death.death == "malformed_frame"
+
+
+@pytest.mark.usefixtures("taken_over")
+async def test_what_a_worker_prints_is_read_slowly(store: ModelStore, echo: ModelId) -> None:
+    loop = asyncio.get_running_loop()
+    async with WorkerSupervisor(store, limits=QUICK) as supervisor:
+        await supervisor.load(echo)
+        began = loop.time()
+        assert text(await run(supervisor, echo, asked(b"shout"))) == "shout"
+        assert loop.time() - began > 0.3  # 4 MiB; a node that reads as fast as it can takes hundredths
+
+
+async def test_a_model_that_claims_more_context_than_its_manifest_is_ended(
+    store: ModelStore, echo: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports, _, start = CHILD_SOURCE.partition("; from node")
+    boast = "from node.worker.child import echo, runtime; echo.EchoRuntime.load = lambda *_: runtime.Loaded(1 << 20)"
+    monkeypatch.setattr(process, "CHILD_SOURCE", f"{imports}\n{boast}\nfrom node{start}")
+    async with WorkerSupervisor(store, limits=QUICK) as supervisor:
+        with pytest.raises(WorkerDied, match="context"):
+            await supervisor.load(echo)
 
 
 @pytest.mark.usefixtures("taken_over")

@@ -128,7 +128,7 @@ def test_a_description_cannot_pass_options_or_addresses_to_pip(tmp_path: Path, n
         members = {{ "model.onnx" = "model.onnx" }}
         """
     )
-    with pytest.raises(BadDescription, match="package|control characters"):
+    with pytest.raises(BadDescription, match=r"package|control characters"):
         load_description(path)
 
 
