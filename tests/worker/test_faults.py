@@ -39,7 +39,7 @@ def write(content):
 
 def flood():
     while True:
-        write(frames.encode(["piece", 0, b"x" * 1000, 0, [], None]) * 50)  # many at once: none but the first is asked for
+        write(frames.encode(["piece", 0, b"x" * 1000, 0, [], None]) * 50)  # none but the first is asked for
 
 def loop():
     while True:
