@@ -79,12 +79,12 @@ class Redemption:
 
     def _is_due(self, found: Redeemable, facts: ChannelFacts, now: Now) -> bool:
         policy = self._policy
+        # [worth] not for less than the fee: a buyer could make this node pay it again and again
+        if found.worth < policy.redeem_worth_min:
+            return False
         # [closing] what is not redeemed in the challenge window is lost
         if facts.closing:
             return True
-        # [worth] not for less than the fee
-        if found.worth < policy.redeem_worth_min:
-            return False
         # [amount] so much is not left at risk
         if found.worth >= policy.redeem_amount:
             return True

@@ -81,7 +81,7 @@ class Selling:
         effects: list[MarketEffect] = [taken.put, *self._complete_receipt(voucher, envelope_bytes, taken)]
         if job is None:
             return effects
-        return [*effects, *self._paid(job, taken, now)]
+        return [*effects, *self._paid(job, taken, facts.closing, now)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
         """Our receipt is signed: make durable what the final voucher will be judged by, then send it."""
@@ -122,7 +122,7 @@ class Selling:
         """The buyer wants no more; what was released was worked for."""
         return self._core.end(job, SellerState.CANCELLED, None, reason or "cancelled", job.progress.due, now)
 
-    def _paid(self, job: SellerJob, taken: Taken, now: Now) -> list[MarketEffect]:
+    def _paid(self, job: SellerJob, taken: Taken, closing: bool, now: Now) -> list[MarketEffect]:
         core = self._core
         job.paid = job.progress.due
         job.chunks_paid = job.progress.chunks
@@ -130,6 +130,9 @@ class Selling:
         if job.state is SellerState.AWAIT_FINAL:
             cause = "paid and receipt acknowledged" if taken.receipted == job.job else "paid without the receipt"
             return core.end(job, SellerState.DONE, None, cause, job.progress.due, now)
+        if closing:
+            # What comes after the channel's end pays nothing, and redeeming each voucher until then costs a fee each.
+            return core.fail(job, FaultKind.USER, "the buyer has closed the channel", now, ours=False)
         if job.held is not None:
             held, job.held = job.held, None
             return self._release(job, held, job.progress.input_units, now)

@@ -60,8 +60,16 @@ def test_redeemed_once_the_oldest_voucher_is_old_enough() -> None:
     assert len(look(town)) == 1
 
 
-def test_less_than_the_fee_is_worth_is_left_unless_the_channel_closes() -> None:
+def test_less_than_the_fee_is_worth_is_left_even_when_the_channel_closes() -> None:
     town = town_with(redeem_worth_min=Amount(PRICE + 1), redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    assert look(town) == []
+    town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
+    assert look(town) == [], "a buyer that opens, pays little and closes must not cost the provider a fee each time"
+
+
+def test_what_a_closing_channel_holds_is_redeemed_although_it_is_not_much() -> None:
+    town = town_with(redeem_worth_min=Amount(PRICE))
     channel = sell(town, 1)
     assert look(town) == []
     town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
@@ -170,3 +178,22 @@ def test_voucher_that_the_ledger_would_refuse_is_worth_nothing() -> None:
         found = town.seller.seller.redeemable(channel)
         assert found is not None
         assert (found.lanes, found.worth) == ((), 0)
+
+
+def test_a_channel_that_closes_under_a_job_ends_it_with_the_next_voucher_and_is_redeemed_once() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    town.seller.worker = Worker(pieces=(10, 10, 10, 5))
+    town.start(request())
+    while not town.watch.vouchers:
+        town.busy()[0]()
+    [channel] = town.ledger.channels
+    town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
+    town.run()
+    [chunks] = town.watch.chunks.values()
+    assert max(chunks) <= 1, "nothing is released against a channel that is about to end"
+    assert town.seller.seller.jobs() == ()
+    assert town.buyer.buyer.jobs() == ()
+    look(town)
+    town.run()
+    [vouchers] = town.watch.vouchers.values()
+    assert town.ledger.balances[town.seller.account] == vouchers[max(vouchers)].cumulative
