@@ -153,6 +153,9 @@ def check_channel(agreement: Agreement, facts: ChannelFacts | None, reserved_els
     # [NETWORK] not about to end
     if facts.closing:
         raise TermsRefused(FaultKind.NETWORK, "channel is closing")
+    # [NETWORK] books not behind the ledger, as those of a lost disk are: it would pay none of the lane's next vouchers
+    if any(last.lane == agreement.lane and last.sequence > agreement.sequence_start for last in facts.redeemed):
+        raise TermsRefused(FaultKind.NETWORK, "the ledger has redeemed a later voucher of this lane")
     # [NETWORK] what is left covers the ceiling (may wait: a top-up may be on its way)
     if reserved_elsewhere + agreement.cumulative_start + agreement.price_ceiling > facts.deposit:
         raise TermsRefused(FaultKind.NETWORK, "what is left in the channel does not cover the ceiling", may_wait=True)

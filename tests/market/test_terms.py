@@ -207,8 +207,18 @@ NEEDED = AGREEMENT.cumulative_start + AGREEMENT.price_ceiling
 FACTS = ChannelFacts(CHANNEL, BUYER, PROVIDER, Amount(NEEDED + 300), (), False, LedgerTimeMs(0))
 
 
+def redeemed(lane: int, sequence: int) -> ChannelFacts:
+    position = LanePosition(Lane(lane), SequenceNumber(sequence), Amount(100), EMPTY_ROOT, 0)
+    return replace(FACTS, redeemed=(position,))
+
+
 def test_channel_that_covers_all_lanes_to_the_last_unit_is_enough() -> None:
     check_channel(AGREEMENT, FACTS, 300)
+
+
+def test_what_the_ledger_has_of_other_lanes_and_of_earlier_vouchers_is_no_obstacle() -> None:
+    check_channel(AGREEMENT, redeemed(1, AGREEMENT.sequence_start + 1), 300)
+    check_channel(AGREEMENT, redeemed(0, AGREEMENT.sequence_start), 300)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +229,7 @@ def test_channel_that_covers_all_lanes_to_the_last_unit_is_enough() -> None:
         (replace(FACTS, payee=STRANGER), 0, FaultKind.USER, "not between", False),
         (replace(FACTS, closing=True), 0, FaultKind.NETWORK, "closing", False),
         (FACTS, 301, FaultKind.NETWORK, "does not cover", True),
+        (redeemed(0, AGREEMENT.sequence_start + 1), 0, FaultKind.NETWORK, "has redeemed a later voucher", False),
     ],
 )
 def test_channel_that_does_not_cover_the_job_is_refused(
