@@ -27,8 +27,8 @@ class LedgerFacts:
         return tuple(sorted(found, key=lambda facts: facts.channel))
 
     def balance(self, account: AccountId) -> Amount:
-        """What the account can spend, in base units."""
-        return self._state.account(account).balance
+        """What the account can put into one transaction, in base units: all but that transaction's fee."""
+        return Amount(max(0, self._state.account(account).balance - self._state.parameters.fee_min))
 
     def bond(self, account: AccountId) -> Amount:
         """What the account has at stake, in base units; what is unlocking no longer counts."""

@@ -38,7 +38,7 @@ class LedgerView(Protocol):
         """All channels from payer to payee, closing ones included, in the order of their ids."""
 
     def balance(self, account: AccountId) -> Amount:
-        """What the account can spend, in base units."""
+        """What the account can put into one transaction, in base units: all but that transaction's fee."""
 
     def bond(self, account: AccountId) -> Amount:
         """What the account has at stake, in base units."""
