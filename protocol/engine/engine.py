@@ -326,6 +326,7 @@ class Engine:
 
     def _housekeeping(self, now: Now) -> list[Effect]:
         self.book.expire(now)
+        self._judge.expire(now)
         bond_min = self.replica.state.parameters.provider_bond_min
         self.book.drop_unbonded(self._facts.bond, bond_min)
         return [

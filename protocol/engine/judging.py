@@ -27,6 +27,9 @@ TRANSACTION_LIFETIME_MS = 60_000
 BALLOT_LIFETIME_MS = 5_000
 """Votes help only while their height is open; authorities resend theirs every second."""
 
+BID_LIFETIME_MS_MAX = 3_600_000
+"""As long as the longest job: what nobody renews must go."""
+
 BIDS_PER_ACCOUNT_MAX = 16
 """Live bids of one account that are relayed."""
 
@@ -81,17 +84,26 @@ class Judge:
         # [IGNORE] expired
         if bid.expires_at <= now.wall_ms:
             return EXPIRED
+        # [IGNORE] lives too long: the judge's clock may be the one that is wrong
+        if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
+            return ignore("expires too far ahead", retryable=True)
         # [IGNORE] more live bids than an account may have
         live = {unique: until for unique, until in self._bids.pop(buyer, {}).items() if until > now.wall_ms}
         if live:
             self._bids[buyer] = live
         if len(live) >= BIDS_PER_ACCOUNT_MAX:
             return ignore("too many bids of this account are live")
-        # [IGNORE] buyer can't pay it (retryable: this node may lag)
-        if self._paying_power(buyer) < bid.price_ceiling:
+        # [IGNORE] buyer can't pay it, or has nothing at all (retryable: this node may lag)
+        if self._paying_power(buyer) < max(1, bid.price_ceiling):
             return ignore("buyer can't pay the ceiling", retryable=True)
         self._bids.setdefault(buyer, {})[bytes(bid.unique)] = bid.expires_at
         return ACCEPTED
+
+    def expire(self, now: Now) -> None:
+        """Forget bids whose time is over: their accounts may never bid again."""
+        for buyer, bids in tuple(self._bids.items()):
+            if all(until <= now.wall_ms for until in bids.values()):
+                del self._bids[buyer]
 
     def _paying_power(self, account: AccountId) -> Amount:
         """What an account can still spend, open channels included."""

@@ -1,0 +1,71 @@
+"""Standing to bid comes from the ledger, and what a bid leaves behind goes with its time."""
+
+import pytest
+
+from protocol.engine.judging import BID_LIFETIME_MS_MAX, BIDS_PER_ACCOUNT_MAX, Judge
+from protocol.engine.ledger_facts import LedgerFacts
+from protocol.gossip.verdicts import ACCEPTED, Judgement
+from protocol.market.order_book import OrderBook
+from protocol.messages.envelope import open_envelope
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Bid
+from protocol.primitives.units import Amount, Hash, ModelId, NodeId, TimestampMs, WorkUnits
+from tests.engine.test_hostile_input import at, make_engine
+from tests.ledger.world import START_MS, sealed
+
+PEER = NodeId(b"p" * 32)
+
+
+class Bench:
+    """A judge over a fresh ledger, asked about bids."""
+
+    def __init__(self) -> None:
+        self.replica = make_engine("follower").replica
+        self.judge = Judge(self.replica, OrderBook(), LedgerFacts(self.replica.state))
+
+    def rule(self, name: str, number: int, ceiling: int, expires_in_ms: int = 60_000, time_ms: int = 0) -> Judgement:
+        expires_at = TimestampMs(START_MS + time_ms + expires_in_ms)
+        unique = Hash(number.to_bytes(32, "big"))
+        bid = Bid(ModelId(bytes(32)), WorkUnits(1), WorkUnits(1), Amount(ceiling), expires_at, "none", 1, unique)
+        received = sealed(self.replica.state.genesis_hash, name, MessageKind.BID, bid)
+        envelope, payload = open_envelope(received)
+        return self.judge.judge(PEER, envelope, payload, received, at(time_ms)).judgement
+
+    def remembered(self) -> int:
+        return len(self.judge._bids)
+
+
+def test_a_bid_that_its_account_can_pay_is_relayed() -> None:
+    assert Bench().rule("alice", 1, 500) is ACCEPTED
+
+
+@pytest.mark.parametrize(("name", "ceiling"), [("stranger", 0), ("stranger", 1), ("alice", 10**9)])
+def test_a_bid_that_its_account_cannot_pay_is_ignored_and_leaves_nothing(name: str, ceiling: int) -> None:
+    bench = Bench()
+    ruled = bench.rule(name, 1, ceiling)
+    assert ruled.reason == "buyer can't pay the ceiling"
+    assert ruled.retryable
+    assert bench.remembered() == 0
+
+
+def test_an_account_has_so_many_live_bids_and_no_more() -> None:
+    bench = Bench()
+    for number in range(BIDS_PER_ACCOUNT_MAX):
+        assert bench.rule("alice", number, 500) is ACCEPTED
+    assert bench.rule("alice", 99, 500) is not ACCEPTED
+    assert bench.rule("alice", 100, 500, time_ms=60_000) is ACCEPTED
+
+
+def test_a_bid_that_would_live_for_ever_is_ignored() -> None:
+    bench = Bench()
+    assert bench.rule("alice", 1, 500, BID_LIFETIME_MS_MAX) is ACCEPTED
+    assert bench.rule("alice", 2, 500, BID_LIFETIME_MS_MAX + 1).reason == "expires too far ahead"
+
+
+def test_expired_bids_are_forgotten() -> None:
+    bench = Bench()
+    bench.rule("alice", 1, 500)
+    bench.judge.expire(at(59_999))
+    assert bench.remembered() == 1
+    bench.judge.expire(at(60_000))
+    assert bench.remembered() == 0
