@@ -18,11 +18,13 @@ from node.store.database import Store
 from node.transport.transport import Transport
 from protocol.engine.engine import Engine
 from protocol.engine.inputs import BodyBroken, BodyOffered, Input, Misbehaved, Received, Signed, TimerFired
+from protocol.market.buyer_job import RequestInvalid
 from protocol.messages import effects as effect_types
 from protocol.messages.effects import Effect, Now, SignAndSend
 from protocol.messages.envelope import open_envelope, signature_check
 from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import Ballot, Blocks, Direct, Push, WireMessage
+from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX, FRAME_BYTES_MAX
 from protocol.primitives.units import Hash, NodeId
 
@@ -69,9 +71,20 @@ class EngineLoop:
         self._executor = executor
 
     def feed(self, happened: Input) -> None:
-        """Hand one input to the engine and queue what it asks for."""
+        """Hand one input to the engine and queue what it asks for.
+
+        An engine that fails has changed a part of its state and lost the effects of it: it ends the node, whoever the
+        caller is (the event loop and the control API only log what a callback raises).
+        """
         assert self._executor is not None
-        self._executor.submit(self.engine.step(happened, self._clock()))
+        try:
+            effects = self.engine.step(happened, self._clock())
+        except (RemoteProtocolError, RequestInvalid):
+            raise  # refused before anything changed
+        except Exception as error:
+            self._executor.fail(error)
+            raise
+        self._executor.submit(effects)
 
     async def receive(self, peer: NodeId, messages: tuple[WireMessage, ...]) -> None:
         """Messages of one peer, in order; while this runs the peer is not read from.

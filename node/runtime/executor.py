@@ -53,6 +53,7 @@ class EffectExecutor:
         self._queue: deque[Effect] = deque()
         self._batch: list[Effect] = []
         """What is being carried out now."""
+        self._failure: Exception | None = None
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,6 +64,15 @@ class EffectExecutor:
         if self._queue:
             self._idle.clear()
             self._wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """The engine broke down in the middle of a step: nothing of what it may ask for from now on is carried out.
+
+        ``run`` raises the error, and the node ends.
+        """
+        self._failure = error
+        self._idle.clear()
+        self._wake.set()
 
     def waiting_block(self, height: Height) -> DecidedBlock | None:
         """A block that the engine's state has behind it and the disk not yet. Ask before the store is asked."""
@@ -81,7 +91,9 @@ class EffectExecutor:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue:
+            while self._queue or self._failure is not None:
+                if self._failure is not None:
+                    raise self._failure
                 self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
                 await self._carry_out(self._batch)
                 self._batch = []

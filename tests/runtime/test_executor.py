@@ -1,0 +1,172 @@
+"""Nothing leaves a node that should have been written first, and a node that failed does nothing more."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from node.keystore.development import development_keys
+from node.runtime.announcements import Announcements
+from node.runtime.door import Door
+from node.runtime.engine_loop import EngineLoop
+from node.runtime.executor import EffectExecutor
+from node.runtime.signer import Signer
+from node.store.database import Store
+from node.store.errors import DiskFull
+from node.store.sign_guard import SignGuard
+from protocol.engine.inputs import TimerFired
+from protocol.messages.consensus import VoteBody
+from protocol.messages.effects import (
+    Effect,
+    GuardClass,
+    GuardPosition,
+    Put,
+    Send,
+    SignAndSend,
+    Table,
+    TimerKey,
+)
+from protocol.messages.envelope import open_envelope
+from protocol.messages.genesis import genesis_hash
+from protocol.messages.kinds import MessageKind
+from protocol.messages.wire import TipNotice
+from protocol.primitives.codec import encode
+from protocol.primitives.units import BlockHash, Height, NodeId, View
+from tests.engine.test_hostile_input import at, begin, make_engine
+from tests.ledger.world import make_genesis
+
+PEER = NodeId(b"p" * 32)
+GREETING = Send(PEER, TipNotice(Height(1)))
+
+
+class Hands:
+    """Notes what was done, in order."""
+
+    def __init__(self) -> None:
+        self.done: list[Effect | bytes] = []
+
+    def act(self, effect: Effect) -> None:
+        self.done.append(effect)
+
+    def signed(self, effect: SignAndSend, envelope: bytes) -> None:
+        self.done.append(envelope)
+
+
+class Bench:
+    """An executor over a real store and a real guard."""
+
+    def __init__(self, folder: Path, threads: ThreadPoolExecutor) -> None:
+        genesis = make_genesis()
+        self.store = Store.open(folder / "ledger.sqlite", genesis)
+        self.guard = SignGuard.open(folder / "guard.sqlite")
+        self.hands = Hands()
+        signer = Signer(development_keys("authority-1", authority=True), genesis_hash(genesis))
+        self.executor = EffectExecutor(self.store, self.guard, signer, threads, self.hands, lambda commit: None)
+
+    def carry_out(self, *effects: Effect) -> None:
+        async def run() -> None:
+            self.executor.submit(effects)
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(self.executor.run())
+                await self.executor.drain()
+                running.cancel()
+
+        asyncio.run(run())
+
+    def fill_disk(self) -> None:
+        self.store.database.execute("PRAGMA max_page_count=1")
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+@pytest.fixture
+def bench(tmp_path: Path, threads: ThreadPoolExecutor) -> Iterator[Bench]:
+    opened = Bench(tmp_path, threads)
+    yield opened
+    opened.store.close()
+    opened.guard.close()
+
+
+def vote(block: bytes, view: int = 1) -> SignAndSend:
+    body = VoteBody(Height(1), View(view), BlockHash(block * 32))
+    return SignAndSend(MessageKind.VOTE, encode(body), (PEER,), GuardPosition(Height(1), View(view), GuardClass.VOTE))
+
+
+def row(size: int = 10) -> Put:
+    return Put(Table.SELLER_LANE, b"k" * 33, b"v" * size)
+
+
+def test_what_is_written_comes_before_what_is_sent_whatever_their_order(bench: Bench) -> None:
+    bench.carry_out(GREETING, row(), vote(b"x"))
+    assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is not None
+    assert bench.hands.done[0] is GREETING
+    [_, signed] = bench.hands.done
+    assert isinstance(signed, bytes)
+    assert open_envelope(signed)[0].kind is MessageKind.VOTE
+
+
+def test_a_full_disk_ends_the_executor_with_nothing_sent_and_nothing_signed(bench: Bench) -> None:
+    bench.fill_disk()
+    with pytest.raises(ExceptionGroup) as raised:
+        bench.carry_out(GREETING, row(10**6), vote(b"x"), GREETING)
+    assert raised.group_contains(DiskFull)
+    assert bench.hands.done == []
+    assert bench.guard.held() == []
+    assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is None
+
+
+def test_a_second_statement_at_one_position_gives_the_first_signed_again(bench: Bench) -> None:
+    bench.carry_out(vote(b"x"), vote(b"y"), vote(b"y", view=2))
+    first, again, other = bench.hands.done
+    assert first == again
+    assert first != other
+
+
+def test_after_a_closed_height_the_other_signatures_of_a_batch_still_go(bench: Bench) -> None:
+    bench.guard.raise_watermark(Height(1))
+    later = SignAndSend(
+        MessageKind.VOTE,
+        encode(VoteBody(Height(2), View(1), BlockHash(b"z" * 32))),
+        (PEER,),
+        GuardPosition(Height(2), View(1), GuardClass.VOTE),
+    )
+    bench.carry_out(vote(b"x"), later)
+    [signed] = bench.hands.done
+    assert isinstance(signed, bytes)
+    assert open_envelope(signed)[1] == VoteBody(Height(2), View(1), BlockHash(b"z" * 32))
+
+
+def test_an_engine_that_fails_in_a_timer_ends_the_executor_before_anything_more_is_done(
+    bench: Bench, threads: ThreadPoolExecutor
+) -> None:
+    engine = make_engine("follower")
+    begin(engine)
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        async with asyncio.TaskGroup() as tasks:
+            genesis = engine.replica.state.genesis_hash
+            clock = lambda: at(1_000)  # noqa: E731
+            loop = EngineLoop(engine, genesis, clock, Door(threads), bench.store, threads, tasks, Announcements())
+            loop._executor = bench.executor
+            running = tasks.create_task(bench.executor.run())
+            unknown = TimerKey("engine", "a timer that nobody set")
+            asyncio.get_running_loop().call_soon(loop.feed, TimerFired(unknown))
+            later: tuple[Effect, ...] = (GREETING, row())
+            asyncio.get_running_loop().call_soon(bench.executor.submit, later)
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0)
+                await bench.executor.drain()
+            running.cancel()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        asyncio.run(run())
+    assert raised.group_contains(AssertionError)
+    assert bench.hands.done == []
+    assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is None
