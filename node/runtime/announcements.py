@@ -5,11 +5,13 @@ to the stream of whoever asked for them and nowhere else.
 """
 
 import asyncio
+import logging
 
 import msgspec
 
 from node.telemetry import EventLogger, event_logger
-from protocol.market.events import JobText
+from protocol.engine.events import OfferPublished
+from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Hash
@@ -17,8 +19,8 @@ from protocol.primitives.units import Hash
 _STREAM_EVENTS_MAX = 65_536
 """More than a job of the largest output in chunks of one unit; a reader this far behind is gone."""
 
-_QUIET = (JobText, BlockDecided)
-"""Not logged at info: one line for each chunk or block helps nobody."""
+_QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished)
+"""Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
 
 
 class Announcements:
@@ -48,9 +50,12 @@ class Announcements:
                     stream.put_nowait(event)
                 except asyncio.QueueFull:
                     self.close(Hash(request))
+        quiet = isinstance(event, _QUIET)
+        if quiet and not self._log.is_enabled_for(logging.DEBUG):
+            return
         name = type(event).__name__
         fields = {key: value for key, value in msgspec.structs.asdict(event).items() if not isinstance(value, Message)}
-        if isinstance(event, _QUIET):
+        if quiet:
             self._log.debug(name, **fields)
         else:
             self._log.info(name, **fields)

@@ -22,6 +22,10 @@ from protocol.primitives.units import Height
 _BATCH_EFFECTS_MAX = 2048
 """Bounds the time of one commit, so that urgent sends wait for no more than about 20 ms of rows."""
 
+_INLINE_ROWS_MAX = 16
+_INLINE_COMMIT_S = 0.001
+_COMMITS_AVERAGED = 8
+
 Durable = Put | Delete | CommitBlock
 
 
@@ -54,6 +58,8 @@ class EffectExecutor:
         self._batch: list[Effect] = []
         """What is being carried out now."""
         self._failure: Exception | None = None
+        self._commit_s = 1.0
+        """What small commits have taken lately; the first ones go to a thread until the disk has shown what it is."""
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,24 +106,44 @@ class EffectExecutor:
             self._idle.set()
 
     async def _carry_out(self, batch: list[Effect]) -> None:
-        loop = asyncio.get_running_loop()
-        durable: list[Durable] = [effect for effect in batch if isinstance(effect, Put | Delete | CommitBlock)]
+        # What stands before the first effect that needs a disk waits for none.
+        free = next((place for place, effect in enumerate(batch) if _needs_disk(effect)), len(batch))
+        for effect in batch[:free]:
+            self._act(effect, {})
+        rest = batch[free:]
+        durable: list[Durable] = [effect for effect in rest if isinstance(effect, Put | Delete | CommitBlock)]
         if durable:
-            await loop.run_in_executor(self._threads, self._store.commit, durable)
-        guarded = [effect for effect in batch if isinstance(effect, SignAndSend) and effect.position is not None]
+            await self._commit(durable)
+        guarded = [effect for effect in rest if isinstance(effect, SignAndSend) and effect.position is not None]
         allowed = await self._reserve(guarded)
-        for effect in batch:
-            match effect:
-                case Put() | Delete():
-                    pass
-                case CommitBlock():
-                    self._on_committed(effect)
-                case SignAndSend():
-                    payload = allowed.get(id(effect), effect.payload) if effect.position is not None else effect.payload
-                    if payload is not None:
-                        self._actor.signed(effect, self._signer.sign(effect.kind, payload))
-                case _:
-                    self._actor.act(effect)
+        for effect in rest:
+            self._act(effect, allowed)
+
+    def _act(self, effect: Effect, allowed: dict[int, bytes | None]) -> None:
+        match effect:
+            case Put() | Delete():
+                pass
+            case CommitBlock():
+                self._on_committed(effect)
+            case SignAndSend():
+                payload = allowed[id(effect)] if effect.position is not None else effect.payload
+                if payload is not None:
+                    self._actor.signed(effect, self._signer.sign(effect.kind, payload))
+            case _:
+                self._actor.act(effect)
+
+    async def _commit(self, durable: list[Durable]) -> None:
+        """A few rows on a disk that has been fast lately are written at once: the way to a thread and back would cost
+        as much again. Blocks, many rows and slow disks leave the loop free."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        few = len(durable) <= _INLINE_ROWS_MAX and not any(isinstance(effect, CommitBlock) for effect in durable)
+        if few and self._commit_s < _INLINE_COMMIT_S:
+            self._store.commit(durable)
+        else:
+            await loop.run_in_executor(self._threads, self._store.commit, durable)
+        if few:
+            self._commit_s += (loop.time() - began - self._commit_s) / _COMMITS_AVERAGED
 
     async def _reserve(self, guarded: list[SignAndSend]) -> dict[int, bytes | None]:
         """For each effect the payload that may be signed at its position: its own, the guard's older one, or none."""
@@ -128,6 +154,12 @@ class EffectExecutor:
         loop = asyncio.get_running_loop()
         held = await loop.run_in_executor(self._threads, _reserve_each, self._guard, wanted)
         return {id(effect): payload for effect, payload in zip(guarded, held, strict=True)}
+
+
+def _needs_disk(effect: Effect) -> bool:
+    return isinstance(effect, Put | Delete | CommitBlock) or (
+        isinstance(effect, SignAndSend) and effect.position is not None
+    )
 
 
 def _reserve_each(guard: SignGuard, wanted: list[tuple[GuardPosition, bytes]]) -> list[bytes | None]:

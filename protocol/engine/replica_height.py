@@ -315,6 +315,8 @@ class HeightDriver:
         self._open_at = None
         self._effects += [CancelTimer(WAKE), CancelTimer(RESEND), CancelTimer(PULL)]
         if self._may_sign():
+            assert self.inquiry is not None
+            self.inquiry.closed(Height(self.tip - 1))
             self._permit(now)
         self._plan_opening(now)
 

@@ -5,6 +5,9 @@ that its guard lacks means a lost disk or an old backup: then it only observes. 
 decided tip, proved by its certificate, among Q other authorities that answer a fresh nonce, and signs only at heights
 ≥ T + 3: whatever it signed in its former life lies at T + 2 at most.
 
+Everybody else signs at heights ≥ T only, the highest tip that the answers prove: below it all is decided, and those who
+answer may have forgotten what we signed there. T itself may be undecided for all honest authorities but us.
+
 With Q nodes up, Q − 1 others answer, so waiting costs no liveness. At genesis nobody holds a signature of ours, so a
 new network starts at once. Below four authorities Q others do not exist: there a lost disk needs an operator.
 """
@@ -61,6 +64,11 @@ class StandingInquiry:
         """This life is about to sign here: nobody's answer about it is a surprise."""
         self._known[_position_key(position)] = None
 
+    def closed(self, height: Height) -> None:
+        """What was signed at this height and below is of no use any more: an authority that lives long forgets it."""
+        self._watermark = max(self._watermark, height)
+        self._known = {key: None for key in self._known if key[0] > self._watermark}
+
     def recovered(self, tip: Height) -> None:
         """The heights at which signatures were lost are closed: what was signed up to the tip is of no use."""
         self.observer = False
@@ -88,7 +96,9 @@ class StandingInquiry:
     def first_height(self, tip: Height) -> Height | None:
         """From which height on we may sign, or ``None`` while too few have answered."""
         if not self.observer:
-            return Height(tip + 1) if len(self._tips) >= self.authorities.quorum - 1 else None
+            if len(self._tips) < self.authorities.quorum - 1:
+                return None
+            return max((Height(tip + 1), *self._tips.values()))
         if len(self._tips) < self.authorities.quorum:
             return None
         return Height(max(*self._tips.values(), tip) + OBSERVER_DISTANCE)

@@ -231,10 +231,7 @@ class Intake:
         job.pulling = True
         acceptance = Acceptance(job.job, job.accepted_at)
         return [
-            core.books.begin(agreement, job.job),
-            Put(Table.JOB, job.job, encode(job.record())),
-            *settled,
-            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
+            # The worker may begin while the promise goes to disk: it releases nothing by itself.
             OpenWork(
                 job=job.job,
                 model=agreement.model,
@@ -246,6 +243,10 @@ class Intake:
                 deadline_ms=agreement.total_ms,
             ),
             PullWork(job.job),
+            core.books.begin(agreement, job.job),
+            Put(Table.JOB, job.job, encode(job.record())),
+            *settled,
+            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
             SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline),
             Notify(SaleAccepted(job.job, agreement.buyer, agreement.model, agreement.price_ceiling)),
             core.take_slot(),

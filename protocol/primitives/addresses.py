@@ -5,6 +5,7 @@ Source: BIP-350 (bech32m) and BIP-173 (alphabet, five-bit groups). Account ``mc1
 """
 
 from enum import Enum
+from functools import lru_cache
 
 from protocol.primitives.errors import UserError
 
@@ -62,6 +63,7 @@ def _regroup(values: bytes | list[int], width_from: int, width_to: int, pad: boo
     return groups
 
 
+@lru_cache(maxsize=4096)
 def format_address(kind: AddressKind, key: bytes) -> str:
     """The bech32m text of 32 bytes, such as ``mc1…``."""
     groups = _regroup(key, 8, 5, pad=True)
