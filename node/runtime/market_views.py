@@ -105,9 +105,12 @@ def find_job(node: "Node", text: str) -> JobRecord:
         raise ControlError("bad_job", f"not a job id: {text!r} (at least six hex digits)", 2)
     found = [
         record
-        for record in job_records(node)
+        for record in node.engine.buyer.jobs()
         if record.job.hex().startswith(wanted) or record.request.hex().startswith(wanted)
     ]
+    if not found:
+        first, last = bytes.fromhex(wanted.ljust(64, "0")[:64]), bytes.fromhex(wanted.ljust(64, "f")[:64])
+        found = [decode(value, JobRecord) for value in node.store.values_between(Table.JOB, first, last, 8)]
     if not found:
         raise ControlError("job_not_found", f"this node knows no job {text!r}")
     if len({record.job for record in found}) > 1 and len({record.request for record in found}) > 1:

@@ -42,8 +42,8 @@ class ReceiptDesk:
         """Where the ledger first committed to this receipt."""
         first = anchor_key(record.channel, record.lane, record.proof.index + 1)
         last = anchor_key(record.channel, record.lane, 2**63)
-        found = self._store.first_between(Table.ANCHOR, first, last)
-        return decode(found, AnchorRow) if found is not None else None
+        found = self._store.values_between(Table.ANCHOR, first, last, 1)
+        return decode(found[0], AnchorRow) if found else None
 
     def settled_height(self, job: MessageId) -> int | None:
         """Height of the block that anchors a job's receipt."""

@@ -135,12 +135,12 @@ class Store:
             found = connection.execute(f"SELECT value FROM {table_name(table)} WHERE key = ?", (key,)).fetchone()
         return None if found is None else bytes(found[0])
 
-    def first_between(self, table: Table, first: bytes, last: bytes) -> bytes | None:
-        """The value with the smallest key from ``first`` to ``last``, or ``None``."""
+    def values_between(self, table: Table, first: bytes, last: bytes, count_max: int) -> list[bytes]:
+        """The values with the smallest keys from ``first`` to ``last``, in the order of their keys."""
         with self._using() as connection:
-            query = f"SELECT value FROM {table_name(table)} WHERE key BETWEEN ? AND ? ORDER BY key LIMIT 1"
-            found = connection.execute(query, (first, last)).fetchone()
-        return None if found is None else bytes(found[0])
+            query = f"SELECT value FROM {table_name(table)} WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
+            found = connection.execute(query, (first, last, count_max)).fetchall()
+        return [bytes(value) for (value,) in found]
 
     def load_rows(self) -> list[tuple[bytes, bytes]]:
         """All rows of the ledger's state after the tip, in order of their keys."""
