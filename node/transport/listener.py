@@ -1,12 +1,15 @@
-"""The accepting side: TLS, the WebSocket upgrade, and a bound on connections that have not become links.
+"""The accepting side: TCP, TLS, the WebSocket upgrade, and a bound on connections that have not become links.
 
-Law: a connection that does not get through TLS and the upgrade in time is closed, and there are never more than
-``PENDING_CONNECTIONS_MAX`` of them: the oldest goes first.
+Law: a connection that has not greeted us in time is closed, and there are never more than
+``PENDING_CONNECTIONS_MAX`` of them, counted from the TCP connection on: the oldest goes first. So a stranger who only
+connects, or stops half-way, can't take the descriptors that the node needs.
 """
 
 import asyncio
+import contextlib
+import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from aiohttp import web
 
@@ -17,81 +20,133 @@ from node.transport.policy import LinkPolicy
 from protocol.primitives.limits import FRAME_BYTES_MAX, PENDING_CONNECTIONS_MAX
 
 SWEEP_SECONDS = 1.0
+NO_DESCRIPTOR_SECONDS = 0.1
+"""How long accepting rests when the kernel has no descriptor left for us."""
+
+Greeted = Callable[[], None]
+"""To be called once the peer has greeted us and its link stands."""
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 
 class Listener:
     """Accepts connections and hands each upgraded socket to ``accept``, which runs it to its end."""
 
     def __init__(
-        self, context: ssl.SSLContext, policy: LinkPolicy, accept: Callable[[Socket, str], Awaitable[None]]
+        self, context: ssl.SSLContext, policy: LinkPolicy, accept: Callable[[Socket, str, Greeted], Awaitable[None]]
     ) -> None:
         self._context = context
         self._policy = policy
         self._accept = accept
-        self._pending: dict[web.RequestHandler, float] = {}
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._pending: dict[web.RequestHandler, tuple[socket.socket, float]] = {}
+        """The connection behind each protocol, and until when it may take to greet us; oldest first."""
+        self._untouched: dict[web.RequestHandler, socket.socket] = {}
+        """Connections that no transport owns yet: nobody else would close them."""
 
-    async def start(self, host: str, port: int) -> tuple[str, int]:
+    async def bind(self, host: str, port: int) -> tuple[str, int]:
         """Listen; the address that was bound. Raises ``OSError``."""
         self._loop = asyncio.get_running_loop()
         self._web = web.Server(self._handle, access_log=None)
-        self._server = await self._loop.create_server(
-            self._connection,
-            host,
-            port,
-            ssl=self._context,
-            ssl_handshake_timeout=self._policy.greeting_timeout_ms / 1000,
-            ssl_shutdown_timeout=self._policy.linger_ms / 1000,
-        )
-        bound = self._server.sockets[0].getsockname()
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, _, _, _, address in dict.fromkeys(found):
+                listening = socket.create_server(address, family=family)
+                self._sockets.append(listening)
+                listening.setblocking(False)
+        except BaseException:
+            self.stop_accepting()
+            raise
+        bound = self._sockets[0].getsockname()
         return str(bound[0]), int(bound[1])
 
+    def start(self, spawn: Spawn) -> None:
+        """Accept connections, in tasks made by ``spawn``, until ``stop_accepting``."""
+        self._accepting = [spawn(self._accept_all(listening, spawn)) for listening in self._sockets]
+        spawn(self._sweep())
+
     def stop_accepting(self) -> None:
-        """Close the listening socket; connections stay."""
-        self._server.close()
+        """Close the listening sockets; connections stay."""
+        for task in self._accepting:
+            task.cancel()  # each closes its socket once the loop has let go of it
+        if not self._accepting:
+            for listening in self._sockets:
+                listening.close()
 
     async def stop(self) -> None:
-        """Close what is left of the connections."""
-        self._server.close()
+        """Close what is left of the connections. The tasks made by ``spawn`` must have ended."""
+        self.stop_accepting()
+        for left in (*self._sockets, *self._untouched.values()):  # those whose task ended before it began
+            left.close()
         await self._web.shutdown(self._policy.linger_ms / 1000)
-        await self._server.wait_closed()
 
-    def _connection(self) -> web.RequestHandler:
-        protocol = self._web()
-        while len(self._pending) >= PENDING_CONNECTIONS_MAX:
-            oldest = next(iter(self._pending))
-            del self._pending[oldest]
-            oldest.force_close()
-        self._pending[protocol] = self._loop.time() + 2 * self._policy.greeting_timeout_ms / 1000
-        return protocol
+    async def _accept_all(self, listening: socket.socket, spawn: Spawn) -> None:
+        with listening:
+            while True:
+                try:
+                    connection, _ = await self._loop.sock_accept(listening)
+                except OSError:
+                    await asyncio.sleep(NO_DESCRIPTOR_SECONDS)
+                    continue
+                while len(self._pending) >= PENDING_CONNECTIONS_MAX:
+                    self._cut(next(iter(self._pending)))
+                protocol = self._web()
+                until = self._loop.time() + 2 * self._policy.greeting_timeout_ms / 1000
+                self._pending[protocol] = (connection, until)
+                self._untouched[protocol] = connection
+                spawn(self._secure(protocol, connection))
 
-    async def sweep(self) -> None:
+    async def _secure(self, protocol: web.RequestHandler, connection: socket.socket) -> None:
+        """Make the TLS connection over an accepted one; ``_handle`` gets what comes through it."""
+        del self._untouched[protocol]
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._policy.greeting_timeout_ms / 1000,
+                ssl_shutdown_timeout=self._policy.linger_ms / 1000,
+            )
+        except (OSError, ssl.SSLError, TimeoutError):
+            self._cut(protocol)
+
+    def _cut(self, protocol: web.RequestHandler) -> None:
+        """End a connection at whatever stage it is; its transport sees the end and closes the descriptor."""
+        pending = self._pending.pop(protocol, None)
+        if pending is not None:
+            with contextlib.suppress(OSError):  # closed already
+                pending[0].shutdown(socket.SHUT_RDWR)
+
+    async def _sweep(self) -> None:
         """Close connections that took too long to become links. Runs until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = self._loop.time()
-            for protocol in [protocol for protocol, until in self._pending.items() if until < now]:
-                del self._pending[protocol]
-                protocol.force_close()
+            for protocol in [protocol for protocol, (_, until) in self._pending.items() if until < now]:
+                self._cut(protocol)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._pending.pop(request.protocol, None)
         try:
             proved_node(None if request.transport is None else request.transport.get_extra_info("ssl_object"))
         except WrongPeerKey as error:
             return self._closing_response(403, str(error))
-        socket = web.WebSocketResponse(
+        websocket = web.WebSocketResponse(
             compress=False,
             heartbeat=self._policy.heartbeat_ms / 1000,
             max_msg_size=FRAME_BYTES_MAX,
             timeout=self._policy.linger_ms / 1000,
         )
-        if request.path != "/" or not socket.can_prepare(request).ok:
+        if request.path != "/" or not websocket.can_prepare(request).ok:
             return self._closing_response(400, "links are WebSockets at /")
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         endpoint = format_endpoint(str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else "unknown"
-        await socket.prepare(request)
-        await self._accept(socket, endpoint)
-        return socket
+        await websocket.prepare(request)
+        protocol = request.protocol
+        await self._accept(websocket, endpoint, lambda: self._greeted(protocol))
+        return websocket
+
+    def _greeted(self, protocol: web.RequestHandler) -> None:
+        self._pending.pop(protocol, None)
 
     def _closing_response(self, status: int, text: str) -> web.Response:
         response = web.Response(status=status, text=text)

@@ -26,7 +26,7 @@ from node.transport.link import (
     greet,
     say_goodbye,
 )
-from node.transport.listener import Listener
+from node.transport.listener import Greeted, Listener
 from node.transport.peer_exchange import PeerExchange
 from node.transport.peer_store import PeerStore
 from node.transport.policy import DialPolicy, LinkPolicy
@@ -51,6 +51,10 @@ async def _refuse_redirects(
         response.close()
         raise aiohttp.ClientError(f"HTTP status {response.status} instead of a WebSocket")
     return response
+
+
+def _nothing() -> None:
+    pass
 
 
 class Transport:
@@ -107,7 +111,7 @@ class Transport:
     # Start and stop
 
     async def __aenter__(self) -> "Transport":
-        self.address = await self._listener.start(*self._listen)
+        self.address = await self._listener.bind(*self._listen)
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
         self._session = aiohttp.ClientSession(
@@ -118,7 +122,7 @@ class Transport:
         self._on_event("transport.listening", {"address": format_endpoint(*self.address)})
         if self._store.load_problem is not None:
             self._on_event("peers.cache_damaged", {"reason": self._store.load_problem})
-        self._spawn(self._listener.sweep())
+        self._listener.start(self._spawn)
         self._spawn(self._dialer.discover())
         self._spawn(self._exchange.run(self._links))
         for seed in self._seeds:
@@ -234,27 +238,29 @@ class Transport:
         except (*CONNECTION_ERRORS, UserError) as error:
             self._on_event("dial.failed", {**fields, "reason": str(error) or type(error).__name__})
             return None
-        return await self._hold(socket, endpoint, expected, outbound=True)
+        return await self._hold(socket, endpoint, expected, _nothing, outbound=True)
 
-    async def _accept(self, socket: Socket, endpoint: str) -> None:
+    async def _accept(self, socket: Socket, endpoint: str, greeted: Greeted) -> None:
         """Run an accepted connection, in a task of this transport's group, to the end of its link."""
         if self._stopping:
             return
 
         async def hold() -> None:
-            await self._hold(socket, endpoint, None, outbound=False)
+            await self._hold(socket, endpoint, None, greeted, outbound=False)
 
         await asyncio.wait((self._spawn(hold()),))
 
-    async def _hold(self, socket: Socket, endpoint: str, expected: NodeId | None, *, outbound: bool) -> NodeId | None:
+    async def _hold(
+        self, socket: Socket, endpoint: str, expected: NodeId | None, greeted: Greeted, *, outbound: bool
+    ) -> NodeId | None:
         """Run a connection to its end, and close it whatever happens; the peer if a link stood."""
         try:
-            return await self._greet_and_run(socket, endpoint, expected, outbound=outbound)
+            return await self._greet_and_run(socket, endpoint, expected, greeted, outbound=outbound)
         finally:
             await close_socket(socket, self._link_policy.linger_ms)
 
     async def _greet_and_run(
-        self, socket: Socket, endpoint: str, expected: NodeId | None, *, outbound: bool
+        self, socket: Socket, endpoint: str, expected: NodeId | None, greeted: Greeted, *, outbound: bool
     ) -> NodeId | None:
         """Check the peer's key, greet, place and run one link."""
         fields: dict[str, object] = {"endpoint": endpoint, "outbound": outbound}
@@ -272,6 +278,7 @@ class Transport:
                 hello, record = await greet(socket, self._make_hello(), peer)
             link = Link(socket, peer, record, endpoint, outbound, self._link_policy)
             self._place(link)
+            greeted()
         except RemoteProtocolError as error:
             self._on_event("link.refused", {**fields, "reason": str(error)})
             await say_goodbye(socket, str(error), self._link_policy.linger_ms)

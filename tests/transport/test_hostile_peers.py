@@ -1,6 +1,7 @@
 """Peers that break rules: the link ends, an event names the peer, nothing else happens."""
 
 import asyncio
+import contextlib
 
 import aiohttp
 import pytest
@@ -181,3 +182,31 @@ async def test_oldest_idle_connection_makes_room_for_the_next(monkeypatch: pytes
             assert not idle[2][0].at_eof()
         for _, writer in idle:
             writer.transport.abort()
+
+
+async def test_connections_that_never_begin_the_handshake_make_room_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a stranger who only connects takes every descriptor that the node may have."""
+    monkeypatch.setattr("node.transport.listener.PENDING_CONNECTIONS_MAX", 3)
+    patient = LinkPolicy(greeting_timeout_ms=60_000, linger_ms=300)
+    async with RecordingNode("b", link=patient) as b:
+        silent = [await asyncio.open_connection(*b.transport.address) for _ in range(8)]
+        async with raw_link("friend", b):
+            async with asyncio.timeout(5):
+                for reader, _ in silent[:6]:
+                    assert await reader.read() == b""
+            assert not silent[7][0].at_eof()
+        for _, writer in silent:
+            writer.transport.abort()
+
+
+async def test_links_that_are_never_greeted_make_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.transport.listener.PENDING_CONNECTIONS_MAX", 3)
+    patient = LinkPolicy(greeting_timeout_ms=60_000, linger_ms=300)
+    async with RecordingNode("b", link=patient) as b, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(raw_socket(f"silent-{n}", b)) for n in range(4)]
+        async with raw_link("friend", b):
+            silent += [await stack.enter_async_context(raw_socket(f"late-{n}", b)) for n in range(4)]
+            await b.until(lambda: len(b.reasons("link.refused")) >= len(silent) - 3)
+            assert b.linked() == [identity_of("friend").node_id]  # a greeted link never makes room
