@@ -90,8 +90,8 @@ def test_every_table_keeps_replaces_and_forgets_rows(store: Store, table: Table)
     assert store.load_table(table) == [(b"a", b"2"), (b"b", b"4")]
     assert store.get(table, b"b") == b"4"
     assert store.get(table, b"c") is None
-    assert store.first_between(table, b"aa", b"z") == b"4"
-    assert store.first_between(table, b"x", b"z") is None
+    assert store.values_between(table, b"aa", b"z", 1) == [b"4"]
+    assert store.values_between(table, b"x", b"z", 1) == []
 
 
 def test_within_one_commit_the_last_write_to_a_key_counts(store: Store) -> None:
