@@ -31,9 +31,10 @@ from protocol.messages.effects import (
 from protocol.messages.envelope import open_envelope
 from protocol.messages.genesis import genesis_hash
 from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Offer
 from protocol.messages.wire import TipNotice
 from protocol.primitives.codec import encode
-from protocol.primitives.units import BlockHash, Height, NodeId, View
+from protocol.primitives.units import BlockHash, Height, NodeId, SequenceNumber, TimestampMs, View
 from tests.engine.test_hostile_input import at, begin, make_engine
 from tests.ledger.world import make_genesis
 
@@ -98,6 +99,11 @@ def vote(block: bytes, view: int = 1) -> SignAndSend:
     return SignAndSend(MessageKind.VOTE, encode(body), (PEER,), GuardPosition(Height(1), View(view), GuardClass.VOTE))
 
 
+def offer() -> bytes:
+    nothing = Offer(PEER, SequenceNumber(1), TimestampMs(0), (), "", "", 0, 0, ())
+    return encode(nothing)
+
+
 def row(size: int = 10) -> Put:
     return Put(Table.SELLER_LANE, b"k" * 33, b"v" * size)
 
@@ -111,12 +117,13 @@ def test_what_is_written_comes_before_what_is_sent_whatever_their_order(bench: B
     assert open_envelope(signed)[0].kind is MessageKind.VOTE
 
 
-def test_a_full_disk_ends_the_executor_with_nothing_sent_and_nothing_signed(bench: Bench) -> None:
+def test_a_full_disk_ends_the_executor_with_nothing_sent_nor_signed_that_stood_behind_the_row(bench: Bench) -> None:
     bench.fill_disk()
+    unguarded = SignAndSend(MessageKind.OFFER, offer(), (PEER,))
     with pytest.raises(ExceptionGroup) as raised:
-        bench.carry_out(GREETING, row(10**6), vote(b"x"), GREETING)
+        bench.carry_out(GREETING, row(10**6), GREETING, unguarded, vote(b"x"), GREETING)
     assert raised.group_contains(DiskFull)
-    assert bench.hands.done == []
+    assert bench.hands.done == [GREETING], "what stood before the row waits for no disk"
     assert bench.guard.held() == []
     assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is None
 
