@@ -117,7 +117,11 @@ def test_what_is_written_comes_before_what_is_sent_whatever_their_order(bench: B
     assert open_envelope(signed)[0].kind is MessageKind.VOTE
 
 
-def test_a_full_disk_ends_the_executor_with_nothing_sent_nor_signed_that_stood_behind_the_row(bench: Bench) -> None:
+@pytest.mark.parametrize("commit_s", [0.0, 1.0])
+def test_a_full_disk_ends_the_executor_with_nothing_sent_nor_signed_that_stood_behind_the_row(
+    bench: Bench, commit_s: float
+) -> None:
+    bench.executor._commit_s = commit_s  # a fast disk is written to on the loop, a slow one in a thread
     bench.fill_disk()
     unguarded = SignAndSend(MessageKind.OFFER, offer(), (PEER,))
     with pytest.raises(ExceptionGroup) as raised:
