@@ -55,8 +55,10 @@ def open_exclusively(path: Path, schema: Schema) -> Database:
 
     Raises ``StoreLocked``, ``StoreCorrupt``, ``StoreTooNew``, ``DiskFull`` or ``StoreUnusable``.
     """
-    is_new = not path.exists()
+    is_new = not path.exists() or path.stat().st_size == 0
     with translated(path):
+        if is_new:
+            _create_private(path)
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -73,6 +75,14 @@ def open_exclusively(path: Path, schema: Schema) -> Database:
     if is_new:
         _sync_directory(path.parent)
     return database
+
+
+def _create_private(path: Path) -> None:
+    """An empty file of its owner's alone; SQLite gives its log the same mode. Prompts and answers come into it."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StoreUnusable(path, error.strerror or str(error)) from error
 
 
 def _migrate(path: Path, database: Database, schema: Schema) -> None:

@@ -46,6 +46,13 @@ def store(path: Path, chain: Chain) -> Iterator[Store]:
     opened.close()
 
 
+def test_a_new_store_is_its_owners_alone_also_in_an_open_directory(path: Path, store: Store) -> None:
+    """It holds prompts and answers; its directory may be one that somebody made for everybody."""
+    found = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert path.name in found
+    assert set(found.values()) == {0o600}, found
+
+
 def test_a_new_store_holds_the_genesis(store: Store, chain: Chain) -> None:
     assert store.height() == 0
     assert store.tip() is None
