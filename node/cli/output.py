@@ -4,6 +4,7 @@ Law: with ``--json`` standard output holds JSON alone, with ``-q`` ids alone. Te
 reaches a terminal with control characters in it.
 """
 
+import json
 import os
 import sys
 import unicodedata
@@ -29,6 +30,16 @@ def printable(text: str, keep: str = "") -> str:
         else "\N{REPLACEMENT CHARACTER}"
         for character in text
     )
+
+
+def printable_json(text: str) -> str:
+    """The same JSON value with every such character spelled as an escape; the lines' ends of the layout stay."""
+    if text.isascii() and "\x7f" not in text:
+        return text  # an encoder spells the rest of ASCII's controls itself
+    return "".join(
+        character if character == "\n" or printable(character) == character else json.dumps(character)[1:-1]
+        for character in text
+    ).replace("\x7f", "\\u007f")
 
 
 def credits_text(amount: int) -> str:
@@ -81,7 +92,8 @@ class Output:
     def show(self, view: object, text: str, ids: Iterable[str] = ()) -> None:
         """Print a result in the form asked for: ``view`` as JSON, ``ids`` alone, or ``text``."""
         if self.as_json:
-            sys.stdout.write(msgspec.json.format(msgspec.json.encode(view), indent=2).decode() + "\n")
+            text = msgspec.json.format(msgspec.json.encode(view), indent=2).decode()
+            sys.stdout.write(printable_json(text) + "\n")
         elif self.quiet:
             sys.stdout.writelines(f"{printable(identifier)}\n" for identifier in ids)
         elif text:

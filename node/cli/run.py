@@ -89,7 +89,7 @@ def fact_text(facts: dict[str, Fact]) -> str:
         elif name in ID_FACTS:
             value = short(str(value), 16)
         parts.append(f"{name.replace('_', ' ')} {value}")
-    return "  ".join(parts)
+    return printable("  ".join(parts))
 
 
 def agreed_text(facts: dict[str, Fact]) -> str:
@@ -301,7 +301,7 @@ def _ended(output: Output, event: RunEvent, facts: dict[str, Fact], late: bool) 
     if event.event == "finished":
         output.note(finished_text(event.facts))
         return facts
-    reason = str(event.facts.get("reason") or event.event)
+    reason = printable(str(event.facts.get("reason") or event.event))
     paid = event.facts.get("paid")
     message = f"the job {event.event}: {reason}" if event.event == "failed" else "the job was cancelled"
     if isinstance(paid, int):

@@ -1,5 +1,6 @@
 """What happens at a real terminal: Ctrl-C, prompts, and hostile output."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from node.cli.output import Output
+from node.cli.run import fact_text
 from tests.api.fake_node import JOB, OTHER, FakeNode
 
 PROMPT_SECONDS = 30
@@ -51,6 +54,23 @@ def test_hostile_output_can_not_steer_the_terminal(fake: FakeNode) -> None:
     child.expect("red")
     assert "\x1b[31m" not in (child.before or "")
     assert ended(child) == 0
+
+
+@pytest.mark.parametrize(
+    "hostile", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\U000e0041"], ids=["escape", "C1", "delete", "bidi", "tag"]
+)
+def test_json_spells_what_a_terminal_would_obey_and_means_the_same(
+    hostile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Output(as_json=True).show({"reason": f"è{hostile}\n"}, "")
+    shown = capsys.readouterr().out
+    assert hostile not in shown
+    assert "è" in shown
+    assert json.loads(shown) == {"reason": f"è{hostile}\n"}
+
+
+def test_a_strangers_reason_can_not_begin_a_line_of_its_own() -> None:
+    assert "\n" not in fact_text({"reason": "busy\nmercat: settled, paid 0.00 credits"})
 
 
 def test_sending_asks_first_and_no_means_no(fake: FakeNode) -> None:
