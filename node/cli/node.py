@@ -1,11 +1,7 @@
 """``mercat node run``: this process becomes a node."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +9,6 @@ from node.cli.failures import CommandFailed, ExitCode
 from node.cli.lifeline import hold_lifeline
 from node.cli.options import passphrase_options
 from node.cli.settings import config_file, config_options, flag_settings
-
-if TYPE_CHECKING:
-    import asyncio
 
 
 @click.group()
@@ -76,7 +69,9 @@ def run_from_file(
     from node.cli.process import event_log, node_process
     from node.telemetry import event_logger
 
-    with event_log(settings.log), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    # The standard loop: uvloop 0.23 closes a descriptor twice when a dialed peer resets the connection, and the second
+    # close hits whoever has the number by then, which may be the store.
+    with event_log(settings.log), asyncio.Runner() as runner:
         try:
             runner.run(node_process(settings, keys, genesis))
         except ExceptionGroup as group:
@@ -89,14 +84,3 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    import asyncio
-
-    try:
-        import uvloop
-    except ImportError:  # the standard loop serves as well, more slowly
-        return asyncio.new_event_loop
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
