@@ -15,13 +15,14 @@ __all__ = ["cluster", "echo", "magika", "network", "place", "smollm", "store"]
 
 
 @pytest.fixture(scope="session")
-def place() -> Iterator[Path]:
-    """A directory with a short path (sockets live in it); no process may remain in it at the end."""
+def place(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A directory with a short path (sockets live in it), kept if a test failed; no process may remain in it."""
     folder = Path(tempfile.mkdtemp(prefix="mercat-e2e-"))
     yield folder
     left = processes_in(folder)
     assert not left, f"processes outlived the tests; see {folder}: {left}"
-    shutil.rmtree(folder)
+    if not request.session.testsfailed:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

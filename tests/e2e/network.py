@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from node.cli.client import NodeClient
 from node.cli.cluster_layout import NodeRecord, existing_record
 from node.cli.cluster_processes import is_running, start_ticks
 from node.runtime.control import AccountView, ChannelView, JobView
+from protocol.primitives.addresses import AddressKind, format_address
+
+T = TypeVar("T")
 
 WAIT_SECONDS = 20.0
 COMMAND_SECONDS = 60.0
@@ -212,6 +215,18 @@ class Network:
         """What the ledger says of a node's account."""
         return self.client(seen_by).account(self.record(node).account)
 
+    def balance(self, account: str, seen_by: str = "buyer-1") -> int:
+        """What the ledger says that any account has free."""
+        return self.client(seen_by).account(account).balance
+
+    def at_one_height(self, read: Callable[[], T], node: str = "buyer-1") -> T:
+        """Several answers of one node from one state of its ledger."""
+        while True:
+            height = self.height(node)
+            answer = read()
+            if self.height(node) == height:
+                return answer
+
     def accounts(self, seen_by: str = "buyer-1") -> dict[str, AccountView]:
         """All nodes' accounts."""
         return {name: self.account(name, seen_by) for name in self.names()}
@@ -266,6 +281,11 @@ def streaming(network: Network, *arguments: str, node: str = "buyer-1") -> "Iter
 
 LONG_JOB = ("smollm2-135m", "Tell a very long story about the sea.", "--max-tokens", "1000")
 """Ten seconds or so of work."""
+
+
+def unused_account(number: int) -> str:
+    """An account that nobody has the key of: only the test sends anything there."""
+    return format_address(AddressKind.ACCOUNT, bytes([number]) * 32)
 
 
 def price_of(input_units: int, output_units: int) -> int:

@@ -1,21 +1,50 @@
 """Channels that are closed by either side, bonds that come and go: every credit arrives where it should."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from node.runtime.control import ChannelView
-from tests.e2e.network import Network, wait_until
+from tests.e2e.network import Network, unused_account, wait_until
 
-REDEEM_FEE = 100
-"""Base units: the least that a redemption costs, and what any transaction costs, in a development cluster."""
 FEE = 100
+"""Base units: what any transaction costs in a development cluster, and what a redemption costs on top."""
 
 
-def _job_and_its_channel(network: Network) -> tuple[str, ChannelView]:
-    """A provider that has just been paid by voucher, and the channel."""
+@dataclass(frozen=True, slots=True)
+class Deal:
+    """A channel on which work has just been paid by voucher, and who had what at that moment."""
+
+    provider: str
+    channel: ChannelView
+    provider_balance: int
+    buyer_balance: int
+
+    @property
+    def owed(self) -> int:
+        """What the provider can still redeem."""
+        return self.channel.promised - self.channel.redeemed
+
+    @property
+    def redeem_fees(self) -> int:
+        """What that costs the provider; nothing if it has done so already."""
+        return 2 * FEE if self.owed else 0
+
+    @property
+    def comes_back(self) -> int:
+        """What is left for the buyer."""
+        return self.channel.deposit - self.channel.promised
+
+
+def _deal(network: Network) -> Deal:
     facts = network.json("run", "echo", "some work")["facts"]
-    (channel,) = [view for view in network.channels() if view.channel == facts["channel"]]
-    assert channel.promised > channel.redeemed
-    return network.name_of(facts["provider"]), channel
+    provider = network.name_of(facts["provider"])
+
+    def read() -> Deal:
+        (channel,) = [view for view in network.channels() if view.channel == facts["channel"]]
+        return Deal(provider, channel, network.account(provider).balance, network.account("buyer-1").balance)
+
+    return network.at_one_height(read)
 
 
 def _channel(network: Network, wanted: ChannelView, node: str = "buyer-1") -> ChannelView | None:
@@ -23,44 +52,38 @@ def _channel(network: Network, wanted: ChannelView, node: str = "buyer-1") -> Ch
 
 
 def test_payer_closes_and_the_provider_redeems_in_time_and_the_rest_comes_back(network: Network) -> None:
-    provider, channel = _job_and_its_channel(network)
-    buyer_before, provider_before = network.account("buyer-1").balance, network.account(provider).balance
+    deal = _deal(network)
+    channel = deal.channel
     network.mercat("channel", "close", channel.channel[:12], "-y")
     closing = _channel(network, channel)
     assert closing is not None
     assert (closing.state, closing.closes_at_ledger_ms is not None) == ("closing", True)
     again = network.mercat("channel", "close", channel.channel, "-y", expect=4)
     assert "clos" in again.err
-    owed = channel.promised - channel.redeemed
+    recipient = unused_account(3)
 
     def finalised() -> bool:
         # Ledger time moves with blocks; a market with work makes them.
-        network.mercat("wallet", "send", network.record("authority-1").account, "0.0001", "-y")
+        network.mercat("wallet", "send", recipient, "0.0001", "-y")
         return _channel(network, channel) is None
 
-    sends_before = network.account("authority-1").balance
     wait_until(finalised, "the challenge window is over and the channel gone", seconds=40)
-    sends = (network.account("authority-1").balance - sends_before) // 100
-    assert network.account(provider).balance == provider_before + owed - 2 * FEE
-    paid_for_fees = (sends + 2) * FEE
-    back = channel.deposit - channel.redeemed - owed
-    assert network.account("buyer-1").balance == buyer_before + back - sends * 100 - paid_for_fees
+    sends = network.balance(recipient) // 100
+    assert network.account(deal.provider).balance == deal.provider_balance + deal.owed - deal.redeem_fees
+    paid = sends * (100 + FEE) + 2 * FEE
+    assert network.account("buyer-1").balance == deal.buyer_balance + deal.comes_back - paid
     assert network.is_conserved()
 
 
 def test_payee_closes_at_once_and_loses_no_voucher(network: Network) -> None:
-    provider, channel = _job_and_its_channel(network)
-    buyer_before, provider_before = network.account("buyer-1").balance, network.account(provider).balance
-    network.mercat("channel", "close", channel.channel, "-y", node=provider)
-    assert _channel(network, channel, node=provider) is None
-    wait_until(lambda: _channel(network, channel) is None, "the buyer sees the channel's end")
-    owed = channel.promised - channel.redeemed
-    assert network.account(provider).balance == provider_before + owed - REDEEM_FEE - 2 * FEE
-    assert network.account("buyer-1").balance == buyer_before + channel.deposit - channel.redeemed - owed
+    deal = _deal(network)
+    network.mercat("channel", "close", deal.channel.channel, "-y", node=deal.provider)
+    assert _channel(network, deal.channel, node=deal.provider) is None
+    wait_until(lambda: _channel(network, deal.channel) is None, "the buyer sees the channel's end")
+    assert network.account(deal.provider).balance == deal.provider_balance + deal.owed - deal.redeem_fees - FEE
+    assert network.account("buyer-1").balance == deal.buyer_balance + deal.comes_back
     assert network.is_conserved()
-    after, opened = _job_and_its_channel(network)
-    assert opened.channel != channel.channel
-    assert after in ("provider-1", "provider-2")
+    assert _deal(network).channel.channel != deal.channel.channel
 
 
 def test_bond_grows_and_shrinks_after_the_unbonding_time(network: Network) -> None:
@@ -72,7 +95,7 @@ def test_bond_grows_and_shrinks_after_the_unbonding_time(network: Network) -> No
     assert (unlocking.bond, unlocking.bond_unlocking) == (before.bond, 5_000_000)
 
     def released() -> bool:
-        network.mercat("wallet", "send", network.record("authority-1").account, "0.0001", "-y")
+        network.mercat("wallet", "send", unused_account(4), "0.0001", "-y")
         return network.account("provider-2").bond_unlocking == 0
 
     wait_until(released, "the unbonding time is over", seconds=40)
