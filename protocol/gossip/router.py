@@ -75,6 +75,8 @@ class GossipRouter:
         self.epoch = 0
         self._kinds = kinds
         self._checking = BoundedMemory(GOSSIP_PULLS_MAX)
+        self._owed = BoundedMemory(GOSSIP_PULLS_MAX)
+        """Peer and id of bodies asked for and not yet brought, also by a link that has ended meanwhile."""
         self._ticking = False
         self._pull_timer_at: MonotonicMs | None = None
         self._reconciled = 0
@@ -219,9 +221,15 @@ class GossipRouter:
             self._checking.add(envelope_bytes_hash(envelope_bytes))
         elif admission.judgement.verdict is Verdict.REJECT:
             admission.effects.extend(self.misbehaved(peer, admission.judgement.reason))
-        elif admission.judgement is verdicts.NOT_ASKED_FOR:
+        elif admission.judgement is verdicts.NOT_ASKED_FOR and not self._is_owed(peer, admission.object_id):
             admission.effects.extend(self._penalise(peer, self.policy.unasked_cost, admission.judgement.reason))
+        if admission.object_id is not None:
+            self._owed.discard(peer + admission.object_id)
         return admission
+
+    def _is_owed(self, peer: NodeId, object_id: MessageId | None) -> bool:
+        """A late answer is no fault, nor is one that a new link brings to what the last one was asked."""
+        return object_id is not None and peer + object_id in self._owed
 
     def judged(
         self,
@@ -396,6 +404,7 @@ class GossipRouter:
                 self.peers.linked[peer].bodies_in.charge(1)
                 self.pulls.wait_for(object_id, pull, peer, MonotonicMs(now + policy.pull_timeout_ms))
                 asks.setdefault(peer, []).append(Hash(object_id))
+                self._owed.add(peer + object_id)
                 return effects
         if pull.announcers:
             self.pulls.schedule(object_id, pull, MonotonicMs(now + policy.defer_ms))

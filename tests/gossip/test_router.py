@@ -181,6 +181,18 @@ def test_body_from_a_peer_that_was_not_asked_is_not_verified() -> None:
     assert router.offered(A, envelope, at(0)).judgement is None
 
 
+def test_body_asked_on_a_link_that_was_replaced_costs_nothing_and_a_second_one_does() -> None:
+    router = router_with(A)
+    envelope, object_id = bid(1)
+    announced(router, A, object_id)
+    router.link_down(A, at(0))
+    router.link_up(A, at(0))
+    assert router.offered(A, envelope, at(0)).judgement is verdicts.NOT_ASKED_FOR
+    assert router.peers.score(A) == 0
+    router.offered(A, envelope, at(0))
+    assert router.peers.score(A) < 0
+
+
 def test_pull_that_times_out_goes_to_the_next_announcer_and_costs_the_first() -> None:
     router = router_with(A, B)
     _, object_id = bid(1)
