@@ -32,6 +32,8 @@ class Opening:
         found = quote(core.order_book, self.want(job, now), now, whole_book=False)
         if found.ranked:
             job.match = found.ranked[0]
+            # Whatever state the last provider left it in: this one is dialed and funded anew, in its own time.
+            job.state = BuyerState.CHOOSING
             return self.advance(job, now)
         if not job.attempts and now.monotonic_ms < min(job.choose_until, job.total_until):
             return core.enter(job, BuyerState.CHOOSING, "waiting for an offer that would do", now)

@@ -52,6 +52,23 @@ def test_capacity_refusal_moves_on_to_the_next_provider_and_blames_nobody() -> N
     assert all(attempt.fault is FaultKind.CAPACITY for attempt in attempts(town))
 
 
+@pytest.mark.parametrize("trouble", ["unreachable", "no block"])
+def test_next_provider_has_deadlines_of_its_own_where_the_first_one_was_left(trouble: str) -> None:
+    town = Town(sellers=2)
+    if trouble == "unreachable":
+        town.unreachable |= {seller.node for seller in town.sellers}
+    town.start(request())
+    for _ in town.sellers:
+        while choices := [choice for choice in town.busy() if trouble == "unreachable" or choice != town.decide]:
+            choices[0]()
+        assert not failed(town)
+        town.wait(30_000 if trouble == "no block" else 5_000)
+    [lost] = failed(town)
+    assert lost.fault is FaultKind.NETWORK
+    assert len(attempts(town)) == 2
+    assert town.buyer.buyer.jobs() == ()
+
+
 def test_provider_fault_before_output_moves_on_and_demotes_the_provider() -> None:
     town = Town(sellers=2)
     for seller in town.sellers:
