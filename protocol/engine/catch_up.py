@@ -1,8 +1,10 @@
 """Whom to ask for decided blocks, and whom to answer how often.
 
 Law: what a peer says about its tip only chooses whom to ask; blocks are stored by the height that their certificate
-proves.
+proves. Authorities are asked in turn before strangers, who may be any number and come back under new names.
 """
+
+from collections.abc import Container
 
 from protocol.primitives.units import Height, MonotonicMs, NodeId
 
@@ -20,11 +22,17 @@ _COMMITS_REMEMBERED = 64
 class CatchUp:
     """Hints of linked peers and the one request that is under way."""
 
-    def __init__(self) -> None:
+    def __init__(self, authorities: Container[NodeId] = ()) -> None:
+        self._authorities = authorities
         self._hints: dict[NodeId, Height] = {}
         self._asked: tuple[NodeId, MonotonicMs] | None = None
         self._failures: dict[NodeId, int] = {}
         """How often a peer promised blocks and gave none: a boaster must not hold the others up."""
+        self._turns: dict[NodeId, int] = {}
+        """When a linked peer was asked last: one that gives a block at a time must not be the only one asked."""
+        self._turn = 0
+        self._try_anybody = False
+        """The authority asked last gave nothing: once somebody else may."""
 
     def hint(self, peer: NodeId, height: Height) -> None:
         """The peer seems to have decided this height."""
@@ -34,8 +42,13 @@ class CatchUp:
         """The link is gone."""
         self._hints.pop(peer, None)
         self._failures.pop(peer, None)
+        self._turns.pop(peer, None)
         if self._asked is not None and self._asked[0] == peer:
             self._asked = None
+
+    def has_asked(self, peer: NodeId) -> bool:
+        """True if this peer was asked for blocks on the link that stands; its answer may come late."""
+        return peer in self._turns
 
     def answered(self, peer: NodeId, tip: Height | None) -> None:
         """The peer has sent blocks that were of use and says what its tip is, or ``None``: nothing of use."""
@@ -51,6 +64,7 @@ class CatchUp:
     def _failed(self, peer: NodeId) -> None:
         self._hints.pop(peer, None)
         self._failures[peer] = self._failures.get(peer, 0) + 1
+        self._try_anybody = peer in self._authorities
 
     def behind(self, tip: Height) -> bool:
         """True if some peer seems to know more."""
@@ -59,7 +73,8 @@ class CatchUp:
     def next_peer(self, tip: Height, now: MonotonicMs) -> NodeId | None:
         """Whom to ask now, or ``None`` while an answer is awaited or nobody knows more.
 
-        A peer whose time is up loses its hint; those that failed less often come first, then the highest tips.
+        A peer whose time is up loses its hint. Authorities take turns; if there is none, or the last one failed, it is
+        among all peers the one that failed least, was asked longest ago, and has the highest tip.
         """
         if self._asked is not None:
             peer, asked_at = self._asked
@@ -72,9 +87,19 @@ class CatchUp:
                 del self._hints[peer]
         if not self._hints:
             return None
-        best = min(self._hints, key=lambda peer: (self._failures.get(peer, 0), -self._hints[peer], peer))
+        authorities = [peer for peer in self._hints if peer in self._authorities]
+        if authorities and not self._try_anybody:
+            best = min(authorities, key=lambda peer: (self._turns.get(peer, 0), -self._hints[peer], peer))
+        else:
+            best = min(self._hints, key=self._merit)
+        self._try_anybody = False
+        self._turn += 1
+        self._turns[best] = self._turn
         self._asked = (best, now)
         return best
+
+    def _merit(self, peer: NodeId) -> tuple[int, int, int, NodeId]:
+        return self._failures.get(peer, 0), self._turns.get(peer, 0), -self._hints[peer], peer
 
 
 class AnswerLimits:

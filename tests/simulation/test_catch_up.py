@@ -68,3 +68,40 @@ def test_a_message_may_cross_our_decision_for_a_moment_only() -> None:
     assert limits.recently_committed(TIP, _at(1_000 + GRACE_MS - 1))
     assert not limits.recently_committed(TIP, _at(1_000 + GRACE_MS))
     assert not limits.recently_committed(Height(4), _at(1_000))
+
+
+def test_strangers_that_boast_under_ever_new_names_hold_an_authority_s_blocks_up_for_one_turn_at_most() -> None:
+    catch_up = CatchUp({HONEST: None})
+    asked: list[NodeId] = []
+    for number in range(20):
+        catch_up.hint(NodeId(number.to_bytes(32, "big")), Height(10**9))
+        catch_up.hint(HONEST, Height(9))
+        peer = catch_up.next_peer(TIP, _at(number * ANSWER_TIMEOUT_MS))
+        assert peer is not None
+        asked.append(peer)
+        if peer != HONEST:
+            catch_up.forget(peer)
+    assert asked.count(HONEST) >= 10
+
+
+def test_an_authority_that_answers_is_asked_again_whatever_strangers_boast() -> None:
+    catch_up = CatchUp({HONEST: None})
+    catch_up.hint(BOASTER, Height(10**9))
+    for number in range(5):
+        catch_up.hint(HONEST, Height(10 + number))
+        assert catch_up.next_peer(Height(TIP + number), _at(number)) == HONEST
+        catch_up.answered(HONEST, Height(10 + number))
+
+
+def test_an_authority_that_gives_a_block_at_a_time_is_not_the_only_one_asked() -> None:
+    other = NodeId(b"o" * 32)
+    catch_up = CatchUp({HONEST: None, other: None})
+    asked: list[NodeId | None] = []
+    for number in range(6):
+        catch_up.hint(HONEST, Height(50))
+        catch_up.hint(other, Height(10**9))
+        peer = catch_up.next_peer(Height(TIP + number), _at(number))
+        assert peer is not None
+        asked.append(peer)
+        catch_up.answered(peer, Height(10**9))
+    assert asked.count(HONEST) == 3
