@@ -96,10 +96,9 @@ class HeightState:
             tuple(sorted(self.ready)),
         )
 
-    def considers(self, body: ProposalBody) -> bool:
-        """True if this is the proposal that counts in its view; others are unjustified or second ones."""
-        seen = self.proposals.get(body.view)
-        return seen is not None and seen.body == body
+    def considers(self, block_hash: BlockHash) -> bool:
+        """True if the proposal that counts in some view is for this block; others are unjustified or second ones."""
+        return any(seen.body.block_hash == block_hash for seen in self.proposals.values())
 
     def leads(self) -> bool:
         """True if this authority leads the current view and has not given it up."""

@@ -20,22 +20,35 @@ from protocol.engine.shop import RENEW_TIMER, Shop
 from protocol.gossip.router import GossipRouter
 from protocol.gossip.verdicts import ACCEPTED, SIGNATURE_BROKEN
 from protocol.ledger.mempool import TransactionRejected
+from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
+from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
 from protocol.market.order_book import OrderBook
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages import peers, wire
 from protocol.messages.blocks import Block
-from protocol.messages.effects import CommitBlock, Dial, Disconnect, Effect, Notify, Now, SetTimer, Table, TimerKey
-from protocol.messages.envelope import Envelope, envelope_id, open_envelope
+from protocol.messages.effects import (
+    CommitBlock,
+    Dial,
+    Disconnect,
+    Effect,
+    Notify,
+    Now,
+    SetTimer,
+    SignAndSend,
+    Table,
+    TimerKey,
+)
+from protocol.messages.envelope import Envelope, envelope_id, message_id, open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Offer
+from protocol.messages.market import Bid, Offer
 from protocol.messages.transactions import Action
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.signing import SignatureCheck
-from protocol.primitives.units import AccountId, Amount, Hash, MonotonicMs, NodeId, TimestampMs
+from protocol.primitives.units import AccountId, Amount, Hash, MessageId, MonotonicMs, NodeId, TimestampMs
 
 HOUSEKEEPING_MS = 1_000
 """Events are hints; whatever matters is looked over this often."""
@@ -82,11 +95,17 @@ class Engine:
         self._judge = Judge(replica, book, self._facts)
         self._market_wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._payouts = Payouts(account)
+        self._demand: dict[MessageId, None] = {}
+        """Bids that are being signed for gossip."""
         self._wishes = 0
 
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
         """What the door has to verify before ``message`` may be received."""
         return message_checks(self.replica.state.genesis_hash, message, self.replica)
+
+    def expects(self, peer: NodeId, message: wire.WireMessage) -> bool:
+        """False for what may be dropped unseen: no honest node sends it to us over this link."""
+        return self.replica.expects(peer, message)
 
     def step(self, happened: inputs.Input, now: Now) -> list[Effect]:
         """Handle one input completely."""
@@ -133,6 +152,7 @@ class Engine:
                 effects = self._serve(happened, now)
             case inputs.StartJob():
                 effects = self._market(self.buyer, self.buyer.start_job(happened.request, now), now)
+                effects += self._tell_demand(happened.request, now)
             case inputs.CancelJob():
                 effects = self._market(self.buyer, self.buyer.cancel(happened.request, happened.reason, now), now)
             case inputs.WantAction():
@@ -221,7 +241,8 @@ class Engine:
         elif envelope.kind in _SELLERS_KINDS:
             room = self.seller
         else:
-            return [Notify(PeerMisbehaved(peer, f"sent a {envelope.kind.name} directly"))]
+            reason = f"sent a {envelope.kind.name} directly"
+            return [Notify(PeerMisbehaved(peer, reason)), Disconnect(peer, reason)]
         return self._market(room, room.receive(peer, envelope, payload, envelope_bytes, now), now)
 
     def _signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
@@ -236,6 +257,10 @@ class Engine:
             case MessageKind.OFFER:
                 assert isinstance(payload, Offer)
                 self._judge.offer(envelope, payload, now)
+                return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
+            case MessageKind.BID if envelope_id(envelope) in self._demand:
+                assert isinstance(payload, Bid)
+                del self._demand[envelope_id(envelope)]
                 return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
             case MessageKind.NODE_RECORD:
                 return []
@@ -298,6 +323,20 @@ class Engine:
                 case _:
                     effects.append(effect)
         return effects
+
+    def _tell_demand(self, request: JobRequest, now: Now) -> list[Effect]:
+        """A request that waits for an offer is made known by gossip: providers see what is wanted. Others need no
+        gossip, their bid goes straight to the provider."""
+        waiting = self.buyer.job(request.request)
+        if waiting is None or waiting.state != BuyerState.CHOOSING.value:
+            return []
+        payload = encode(make_bid(request, now.wall_ms))
+        self._demand[message_id(MessageKind.BID, self.account, payload)] = None
+        return [SignAndSend(MessageKind.BID, payload)]
+
+    def bids(self, now: Now) -> list[tuple[AccountId, Bid]]:
+        """What other nodes' buyers wait for."""
+        return self._judge.bids(now)
 
     def _serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
         self.seller.set_models(happened.models)

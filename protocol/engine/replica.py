@@ -70,12 +70,29 @@ class Replica(ReplicaSync):
         self._links.pop(peer, None)
         self._catch_up.forget(peer)
         self._answers.forget(peer)
+        self._certificate_answers.forget(peer)
         self._ask_blocks(now)
         return self._taken()
 
+    def expects(self, peer: NodeId, message: wire.WireMessage) -> bool:
+        """False for what no honest node sends us over this link: dropped before it costs a signature check.
+
+        Authorities speak of the open height over their own links alone, only ballots travel by gossip as well; decided
+        blocks come from authorities or from whom we asked.
+        """
+        match message:
+            case wire.Proposal() | wire.CertificateNotice() | wire.CertificateRequest():
+                return peer in self._authority_nodes
+            case wire.BodyRequest() | wire.Body() | wire.StandingRequest() | wire.Standing():
+                return peer in self._authority_nodes
+            case wire.Blocks():
+                return peer in self._authority_nodes or self._catch_up.has_asked(peer)
+            case _:
+                return True
+
     def receive(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]:
         """A message whose signatures hold. Raises ``RemoteProtocolError`` when it breaks a rule all the same."""
-        if self._halted:
+        if self._halted or not self.expects(peer, message):
             return []
         match message:
             case wire.Proposal():
@@ -85,7 +102,8 @@ class Replica(ReplicaSync):
             case wire.CertificateNotice():
                 self._on_certificate(peer, message.certificate, now)
             case wire.CertificateRequest():
-                if self._concerns_open_height(peer, message.height, now):
+                allowed = self._certificate_answers.allow(peer, now.monotonic_ms)
+                if allowed and self._concerns_open_height(peer, message.height, now):
                     for certificate in self._open_machine().held.at(message.view):
                         self._send(peer, wire.CertificateNotice(certificate))
             case wire.BodyRequest():
@@ -172,7 +190,7 @@ class Replica(ReplicaSync):
             self._bodies.hold(block_hash, block, message.block)
         self._carry_out(machine.proposal(body, envelope.signature, message.certificates, now), now)
         self._use_wanted(body.block_hash, now)
-        if machine is self._machine and not machine.considers(body):
+        if machine is self._machine and not machine.considers(body.block_hash):
             self._bodies.drop(body.block_hash)
 
     def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None:

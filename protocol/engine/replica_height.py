@@ -104,8 +104,9 @@ class HeightDriver:
         self._machine: AuthorityHeight | None = None
         self._previous: AuthorityHeight | None = None
         self._bodies = Bodies()
-        self._catch_up = CatchUp()
+        self._catch_up = CatchUp(self._authority_nodes)
         self._answers = AnswerLimits()
+        self._certificate_answers = AnswerLimits()
         self._attesting: dict[tuple[Hash, Height], tuple[NodeId, DecidedBlock | None]] = {}
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0

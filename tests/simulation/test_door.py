@@ -4,17 +4,22 @@ import pytest
 from msgspec.structs import replace
 
 from node.simulation.world import Options, World
+from protocol.consensus.height_state import SeenProposal
 from protocol.engine.bodies import BodyMismatch
+from protocol.engine.catch_up import ANSWERS_BURST
 from protocol.engine.replica import Replica
 from protocol.engine.replica_door import MisplacedMessage
+from protocol.ledger.blocks import build_block
 from protocol.messages import wire
 from protocol.messages.blocks import Block, DecidedBlock
 from protocol.messages.consensus import CertificateKind, FinalBody, ProposalBody, VoteBody
+from protocol.messages.effects import Send
+from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import CertificateInvalid
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import BlockHash, Height, View
+from protocol.primitives.units import BlockHash, Height, NodeId, TimestampMs, View
 
 IDLE = Options(faults=(), followers=0, heartbeat_ms=10_000_000)
 X = BlockHash(b"x" * 32)
@@ -163,3 +168,54 @@ def test_broken_bytes_give_a_remote_protocol_error_and_nothing_else(world: World
     ):
         with pytest.raises(RemoteProtocolError):
             replica.checks(message)
+
+
+def test_only_authorities_speak_of_the_open_height_and_blocks_come_from_whom_was_asked(world: World) -> None:
+    replica, stranger = _replica(world), NodeId(b"s" * 32)
+    now = world.nodes[0].now()
+    replica.link_up(stranger, now)
+    decided = _decided(world)
+    blocks = wire.Blocks((decided,), Height(1))
+    messages = (
+        _proposal(world, _leader(world, 2, 1)),
+        wire.CertificateNotice(decided.certificate),
+        wire.CertificateRequest(Height(2), View(1)),
+        wire.BodyRequest(Height(2), X),
+        wire.Body(Height(2), decided.block),
+        blocks,
+    )
+    for message in messages:
+        assert not replica.expects(stranger, message)
+        assert replica.receive(stranger, message, now) == []
+        assert replica.expects(world.nodes[1].id, message)
+    replica.receive(stranger, wire.TipNotice(Height(9)), now)
+    assert replica.expects(stranger, blocks)
+    assert replica.expects(stranger, wire.BlocksRequest(Height(1)))
+
+
+def test_certificates_are_pulled_from_us_so_often_and_not_more(world: World) -> None:
+    replica, peer, now = _replica(world), world.nodes[1].id, world.nodes[0].now()
+    skip = FinalBody(Height(2), View(1), None)
+    for signer in range(3):
+        replica.receive(peer, wire.Ballot(_signed(world, signer, MessageKind.FINAL, skip)), now)
+    answers = 0
+    for _ in range(1_000):
+        effects = replica.receive(peer, wire.CertificateRequest(Height(2), View(1)), now)
+        answers += sum(isinstance(effect, Send) for effect in effects)
+    assert answers == ANSWERS_BURST
+
+
+def test_a_later_unjustified_proposal_of_the_same_block_does_not_take_its_body_away(world: World) -> None:
+    replica, now = _replica(world), world.nodes[0].now()
+    execution = build_block(replica.state, (), TimestampMs(replica.state.tip.timestamp_ms + 1))
+    for view in (1, 3):
+        leader = _leader(world, 2, view)
+        body = ProposalBody(Height(2), View(view), execution.block_hash, View(view - 1 and 2))
+        envelope = _signed(world, leader, MessageKind.PROPOSAL, body)
+        if view == 1:
+            seen = SeenProposal(body, open_envelope(envelope)[0].signature, now.wall_ms)
+            replica._open_machine().proposals[View(1)] = seen
+            replica._bodies.hold(execution.block_hash, execution.block, execution.block_bytes)
+        else:
+            replica.receive(world.nodes[leader].id, wire.Proposal(envelope, execution.block_bytes, ()), now)
+    assert execution.block_hash in replica._bodies
