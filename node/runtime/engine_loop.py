@@ -64,6 +64,9 @@ class EngineLoop:
         self._transport: Transport | None = None
         self._executor: EffectExecutor | None = None
         self._timers = Timers(clock, self._timer_fired)
+        self._answering: dict[NodeId, None] = {}
+        """Peers for whom decided blocks are being read."""
+        self._reading = asyncio.Semaphore(1)
 
     def connect(self, transport: Transport, executor: EffectExecutor) -> None:
         """Give the loop its hands; before the first input."""
@@ -94,12 +97,16 @@ class EngineLoop:
         for message in messages:
             if isinstance(message, Push) and not self._is_wanted(peer, message):
                 continue
+            if not self.engine.expects(peer, message):
+                continue
             if await self._door.admit(self.engine.checks(message)):
                 self.feed(Received(peer, message))
             elif isinstance(message, Push):
                 self.feed(BodyBroken(peer, message.envelope))
             else:
                 self.feed(Misbehaved(peer, f"a {type(message).__name__} with a signature that does not hold"))
+        # A peer that always has one more frame ready would otherwise keep the loop from everybody else.
+        await asyncio.sleep(0)
 
     def _is_wanted(self, peer: NodeId, message: Push) -> bool:
         """Ask the router before the signature is checked: most bodies that are not wanted cost a hash."""
@@ -132,7 +139,9 @@ class EngineLoop:
             case effect_types.Send():
                 self._transport.send(effect.to, effect.message)
             case effect_types.SendBlocks():
-                self._tasks.create_task(self._send_blocks(effect))
+                if effect.to not in self._answering:
+                    self._answering[effect.to] = None
+                    self._tasks.create_task(self._send_blocks(effect))
             case effect_types.SetTimer():
                 self._timers.set(effect.key, effect.at)
             case effect_types.CancelTimer():
@@ -163,9 +172,14 @@ class EngineLoop:
                 self.work.close(effect)
 
     async def _send_blocks(self, effect: effect_types.SendBlocks) -> None:
+        """One answer for each peer and one read at a time: those who ask must not keep our own commits waiting."""
         loop = asyncio.get_running_loop()
-        blocks = await loop.run_in_executor(
-            self._threads, self._store.decided_blocks, effect.height, _BLOCKS_BYTES_MAX, BLOCKS_PER_RESPONSE_MAX
-        )
+        try:
+            async with self._reading:
+                blocks = await loop.run_in_executor(
+                    self._threads, self._store.decided_blocks, effect.height, _BLOCKS_BYTES_MAX, BLOCKS_PER_RESPONSE_MAX
+                )
+        finally:
+            del self._answering[effect.to]
         assert self._transport is not None
         self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height))
