@@ -181,3 +181,26 @@ def test_an_engine_that_fails_in_a_timer_ends_the_executor_before_anything_more_
     assert raised.group_contains(AssertionError)
     assert bench.hands.done == []
     assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is None
+
+
+def test_a_peer_with_ever_more_frames_leaves_the_loop_to_others_after_each(
+    bench: Bench, threads: ThreadPoolExecutor
+) -> None:
+    engine = make_engine("follower")
+    begin(engine)
+
+    async def run() -> int:
+        async with asyncio.TaskGroup() as tasks:
+            genesis = engine.replica.state.genesis_hash
+            clock = lambda: at(1_000)  # noqa: E731
+            loop = EngineLoop(engine, genesis, clock, Door(threads), bench.store, threads, tasks, Announcements())
+            loop._executor = bench.executor
+            turns: list[int] = []
+            for frame in range(5):
+                asyncio.get_running_loop().call_soon(turns.append, frame)
+                await loop.receive(PEER, (TipNotice(Height(0)),) * 3)
+                if len(turns) != frame + 1:
+                    break
+            return len(turns)
+
+    assert asyncio.run(run()) == 5
