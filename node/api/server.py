@@ -91,6 +91,7 @@ class ControlRoutes:
             _read("/v1/status", lambda request: control.status()),
             _read("/v1/models", lambda request: control.models()),
             _read("/v1/offers", lambda request: control.offers()),
+            _read("/v1/bids", lambda request: control.bids()),
             web.post("/v1/quote", self.quote),
             web.post("/v1/run", self.run),
             _read("/v1/jobs", lambda request: control.jobs()),

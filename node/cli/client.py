@@ -17,6 +17,7 @@ from node.api.requests import AmountBody, ErrorBody, SendBody, SettledView, Wait
 from node.cli.failures import CommandFailed, ExitCode
 from node.runtime.control import (
     AccountView,
+    BidView,
     BlockView,
     ChannelView,
     JobView,
@@ -118,6 +119,10 @@ class NodeClient:
     def offers(self) -> tuple[OfferView, ...]:
         """Every model of every live offer."""
         return self._get("/v1/offers", tuple[OfferView, ...])
+
+    def bids(self) -> tuple[BidView, ...]:
+        """What other nodes' buyers wait for."""
+        return self._get("/v1/bids", tuple[BidView, ...])
 
     def quote(self, request: RunRequest) -> QuoteView:
         """Who would take a job."""

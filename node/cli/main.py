@@ -19,6 +19,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "quote": ("node.cli.market:quote", "Who would take a job, at what price, and why others would not."),
         "models": ("node.cli.market:models", "Models that are offered now."),
         "offers": ("node.cli.market:offers", "Every live offer."),
+        "bids": ("node.cli.market:bids", "What other nodes' buyers wait for."),
         "job": ("node.cli.jobs:job", "Jobs of this node and their receipts."),
         "verify": ("node.cli.verify:verify", "Check a receipt file offline."),
     },

@@ -56,6 +56,25 @@ def offers(session: Session) -> None:
     session.output.show(views, table(headers, rows), dict.fromkeys(view.provider for view in views))
 
 
+@click.command()
+@with_node
+def bids(session: Session) -> None:
+    """Requests of other nodes' buyers that wait for an offer: what is wanted, and what they would pay."""
+    views = session.client.bids()
+    rows = [
+        (
+            short(view.buyer),
+            view.model if len(view.model) < 24 else short(view.model, 18),
+            str(view.input_units_max),
+            str(view.output_units_max),
+            format_credits(view.price_ceiling),
+        )
+        for view in views
+    ]
+    headers = ("BUYER", "MODEL", "INPUT UNITS", "OUTPUT UNITS", "PAYS AT MOST")
+    session.output.show(views, table(headers, rows), (view.buyer for view in views))
+
+
 def print_quote(output: Output, quote_view: QuoteView) -> None:
     """Who would take the job, best first, and why others would not."""
     rows = [

@@ -198,6 +198,7 @@ def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
 @click.option("--provider", default="", metavar="ADDRESS", help="Only this provider's account.")
 @click.option("--region", default="", help="Only providers of this region.")
 @click.option("--isolation", default="", help="At least this level of isolation, such as strong.")
+@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for an offer that would do.")
 @click.option("--dry-run", is_flag=True, help="Only say who would take the job, and for how much.")
 @with_node
 def run(
@@ -218,6 +219,7 @@ def run(
     provider: str,
     region: str,
     isolation: str,
+    wait: float,
     dry_run: bool,
 ) -> None:
     """Run MODEL on PROMPT (or standard input) on somebody's machine.
@@ -240,6 +242,7 @@ def run(
         provider=provider,
         region=region,
         isolation=isolation,
+        wait_ms=round(wait * 1000),
     )
     if dry_run:
         print_quote(session.output, session.client.quote(request))

@@ -94,6 +94,17 @@ class OfferView(View, frozen=True):
     bond: int
 
 
+class BidView(View, frozen=True):
+    """A request of some buyer that waits for an offer."""
+
+    buyer: str
+    model: str
+    input_units_max: int
+    output_units_max: int
+    price_ceiling: int
+    expires_at: int
+
+
 class QuoteRow(View, frozen=True):
     """One offer's answer: a price, or why not."""
 
@@ -129,6 +140,8 @@ class RunRequest(View, frozen=True):
     region: str = ""
     isolation: str = ""
     """At least this level; empty: any."""
+    wait_ms: int = 0
+    """How long to wait for an offer when none would do now; the bid is gossiped meanwhile."""
 
 
 class RunEvent(View, frozen=True):
@@ -265,6 +278,7 @@ class NodeControl(Protocol):
     def status(self) -> StatusView: ...
     def models(self) -> tuple[ModelView, ...]: ...
     def offers(self) -> tuple[OfferView, ...]: ...
+    def bids(self) -> tuple[BidView, ...]: ...
     def quote(self, request: RunRequest) -> QuoteView: ...
 
     def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:

@@ -84,6 +84,10 @@ class Front:
         """Every model of every live offer."""
         return market_views.offers(self._engine.book, self._state, read_clock())
 
+    def bids(self) -> tuple[control.BidView, ...]:
+        """What buyers of other nodes wait for."""
+        return market_views.bids(self._node)
+
     def quote(self, request: control.RunRequest) -> control.QuoteView:
         """Who would take this job, at what price, and why others would not."""
         return JobStream(self._node, request).quote()

@@ -61,8 +61,13 @@ class JobStream:
         self.request = Hash(os.urandom(32))
         if not 0 <= request.price_max <= AMOUNT_MAX or not 0 <= request.seed < 2**63:
             raise ControlError("bad_request", "price or seed out of range", 2)
-        if request.output_units_max < 1 or request.timeout_ms < 1 or not 0 <= request.temperature_milli <= 10_000:
-            raise ControlError("bad_request", "output limit, timeout or temperature out of range", 2)
+        if (
+            request.wait_ms < 0
+            or request.output_units_max < 1
+            or request.timeout_ms < 1
+            or not 0 <= request.temperature_milli <= 10_000
+        ):
+            raise ControlError("bad_request", "temperature out of range", 2)
         if len(request.body) > JOB_INPUT_BYTES_MAX - 4096:
             raise ControlError("input_too_large", f"the input has {len(request.body)} bytes; the limit is 1 MiB", 2)
 
@@ -151,12 +156,13 @@ class JobStream:
     def _job_request(self) -> JobRequest:
         served = self._served()
         found = self._quote(served)
-        if not found.ranked:
+        if not found.ranked and not self._asked.wait_ms:
             reasons = "; ".join(
                 f"{account_text(refused.live.account)[:14]}…: {refused.reason}" for refused in found.refused
             )
             raise ControlError("no_provider", f"nobody takes this job: {reasons}", 5)
-        self._check_funds(found)
+        if found.ranked:
+            self._check_funds(found)
         input_units, output_units = self._limits(served)
         buyer = self._node.config.buyer
         payload = JobPayload(self._asked.format, self._asked.body, self._asked.stop)
@@ -175,6 +181,7 @@ class JobStream:
             provider=self._provider(),
             seed=self._asked.seed,
             temperature_milli=self._asked.temperature_milli,
+            choose_ms=DurationMs(min(self._asked.wait_ms, self._asked.timeout_ms)),
             accept_ms=DurationMs(buyer.accept_ms),
             first_output_ms=DurationMs(buyer.first_output_ms),
             stall_ms=DurationMs(buyer.stall_ms),

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from node.clock import read_clock
 from node.config.settings import Role
 from node.runtime import control
 from node.runtime.control import ControlError
@@ -86,6 +87,21 @@ def offers(book: OrderBook, state: LedgerState, now: Now) -> tuple[control.Offer
         for live in book.offers()
         if live.offer.expires_at > now.wall_ms
         for offered in live.offer.models
+    )
+
+
+def bids(node: "Node") -> tuple[control.BidView, ...]:
+    """Requests of other nodes' buyers that wait for an offer."""
+    return tuple(
+        control.BidView(
+            buyer=account_text(buyer),
+            model=model_text(node, bid.model),
+            input_units_max=bid.input_units_max,
+            output_units_max=bid.output_units_max,
+            price_ceiling=bid.price_ceiling,
+            expires_at=bid.expires_at,
+        )
+        for buyer, bid in node.engine.bids(read_clock())
     )
 
 

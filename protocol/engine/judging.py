@@ -49,7 +49,7 @@ class Judge:
         self._replica = replica
         self._book = book
         self._facts = facts
-        self._bids: dict[AccountId, dict[bytes, TimestampMs]] = {}
+        self._bids: dict[AccountId, dict[bytes, Bid]] = {}
 
     def judge(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
         """The verdict on one object, and what the other rooms want to happen because of it."""
@@ -88,7 +88,7 @@ class Judge:
         if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
             return ignore("expires too far ahead", retryable=True)
         # [IGNORE] more live bids than an account may have
-        live = {unique: until for unique, until in self._bids.pop(buyer, {}).items() if until > now.wall_ms}
+        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.expires_at > now.wall_ms}
         if live:
             self._bids[buyer] = live
         if len(live) >= BIDS_PER_ACCOUNT_MAX:
@@ -96,14 +96,22 @@ class Judge:
         # [IGNORE] buyer can't pay it, or has nothing at all (retryable: this node may lag)
         if self._paying_power(buyer) < max(1, bid.price_ceiling):
             return ignore("buyer can't pay the ceiling", retryable=True)
-        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = bid.expires_at
+        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = bid
         return ACCEPTED
 
     def expire(self, now: Now) -> None:
         """Forget bids whose time is over: their accounts may never bid again."""
         for buyer, bids in tuple(self._bids.items()):
-            if all(until <= now.wall_ms for until in bids.values()):
+            if all(bid.expires_at <= now.wall_ms for bid in bids.values()):
                 del self._bids[buyer]
+
+    def bids(self, now: Now) -> list[tuple[AccountId, Bid]]:
+        """Bids of buyers that wait for an offer, the first to expire first."""
+        live = [(buyer, bid) for buyer, bids in self._bids.items() for bid in bids.values()]
+        return sorted(
+            ((buyer, bid) for buyer, bid in live if bid.expires_at > now.wall_ms),
+            key=lambda entry: (entry[1].expires_at, entry[1].unique),
+        )
 
     def _paying_power(self, account: AccountId) -> Amount:
         """What an account can still spend, open channels included."""

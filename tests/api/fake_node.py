@@ -14,6 +14,7 @@ from node.keystore.development import development_keys
 from node.keystore.keys import KeyPurpose, address_of
 from node.runtime.control import (
     AccountView,
+    BidView,
     BlockTransactionView,
     BlockView,
     ChannelView,
@@ -89,6 +90,9 @@ class FakeNode:
             ModelView(name, f"mcmodel1{name}", runtime, 1, 2, 10_000, 40_000, 1_000, 4096, 1024)
             for name, runtime in MODELS.items()
         )
+
+    def bids(self) -> tuple[BidView, ...]:
+        return (BidView(OTHER, "talker", 10, 20, 30_000, 1_800_000_000_000),)
 
     def offers(self) -> tuple[OfferView, ...]:
         return (
