@@ -53,7 +53,7 @@ def test_a_waiting_request_is_announced_and_heard_by_others() -> None:
     begin(other)
     (bid,) = bids_signed(buyer.step(StartJob(request(5_000)), at(50)))
     envelope = sealed(buyer.replica.state.genesis_hash, "alice", MessageKind.BID, bid)
-    assert announced(buyer.step(Signed(envelope), at(60))) == [envelope_id(open_envelope(envelope)[0])]
+    assert announced(buyer.step(Signed(envelope), at(60))) == [Hash(envelope_id(open_envelope(envelope)[0]))]
     assert heard(other, envelope) == [bid]
     assert other.bids(at(10_000_000)) == [], "an expired bid is no demand"
 
