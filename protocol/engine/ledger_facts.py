@@ -21,8 +21,8 @@ class LedgerFacts:
         """All channels from payer to payee, closing ones included, in the order of their ids."""
         found = [
             _facts(channel_id, channel)
-            for channel_id, channel in self._state.channels_of(payer)
-            if channel.payer == payer and channel.payee == payee
+            for channel_id, channel in self._state.channels_paid_by(payer)
+            if channel.payee == payee
         ]
         return tuple(sorted(found, key=lambda facts: facts.channel))
 

@@ -25,10 +25,8 @@ class Payouts:
     def due(self, state: LedgerState, now: Now) -> list[Action]:
         """Actions that the ledger would take at its present time and that are not under way."""
         waiting: dict[bytes, Action] = {}
-        for channel_id, channel in state.channels_of(self._account):
-            if channel.payer != self._account or channel.closing_at is None:
-                continue
-            if channel.closing_at <= state.ledger_time_ms:
+        for channel_id, channel in state.channels_paid_by(self._account):
+            if channel.closing_at is not None and channel.closing_at <= state.ledger_time_ms:
                 waiting[channel_id] = ChannelFinalise(channel_id)
         bond = state.bond(self._account)
         if bond.unlocking and bond.unlock_at <= state.ledger_time_ms:

@@ -85,6 +85,7 @@ class LedgerState:
         self._bonds: dict[AccountId, Bond] = {}
         self._channels: dict[ChannelId, Channel] = {}
         self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
+        self._channels_paid_by: dict[AccountId, dict[ChannelId, None]] = {}
         self._load(rows)
 
     def _load(self, rows: Iterable[Row]) -> None:
@@ -162,7 +163,17 @@ class LedgerState:
 
     def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels in which the account is payer or payee, oldest first."""
-        found = [(channel_id, self._channels[channel_id]) for channel_id in self._channels_of.get(account_id, {})]
+        return self._oldest_first(self._channels_of.get(account_id, {}))
+
+    def channels_paid_by(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
+        """Open channels that the account has opened itself, oldest first: how many there are is its own doing.
+
+        Strangers can open any number of channels *towards* an account; what is looked at often must not see those.
+        """
+        return self._oldest_first(self._channels_paid_by.get(account_id, {}))
+
+    def _oldest_first(self, ids: Iterable[ChannelId]) -> tuple[tuple[ChannelId, Channel], ...]:
+        found = [(channel_id, self._channels[channel_id]) for channel_id in ids]
         return tuple(sorted(found, key=lambda entry: (entry[1].opened_height, entry[0])))
 
     def supply(self) -> Supply:
@@ -222,16 +233,20 @@ class LedgerState:
     def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
         if channel is not None:
             self._channels[channel_id] = channel
-            for party in (channel.payer, channel.payee):
-                self._channels_of.setdefault(party, {})[channel_id] = None
+            for index, party in self._indexed(channel):
+                index.setdefault(party, {})[channel_id] = None
             return
         ended = self._channels.pop(channel_id, None)
         if ended is None:
             return
-        for party in (ended.payer, ended.payee):
-            del self._channels_of[party][channel_id]
-            if not self._channels_of[party]:
-                del self._channels_of[party]
+        for index, party in self._indexed(ended):
+            del index[party][channel_id]
+            if not index[party]:
+                del index[party]
+
+    def _indexed(self, channel: Channel) -> tuple[tuple[dict[AccountId, dict[ChannelId, None]], AccountId], ...]:
+        of, paid_by = self._channels_of, self._channels_paid_by
+        return (of, channel.payer), (of, channel.payee), (paid_by, channel.payer)
 
 
 def _existing(row: tuple[bytes, bytes | None]) -> Row:

@@ -55,6 +55,14 @@ def test_two_channels_between_the_same_parties_have_different_ids(ledger: Ledger
     assert len(ledger.state.channels_of(account_of("bob"))) == 2
 
 
+def test_channels_that_others_open_are_not_among_those_that_an_account_pays(ledger: Ledger, channel: ChannelId) -> None:
+    towards = ledger.open_channel("carol", "alice", 1)
+    assert [found for found, _ in ledger.state.channels_paid_by(account_of("alice"))] == [channel]
+    assert [found for found, _ in ledger.state.channels_of(account_of("alice"))] == [channel, towards]
+    ledger.act("bob", ChannelClose(channel))
+    assert ledger.state.channels_paid_by(account_of("alice")) == ()
+
+
 @pytest.mark.parametrize(
     ("action", "error"),
     [
