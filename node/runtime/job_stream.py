@@ -5,8 +5,11 @@ no offer that would do, no money) is told before anything is signed.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from node.clock import read_clock
 from node.runtime.control import ControlError, QuoteRow, QuoteView, RunEvent, RunRequest
@@ -118,7 +121,7 @@ class JobStream:
         if len(models) > 1:
             listed = ", ".join(sorted(model.hex()[:16] for model in models))
             raise ControlError("model_ambiguous", f"{wanted!r} names several models; use one of {listed}", 2)
-        return max(named, key=lambda served: served.output_units_max)
+        return standing_for_all(named)
 
     def _limits(self, served: ModelOffer) -> tuple[WorkUnits, WorkUnits]:
         """Input and output units at most. A chat token is at least one byte, so bytes bound tokens."""
@@ -210,6 +213,19 @@ class JobStream:
                 f" and {format_credits(held)} in channels",
                 4,
             )
+
+
+def standing_for_all(offered: Sequence[ModelOffer]) -> ModelOffer:
+    """One model's offers as one: the runtime that most of them name, and the widest limits of those.
+
+    A model's manifest fixes its runtime, so whoever names another one lies; a job that was cut to fit a single offer,
+    however strange, would fail at all other providers.
+    """
+    counts = Counter(served.runtime for served in offered)
+    runtime = max(sorted(counts), key=counts.__getitem__)
+    honest = [served for served in offered if served.runtime == runtime]
+    widest = max(honest, key=lambda served: served.output_units_max)
+    return replace(widest, input_units_max=max(served.input_units_max for served in honest))
 
 
 def _means(wanted: str, served: ModelOffer) -> bool:
