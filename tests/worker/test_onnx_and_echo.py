@@ -98,3 +98,12 @@ async def test_echo_returns_its_input_in_pieces_of_the_size_asked_for(store: Mod
     assert [piece.payload for piece in pieces] == [b"hell", b"o wo", b"rld"]
     assert [piece.finish for piece in pieces] == [None, None, "done"]
     assert (cut.payload, cut.units, empty.payload) == (b"hello", 5, b"")
+
+
+async def test_a_result_in_very_many_pieces_is_refused_and_spares_the_workers_memory(
+    store: ModelStore, echo: ModelId
+) -> None:
+    async with WorkerSupervisor(store) as supervisor:
+        with pytest.raises(JobRefused, match="too small"):
+            await run(supervisor, echo, JobRequest("bytes", bytes(1 << 20), 1 << 20, 2))
+        assert len(await run(supervisor, echo, JobRequest("bytes", bytes(1 << 20), 1 << 20, 1 << 10))) == 1 << 10

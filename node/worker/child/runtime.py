@@ -13,6 +13,7 @@ from node.worker.child.frames import Value
 
 PIECE_BYTES_MAX = 1 << 20
 OUTPUT_BYTES_MAX = 16 << 20
+PIECES_MAX = 1 << 17  # each takes a hundred bytes beside its content, from the memory of all jobs
 
 
 class Refused(Exception):
@@ -231,4 +232,6 @@ def split(output: bytes, piece_bytes: int) -> list[bytes]:
     if len(output) > OUTPUT_BYTES_MAX:
         raise Refused(f"the result has {len(output)} bytes; one job gives at most {OUTPUT_BYTES_MAX}")
     size = min(piece_bytes, PIECE_BYTES_MAX)
+    if len(output) > size * PIECES_MAX:
+        raise Refused(f"the result has {len(output)} bytes: pieces of {size} are too small for it")
     return [output[start : start + size] for start in range(0, len(output), size)] or [b""]
