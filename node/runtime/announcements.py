@@ -9,9 +9,10 @@ import logging
 
 import msgspec
 
+from node.clock import read_clock
 from node.telemetry import EventLogger, event_logger
-from protocol.engine.events import OfferPublished
-from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText
+from protocol.engine.events import OfferPublished, PeerMisbehaved
+from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleRefused
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Hash
@@ -22,6 +23,10 @@ _STREAM_EVENTS_MAX = 65_536
 _QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished)
 """Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
 
+_PEERS_MAKE = (PeerMisbehaved, SaleRefused)
+_PEERS_LINES_PER_SECOND = 10
+"""A stranger can cause one of these with each message: unbounded, their lines would fill the disk."""
+
 
 class Announcements:
     """Hands ``Notify`` events to those who wait for them."""
@@ -29,6 +34,8 @@ class Announcements:
     def __init__(self) -> None:
         self._streams: dict[Hash, asyncio.Queue[Message]] = {}
         self._log: EventLogger = event_logger("engine")
+        self._second = 0
+        self._lines = 0
 
     def open(self, request: Hash) -> "asyncio.Queue[Message]":
         """A stream of all events of one request."""
@@ -53,9 +60,21 @@ class Announcements:
         quiet = isinstance(event, _QUIET)
         if quiet and not self._log.is_enabled_for(logging.DEBUG):
             return
+        if isinstance(event, _PEERS_MAKE) and not self._has_room():
+            return
         name = type(event).__name__
         fields = {key: value for key, value in msgspec.structs.asdict(event).items() if not isinstance(value, Message)}
         if quiet:
             self._log.debug(name, **fields)
         else:
             self._log.info(name, **fields)
+
+    def _has_room(self) -> bool:
+        """Whether one more line that a peer caused may be logged in this second; the first one left out is told."""
+        second = read_clock().monotonic_ms // 1000
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines == _PEERS_LINES_PER_SECOND + 1:
+            self._log.warning("more_left_out", lines_per_second=_PEERS_LINES_PER_SECOND)
+        return self._lines <= _PEERS_LINES_PER_SECOND
