@@ -98,9 +98,10 @@ async def _watch(folder: Path, source: PackageSource, progress: Progress) -> Non
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            yield path.stat().st_size
+    for place, _, names in os.walk(folder):  # passes over what vanishes meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.stat(os.path.join(place, name)).st_size
 
 
 def _extract(

