@@ -4,6 +4,7 @@ Law: an event is a name with fields, never a sentence. What people send and what
 whose name promises it are withheld, and bytes longer than an id show only their length.
 """
 
+import json
 import logging
 import os
 from collections.abc import MutableMapping
@@ -34,13 +35,29 @@ def withhold(_logger: object, _method: str, event: Event) -> Event:
     return event
 
 
+def _spelled(text: str) -> str:
+    """The same text with everything that a terminal would obey spelled as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
+
+
 def _one_line(_logger: object, _method: str, event: Event) -> str:
-    return msgspec.json.encode(event, enc_hook=str).decode()
+    return _spelled(msgspec.json.encode(event, enc_hook=str).decode())
+
+
+def _spell(_logger: object, _method: str, event: Event) -> Event:
+    """Processor: the same for text that isn't JSON; a traceback keeps its lines."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            lines = value.split("\n") if name == "exception" else [value]
+            event[name] = "\n".join(_spelled(line) for line in lines)
+    return event
 
 
 def configure_events(stream: TextIO, level: str, as_json: bool) -> None:
     """Send events of at least ``level`` (debug, info, warning, error) to ``stream``, flushed line by line."""
-    renderer: structlog.typing.Processor = _one_line if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    text: list[structlog.typing.Processor] = [_spell, structlog.dev.ConsoleRenderer(colors=False)]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -48,7 +65,7 @@ def configure_events(stream: TextIO, level: str, as_json: bool) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             withhold,
-            renderer,
+            *([_one_line] if as_json else text),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(stream),

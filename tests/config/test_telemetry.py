@@ -3,6 +3,7 @@
 import io
 import json
 
+import pytest
 import structlog
 
 from node.telemetry import WITHHELD, configure_events, event_logger, job_scope
@@ -39,3 +40,19 @@ def test_secrets_and_long_bytes_never_reach_the_log() -> None:
 def test_level_holds_back_lesser_events() -> None:
     assert [event["event"] for event in emitted("debug")] == ["quiet", "job_done", "after"]
     assert emitted("warning") == []
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["JSON", "text"])
+@pytest.mark.parametrize("hostile", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2028"])
+def test_what_a_terminal_would_obey_is_spelled_out(as_json: bool, hostile: str) -> None:
+    """Peers' reasons come into the log, and people read it at a terminal."""
+    stream = io.StringIO()
+    configure_events(stream, "info", as_json)
+    try:
+        event_logger("transport").info("link.down", reason=f"bye{hostile}")
+    finally:
+        structlog.reset_defaults()
+    written = stream.getvalue()
+    assert hostile not in written
+    assert "bye" in written
+    assert written.count("\n") == 1
