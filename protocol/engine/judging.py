@@ -12,6 +12,7 @@ from protocol.gossip.verdicts import ACCEPTED, EXPIRED, Judgement, ignore, rejec
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.mempool import TransactionRejected
 from protocol.market.order_book import OrderBook, Ruling
+from protocol.messages.consensus import FinalBody, VoteBody
 from protocol.messages.effects import Effect, Now
 from protocol.messages.envelope import Envelope, envelope_id
 from protocol.messages.kinds import MessageKind
@@ -19,7 +20,7 @@ from protocol.messages.market import Bid, Offer
 from protocol.messages.wire import Ballot
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import AccountId, Amount, NodeId, TimestampMs
+from protocol.primitives.units import AccountId, Amount, NodeId, PublicKey, TimestampMs
 
 TRANSACTION_LIFETIME_MS = 60_000
 """A transaction is relayed for a minute; its sender's node brings it up again if it is still undecided then."""
@@ -32,6 +33,13 @@ BID_LIFETIME_MS_MAX = 3_600_000
 
 BIDS_PER_ACCOUNT_MAX = 16
 """Live bids of one account that are relayed."""
+
+
+BALLOTS_PER_AUTHORITY_MAX = 256
+"""Ballots of one authority that are relayed while the tip stays: an honest one signs two a view."""
+
+BALLOT_HEIGHTS_AHEAD_MAX = 2
+"""A node may lag a little behind the authorities whose ballots it relays."""
 
 
 class Ruled(NamedTuple):
@@ -50,6 +58,9 @@ class Judge:
         self._book = book
         self._facts = facts
         self._bids: dict[AccountId, dict[bytes, Bid]] = {}
+        self._ballots: dict[PublicKey, int] = {}
+        """Ballots of each authority that were relayed since the tip last changed."""
+        self._ballots_tip = replica.tip
 
     def judge(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
         """The verdict on one object, and what the other rooms want to happen because of it."""
@@ -58,10 +69,10 @@ class Judge:
                 return Ruled(self.offer(envelope, payload, now), payload.expires_at, [])
             case Bid():
                 return Ruled(self._bid(envelope, payload, now), payload.expires_at, [])
+            case VoteBody() | FinalBody():
+                return self._ballot(peer, envelope, payload, envelope_bytes, now)
         if envelope.kind is MessageKind.TRANSACTION:
             return self._transaction(envelope_bytes, now)
-        if envelope.kind in (MessageKind.VOTE, MessageKind.FINAL):
-            return self._ballot(peer, envelope_bytes, now)
         return Ruled(reject(f"a {envelope.kind.name} does not travel by gossip"), now.wall_ms, [])
 
     def offer(self, envelope: Envelope, offer: Offer, now: Now) -> Judgement:
@@ -132,11 +143,25 @@ class Judge:
             return Ruled(verdict, expires_at, [])
         return Ruled(ACCEPTED, expires_at, effects)
 
-    def _ballot(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> Ruled:
+    def _ballot(
+        self, peer: NodeId, envelope: Envelope, body: VoteBody | FinalBody, envelope_bytes: bytes, now: Now
+    ) -> Ruled:
         """A vote that reaches us by gossip because its sender has no direct link to some authority."""
         expires_at = TimestampMs(now.wall_ms + BALLOT_LIFETIME_MS)
+        tip = self._replica.tip
+        # [REJECT] signed by no authority
         try:
             effects = self._replica.receive(peer, Ballot(envelope_bytes), now)
         except RemoteProtocolError as error:
             return Ruled(reject(str(error)), expires_at, [])
+        # [IGNORE] of a height that is closed, or that this node is not near yet
+        if not tip <= body.height <= tip + BALLOT_HEIGHTS_AHEAD_MAX:
+            return Ruled(ignore("not of the open height", retryable=body.height > tip), expires_at, effects)
+        # [IGNORE] more than its authority has to say: what one key can sign has no end
+        if tip != self._ballots_tip:
+            self._ballots, self._ballots_tip = {}, tip
+        relayed = self._ballots.get(envelope.sender, 0)
+        if relayed >= BALLOTS_PER_AUTHORITY_MAX:
+            return Ruled(ignore("too many ballots of this authority"), expires_at, effects)
+        self._ballots[envelope.sender] = relayed + 1
         return Ruled(ACCEPTED, expires_at, effects)

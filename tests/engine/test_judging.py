@@ -2,14 +2,15 @@
 
 import pytest
 
-from protocol.engine.judging import BID_LIFETIME_MS_MAX, BIDS_PER_ACCOUNT_MAX, Judge
+from protocol.engine.judging import BALLOTS_PER_AUTHORITY_MAX, BID_LIFETIME_MS_MAX, BIDS_PER_ACCOUNT_MAX, Judge
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.gossip.verdicts import ACCEPTED, Judgement
 from protocol.market.order_book import OrderBook
+from protocol.messages.consensus import VoteBody
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid
-from protocol.primitives.units import Amount, Hash, ModelId, NodeId, TimestampMs, WorkUnits
+from protocol.primitives.units import Amount, BlockHash, Hash, Height, ModelId, NodeId, TimestampMs, View, WorkUnits
 from tests.engine.test_hostile_input import at, make_engine
 from tests.ledger.world import START_MS, sealed
 
@@ -69,3 +70,23 @@ def test_expired_bids_are_forgotten() -> None:
     assert bench.remembered() == 1
     bench.judge.expire(at(60_000))
     assert bench.remembered() == 0
+
+
+def _vote(bench: Bench, height: int, view: int) -> Judgement:
+    body = VoteBody(Height(height), View(view), BlockHash(bytes(32)))
+    received = sealed(bench.replica.state.genesis_hash, "auth0", MessageKind.VOTE, body)
+    envelope, payload = open_envelope(received)
+    return bench.judge.judge(PEER, envelope, payload, received, at(0)).judgement
+
+
+def test_ballots_of_one_authority_are_relayed_so_often_and_not_more() -> None:
+    bench = Bench()
+    assert all(_vote(bench, 1, view) is ACCEPTED for view in range(1, BALLOTS_PER_AUTHORITY_MAX + 1))
+    assert _vote(bench, 1, BALLOTS_PER_AUTHORITY_MAX + 1) is not ACCEPTED
+
+
+def test_a_ballot_of_a_height_far_ahead_is_not_relayed_but_may_come_again() -> None:
+    bench = Bench()
+    ruled = _vote(bench, 1_000_000, 1)
+    assert ruled is not ACCEPTED
+    assert ruled.retryable
