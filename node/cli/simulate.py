@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--twin", is_flag=True, help="One authority runs twice.")
 @click.option("--lose-disk", is_flag=True, help="Authorities may lose their disks.")
+@click.option("--market", is_flag=True, help="Providers, buyers and jobs too; takes --seeds and --from only.")
 @click.option("--trace", is_flag=True, help="Print every event on standard error.")
 @with_output
 def simulate(
@@ -38,12 +39,16 @@ def simulate(
     seconds: int,
     twin: bool,
     lose_disk: bool,
+    market: bool,
     trace: bool,
 ) -> None:
     """Run seeds of a simulated network under crashes, partitions, loss and skewed clocks, checking every step.
 
     Exit code 1 at the first seed that breaks a rule or does not recover; the same seed replays it to the same trace.
     """
+    if market:
+        _simulate_markets(output, range(first, first + seeds))
+        return
     from node.simulation.nemesis import DEFAULT_FAULTS, Fault
     from node.simulation.run import SimulationFailed, run_seed
     from node.simulation.world import Options
@@ -89,3 +94,34 @@ def _show(output: Output, outcomes: "list[Outcome]") -> None:
     headers = ("SEED", "BLOCKS", "TRANSFERS", "FRAMES", "FAULTS", "SETTLED AFTER", "TRACE")
     view = [msgspec.to_builtins(outcome) for outcome in outcomes]
     output.show(view, table(headers, rows), (outcome.trace_hash for outcome in outcomes))
+
+
+def _simulate_markets(output: Output, seeds: range) -> None:
+    """Whole markets with the shipped engine: money stays fair, every job ends, no deposit is stranded."""
+    from node.simulation.market import run_market_seed
+    from node.simulation.run import SimulationFailed
+
+    progress = Progress(enabled=not (output.quiet or output.as_json))
+    outcomes = []
+    for seed in seeds:
+        progress.update(f"market of seed {seed}, {len(outcomes)} of {len(seeds)} done")
+        try:
+            outcomes.append(run_market_seed(seed))
+        except SimulationFailed as failure:
+            progress.clear()
+            raise CommandFailed(str(failure), ExitCode.FAILED, "simulation_failed") from None
+    progress.clear()
+    rows = [
+        (
+            str(outcome.seed),
+            str(outcome.heights),
+            str(outcome.finished),
+            str(outcome.failed),
+            str(outcome.cancelled),
+            str(sum(outcome.faults.values())),
+            outcome.trace_hash[:16],
+        )
+        for outcome in outcomes
+    ]
+    headers = ("SEED", "BLOCKS", "JOBS DONE", "FAILED", "CANCELLED", "FAULTS", "TRACE")
+    output.show(outcomes, table(headers, rows), (outcome.trace_hash for outcome in outcomes))
