@@ -98,11 +98,11 @@ def _show(output: Output, outcomes: "list[Outcome]") -> None:
 
 def _simulate_markets(output: Output, seeds: range) -> None:
     """Whole markets with the shipped engine: money stays fair, every job ends, no deposit is stranded."""
-    from node.simulation.market import run_market_seed
+    from node.simulation.market import MarketOutcome, run_market_seed
     from node.simulation.run import SimulationFailed
 
     progress = Progress(enabled=not (output.quiet or output.as_json))
-    outcomes = []
+    outcomes: list[MarketOutcome] = []
     for seed in seeds:
         progress.update(f"market of seed {seed}, {len(outcomes)} of {len(seeds)} done")
         try:
