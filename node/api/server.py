@@ -121,11 +121,11 @@ class ControlRoutes:
         response = web.StreamResponse(headers={"Content-Type": STREAM_TYPE, "Cache-Control": "no-store"})
         try:
             with contextlib.suppress(StopAsyncIteration):
-                event = await anext(events)
+                ready = await anext(events)
                 await response.prepare(request)
                 while True:
-                    await response.write(msgspec.json.encode(event) + b"\n")
-                    event = await anext(events)
+                    await response.write(b"".join(msgspec.json.encode(event) + b"\n" for event in ready))
+                    ready = await anext(events)
         except ControlError as error:
             if not response.prepared:
                 raise

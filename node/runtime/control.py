@@ -281,8 +281,11 @@ class NodeControl(Protocol):
     def bids(self) -> tuple[BidView, ...]: ...
     def quote(self, request: RunRequest) -> QuoteView: ...
 
-    def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
-        """Run a job. Closing the iterator cancels the job and its further charges."""
+    def run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
+        """Run a job; events that are ready together come together.
+
+        Closing the iterator cancels the job and its further charges.
+        """
         ...
 
     async def cancel(self, job: str) -> JobView: ...

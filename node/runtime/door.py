@@ -31,7 +31,7 @@ class Door:
 
     @staticmethod
     def _fingerprint(check: SignatureCheck) -> bytes:
-        return blake2b(check.cache_key(), digest_size=16).digest()
+        return blake2b(check.cache_key(), digest_size=32).digest()
 
     def remember(self, check: SignatureCheck) -> None:
         """Note a check that is known to hold, such as one over our own signature."""

@@ -22,6 +22,9 @@ from protocol.primitives.units import Height
 _BATCH_EFFECTS_MAX = 2048
 """Bounds the time of one commit, so that urgent sends wait for no more than about 20 ms of rows."""
 
+_WATERMARK_EVERY = 16
+"""The guard forgets closed heights this often; rows kept a little longer cost nothing."""
+
 _INLINE_ROWS_MAX = 16
 _INLINE_COMMIT_S = 0.001
 _COMMITS_AVERAGED = 8
@@ -139,11 +142,23 @@ class EffectExecutor:
         began = loop.time()
         few = len(durable) <= _INLINE_ROWS_MAX and not any(isinstance(effect, CommitBlock) for effect in durable)
         if few and self._commit_s < _INLINE_COMMIT_S:
+            # What was sent a moment ago shall not wait in this process for a disk that it does not need.
+            await asyncio.sleep(0)
+            began = loop.time()
             self._store.commit(durable)
         else:
-            await loop.run_in_executor(self._threads, self._store.commit, durable)
+            await loop.run_in_executor(self._threads, self._commit_here, durable)
         if few:
             self._commit_s += (loop.time() - began - self._commit_s) / _COMMITS_AVERAGED
+
+    def _commit_here(self, durable: list[Durable]) -> None:
+        """In a thread: commit, then let the guard forget heights that are closed for good now."""
+        self._store.commit(durable)
+        if self._guard is None:
+            return
+        for effect in durable:
+            if isinstance(effect, CommitBlock) and effect.height % _WATERMARK_EVERY == 0:
+                self._guard.raise_watermark(effect.height)
 
     async def _reserve(self, guarded: list[SignAndSend]) -> dict[int, bytes | None]:
         """For each effect the payload that may be signed at its position: its own, the guard's older one, or none."""

@@ -136,7 +136,7 @@ class Front:
 
     # Acting
 
-    def run(self, request: control.RunRequest) -> AsyncIterator[control.RunEvent]:
+    def run(self, request: control.RunRequest) -> AsyncIterator[tuple[control.RunEvent, ...]]:
         """Run a job; closing the iterator cancels it."""
         return JobStream(self._node, request).events()
 

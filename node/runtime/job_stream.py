@@ -82,23 +82,25 @@ class JobStream:
         rows += [QuoteRow(account_text(refused.live.account), False, 0, refused.reason) for refused in found.refused]
         return QuoteView(served.name, tuple(rows))
 
-    async def events(self) -> AsyncIterator[RunEvent]:
-        """All events of the job, the last one its end."""
+    async def events(self) -> AsyncIterator[tuple[RunEvent, ...]]:
+        """All events of the job, those that are ready together in one, the last one its end."""
         job = self._job_request()
         announcements = self._node.announcements
         stream = announcements.open(self.request)
         ended = False
         try:
-            yield RunEvent("request", {"request": self.request.hex(), "model": self._asked.model})
             try:
                 self._node.loop.feed(StartJob(job))
             except RequestInvalid as error:
                 raise ControlError("bad_request", str(error), 2) from None
+            yield (RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),)
             while not ended:
-                event = await stream.get()
-                ended = isinstance(event, _ENDS)
-                shown = _shown(event)
-                if shown is not None:
+                ready = [await stream.get()]
+                while not stream.empty():
+                    ready.append(stream.get_nowait())
+                ended = any(isinstance(event, _ENDS) for event in ready)
+                shown = tuple(filter(None, map(_shown, ready)))
+                if shown:
                     yield shown
         finally:
             announcements.close(self.request)

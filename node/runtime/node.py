@@ -45,9 +45,6 @@ from protocol.primitives.units import Hash, NodeId
 _THREADS = 4
 """One each for the store and the guard, two for signature checks on two cores."""
 
-_WATERMARK_EVERY = 16
-"""The guard forgets closed heights this often; rows kept a little longer cost nothing."""
-
 _DRAIN_S = 2.0
 """A stopping node's last effects may take so long; what matters was on disk before."""
 
@@ -142,7 +139,6 @@ class Node:
         )
         self._stack.callback(loop.stop_timers)
         signer = Signer(self.keys, self._genesis_hash)
-        self._guard = guard
         self._signer = signer
         executor = self.executor = EffectExecutor(self.store, guard, signer, threads, loop, self._committed)
         self.transport = self._make_transport()
@@ -227,5 +223,3 @@ class Node:
     def _committed(self, commit: CommitBlock) -> None:
         self._block_committed.set()
         self._block_committed = asyncio.Event()
-        if self._guard is not None and commit.height % _WATERMARK_EVERY == 0:
-            self._guard.raise_watermark(commit.height)

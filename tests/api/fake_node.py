@@ -61,7 +61,7 @@ class FakeNode:
         self.calls: list[tuple[object, ...]] = []
         self.cancelled = threading.Event()
         self.closed = threading.Event()
-        self.streams: list[AsyncIterator[RunEvent]] = []
+        self.streams: list[AsyncIterator[tuple[RunEvent, ...]]] = []
 
     def status(self) -> StatusView:
         return StatusView(
@@ -107,51 +107,51 @@ class FakeNode:
         rows = (QuoteRow(OTHER, True, 250_000, None), QuoteRow("mc1other", False, 0, "no slot free"))
         return QuoteView(request.model, rows)
 
-    def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+    def run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
         """The stream is kept here too, so only closing it ends it, not its last reference."""
         self.streams.append(self._run(request))
         return self.streams[-1]
 
-    async def _run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+    async def _run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
         self.requests.append(request)
         name = request.model.removeprefix("mcmodel1")
         if name == "poor":
             raise ControlError("funds", "the account holds 0.10 credits, 1.00 are needed", 4)
         try:
-            yield RunEvent("request", {"request": "cd" * 32})
+            yield (RunEvent("request", {"request": "cd" * 32}),)
             if name == "late":
                 raise ControlError("no_provider", "every provider refused", 5)
-            yield RunEvent("agreed", {"job": JOB, "provider": OTHER, "price_ceiling": 250_000})
-            yield RunEvent("input", {"input_units": 3})
+            yield (RunEvent("agreed", {"job": JOB, "provider": OTHER, "price_ceiling": 250_000}),)
+            yield (RunEvent("input", {"input_units": 3}),)
             async for event in self._output(name, request):
                 yield event
         finally:
             self.closed.set()
 
-    async def _output(self, name: str, request: RunRequest) -> AsyncIterator[RunEvent]:
+    async def _output(self, name: str, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
         if name == "broken":
-            yield RunEvent("output", {}, b"half")
-            yield RunEvent("failed", {"job": JOB, "fault": "PROVIDER", "reason": "the worker died", "paid": 1_500})
+            yield (RunEvent("output", {}, b"half"),)
+            yield (RunEvent("failed", {"job": JOB, "fault": "PROVIDER", "reason": "the worker died", "paid": 1_500}),)
             return
         if name == "slow":
-            yield RunEvent("failed", {"reason": "first output took too long", "code": "timeout", "exit_code": 124})
+            yield (RunEvent("failed", {"reason": "first output took too long", "code": "timeout", "exit_code": 124}),)
             return
         if name == "hangup":
             return
         while name == "flood":
-            yield RunEvent("output", {}, bytes(100_000))
+            yield (RunEvent("output", {}, bytes(100_000)),)
         if name == "endless":
-            yield RunEvent("output", {}, b"tick")
+            yield (RunEvent("output", {}, b"tick"),)
             await asyncio.Event().wait()
         payload = (
             b"\x1b[31mred\x1b[0m\n" if name == "escape" else request.body if name == "bytes" else b"Hello \xc3\xa9"
         )
-        yield RunEvent("output", {}, payload[:7])
-        yield RunEvent("output", {}, payload[7:])
+        yield (RunEvent("output", {}, payload[:7]),)
+        yield (RunEvent("output", {}, payload[7:]),)
         facts: dict[str, str | int | bool | None] = {
             "job": JOB, "receipt": "ef" * 32, "input_units": 3, "output_units": 2, "amount": 1_234_500,
         }  # fmt: skip
-        yield RunEvent("finished", facts)
+        yield (RunEvent("finished", facts),)
 
     async def cancel(self, job: str) -> JobView:
         self.calls.append(("cancel", job))
