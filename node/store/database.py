@@ -119,7 +119,8 @@ class Store:
         if not effects:
             return
         with self._using() as connection, transaction(connection):
-            batch = _Batch(_tip(connection))
+            has_block = any(isinstance(effect, CommitBlock) for effect in effects)
+            batch = _Batch(_tip(connection) if has_block else Height(0))
             for effect in effects:
                 batch.take(effect)
             _write(connection, batch)

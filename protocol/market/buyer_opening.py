@@ -167,9 +167,9 @@ class Opening:
         lane_put = core.books.begin(terms, agreement.provider, node, attempt.job, agreement.price_ceiling)
         entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}", now)
         return [
+            *messages,  # a bid binds nobody: it travels while the promise goes to disk
             lane_put,
             core.put_record(job),
-            *messages,
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,
