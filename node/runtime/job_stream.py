@@ -93,13 +93,17 @@ class JobStream:
                 self._node.loop.feed(StartJob(job))
             except RequestInvalid as error:
                 raise ControlError("bad_request", str(error), 2) from None
-            yield (RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),)
+            # The first state follows within the same turn of the loop: one line more in the first piece of the answer.
+            known: tuple[RunEvent, ...] = (
+                RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),
+            )
             while not ended:
                 ready = [await stream.get()]
                 while not stream.empty():
                     ready.append(stream.get_nowait())
                 ended = any(isinstance(event, _ENDS) for event in ready)
-                shown = tuple(filter(None, map(_shown, ready)))
+                shown = (*known, *filter(None, map(_shown, ready)))
+                known = ()
                 if shown:
                     yield shown
         finally:

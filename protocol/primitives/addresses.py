@@ -74,6 +74,7 @@ def format_address(kind: AddressKind, key: bytes) -> str:
     return kind.value + "1" + "".join(_ALPHABET[group] for group in groups + tail)
 
 
+@lru_cache(maxsize=4096)
 def parse_address(kind: AddressKind, text: str) -> bytes:
     """The 32 bytes behind an address.
 
