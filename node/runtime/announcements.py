@@ -15,7 +15,7 @@ from protocol.engine.events import OfferPublished, PeerMisbehaved
 from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleRefused
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
-from protocol.primitives.units import Hash
+from protocol.primitives.units import Hash, HashField
 
 _STREAM_EVENTS_MAX = 65_536
 """More than a job of the largest output in chunks of one unit; a reader this far behind is gone."""
@@ -28,12 +28,18 @@ _PEERS_LINES_PER_SECOND = 10
 """A stranger can cause one of these with each message: unbounded, their lines would fill the disk."""
 
 
+class StreamLost(Message, frozen=True):
+    """Last event of a stream whose reader fell too far behind."""
+
+    request: HashField
+
+
 class Announcements:
     """Hands ``Notify`` events to those who wait for them."""
 
     def __init__(self) -> None:
         self._streams: dict[Hash, asyncio.Queue[Message]] = {}
-        self._log: EventLogger = event_logger("engine")
+        self._log: EventLogger = event_logger("engine").bind()
         self._second = 0
         self._lines = 0
 
@@ -57,6 +63,8 @@ class Announcements:
                     stream.put_nowait(event)
                 except asyncio.QueueFull:
                     self.close(Hash(request))
+                    stream.get_nowait()
+                    stream.put_nowait(StreamLost(Hash(request)))
         quiet = isinstance(event, _QUIET)
         if quiet and not self._log.is_enabled_for(logging.DEBUG):
             return

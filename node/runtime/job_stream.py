@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from node.clock import read_clock
+from node.runtime.announcements import StreamLost
 from node.runtime.control import ControlError, QuoteRow, QuoteView, RunEvent, RunRequest
 from node.runtime.ledger_views import account_argument, account_text
 from protocol.engine.inputs import CancelJob, StartJob
@@ -101,6 +102,8 @@ class JobStream:
                 ready = [await stream.get()]
                 while not stream.empty():
                     ready.append(stream.get_nowait())
+                if isinstance(ready[-1], StreamLost):
+                    raise ControlError("too_slow", "the job's events were not read in time; the job is cancelled", 1)
                 ended = any(isinstance(event, _ENDS) for event in ready)
                 shown = (*known, *filter(None, map(_shown, ready)))
                 known = ()

@@ -1,24 +1,33 @@
-"""What peers cause in the log is bounded."""
+"""A stream that is not read ends with a word about it, and never slows the node."""
 
 import pytest
-from structlog.testing import capture_logs
 
 from node.runtime import announcements
-from node.runtime.announcements import Announcements
-from protocol.engine.events import PeerMisbehaved
-from protocol.messages.effects import Now
-from protocol.primitives.units import MonotonicMs, NodeId, TimestampMs
+from node.runtime.announcements import Announcements, StreamLost
+from protocol.market.events import JobPrefilled
+from protocol.primitives.units import Hash, MessageId, WorkUnits
+
+REQUEST = Hash(b"r" * 32)
 
 
-def test_a_peer_writes_so_many_lines_a_second_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    time_ms = [5_000]
-    monkeypatch.setattr(announcements, "read_clock", lambda: Now(MonotonicMs(time_ms[0]), TimestampMs(0)))
-    told = Announcements()
-    with capture_logs() as lines:
-        for _ in range(1_000):
-            told.tell(PeerMisbehaved(NodeId(bytes(32)), "again"))
-    assert [line["event"] for line in lines] == ["PeerMisbehaved"] * 10 + ["more_left_out"]
-    time_ms[0] += 1_000
-    with capture_logs() as lines:
-        told.tell(PeerMisbehaved(NodeId(bytes(32)), "and again"))
-    assert len(lines) == 1
+def event(units: int) -> JobPrefilled:
+    return JobPrefilled(REQUEST, MessageId(bytes(32)), WorkUnits(units))
+
+
+def test_a_reader_that_falls_behind_is_told_so_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announcements, "_STREAM_EVENTS_MAX", 3)
+    board = Announcements()
+    stream = board.open(REQUEST)
+    for units in range(6):
+        board.tell(event(units))
+    heard = [stream.get_nowait() for _ in range(stream.qsize())]
+    assert heard == [event(1), event(2), StreamLost(REQUEST)]
+
+
+def test_events_go_to_the_stream_of_their_request_alone() -> None:
+    board = Announcements()
+    mine, other = board.open(REQUEST), board.open(Hash(b"o" * 32))
+    board.tell(event(1))
+    board.close(REQUEST)
+    board.tell(event(2))
+    assert (mine.qsize(), other.qsize()) == (1, 0)
