@@ -113,6 +113,9 @@ class EffectExecutor:
         free = next((place for place, effect in enumerate(batch) if _needs_disk(effect)), len(batch))
         for effect in batch[:free]:
             self._act(effect, {})
+        if free < len(batch):
+            # What the free ones have caused joins the same commit.
+            batch.extend(self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX)))
         rest = batch[free:]
         durable: list[Durable] = [effect for effect in rest if isinstance(effect, Put | Delete | CommitBlock)]
         if durable:

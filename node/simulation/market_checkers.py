@@ -35,17 +35,19 @@ class MarketCheckers:
         """Job → chunk index → what the job has cost with that chunk."""
         self._vouchers: dict[tuple[LaneName, int], bytes] = {}
 
-    def on_sign(self, account: bytes, kind: MessageKind, payload: bytes, disk: SimulatedDisk) -> None:
+    def on_sign(self, account: bytes, kind: MessageKind, payload: bytes) -> None:
         """An account is about to sign a statement of the market."""
         match kind:
             case MessageKind.AGREEMENT:
                 self._agreements[message_id(kind, account, payload)] = decode(payload, Agreement)
-            case MessageKind.CHUNK:
-                self._on_chunk(decode(payload, Chunk), disk)
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
             case _:
                 pass
+
+    def on_send(self, chunk: Chunk, disk: SimulatedDisk) -> None:
+        """A chunk leaves its provider; it may have been signed while the voucher before it went to disk."""
+        self._on_chunk(chunk, disk)
 
     def on_event(self, name: str, event: Message) -> None:
         """Somebody was told how a job ended."""

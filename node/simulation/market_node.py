@@ -39,7 +39,8 @@ from protocol.messages.effects import (
     Table,
     TimerKey,
 )
-from protocol.messages.market import FaultKind, FinishReason, JobPayload
+from protocol.messages.envelope import open_envelope
+from protocol.messages.market import Chunk, FaultKind, FinishReason, JobPayload
 from protocol.messages.peers import NodeRecord
 from protocol.primitives.codec import decode
 from protocol.primitives.signing import SignatureCheck
@@ -156,8 +157,15 @@ class MarketNode(SimulatedNode):
         super().crash()
 
     def _sign(self, effect: SignAndSend) -> None:
-        self._market.on_sign(self.keys.account.public, effect.kind, effect.payload, self.disk)
+        self._market.on_sign(self.keys.account.public, effect.kind, effect.payload)
         super()._sign(effect)
+
+    def _send(self, peer: NodeId, message: wire.WireMessage) -> None:
+        if isinstance(message, wire.Direct):
+            _, payload = open_envelope(message.envelope)
+            if isinstance(payload, Chunk):
+                self._market.on_send(payload, self.disk)
+        super()._send(peer, message)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:

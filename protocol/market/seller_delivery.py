@@ -81,7 +81,10 @@ class Selling:
         effects: list[MarketEffect] = [taken.put, *self._complete_receipt(voucher, envelope_bytes, taken)]
         if job is None:
             return effects
-        return [*effects, *self._paid(job, taken, facts.closing, now)]
+        paid = self._paid(job, taken, facts.closing, now)
+        # A signature that stays here may be made while the voucher goes to disk; what it signs leaves behind that.
+        signed = [effect for effect in paid if isinstance(effect, SignAndSend) and not effect.to]
+        return [*signed, *effects, *(effect for effect in paid if effect not in signed)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
         """Our receipt is signed: make durable what the final voucher will be judged by, then send it."""
@@ -173,9 +176,10 @@ class Selling:
         job.progress = progress
         job.output.append(piece.payload)
         job.output_bytes += len(piece.payload)
-        released: list[MarketEffect] = [SignAndSend(MessageKind.CHUNK, payload, (agreement.buyer_node,))]
         if piece.finish is not FinishReason.NONE:
-            return [*released, *self._finish(job, now)]
+            # Signed here, sent once it is handed back: so chunk and receipt can wait for the disk together.
+            return [SignAndSend(MessageKind.CHUNK, payload), *self._finish(job, now)]
+        released: list[MarketEffect] = [SignAndSend(MessageKind.CHUNK, payload, (agreement.buyer_node,))]
         if core.policy.work_ahead:
             job.pulling = True
             released.append(PullWork(job.job))

@@ -209,12 +209,15 @@ class Watch:
         match payload:
             case Agreement():
                 self.agreements[person.town.job_of(person, payload)] = payload
-            case Chunk():
-                self._chunk(person, payload)
             case Voucher():
                 self._voucher(person, payload)
             case _:
                 pass
+
+    def leaves(self, person: "Person", payload: Message) -> None:
+        """A statement leaves its node: a chunk may be signed earlier than it may go out."""
+        if isinstance(payload, Chunk):
+            self._chunk(person, payload)
 
     def _chunk(self, person: "Person", chunk: Chunk) -> None:
         agreement = self.agreements[chunk.job]
@@ -407,6 +410,8 @@ class Town:
                 raise AssertionError(effect)
 
     def _post(self, person: Person, to: NodeId, message: bytes | JobInput) -> None:
+        if isinstance(message, bytes):
+            self.watch.leaves(person, open_envelope(message)[1])
         queue = self.links.get((person.node, to))
         if queue is None:
             return
