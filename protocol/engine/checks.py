@@ -7,8 +7,8 @@ never verify again. Source of the order: structure first, it is cheap; signature
 from protocol.engine.replica import Replica
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.signatures import nested_checks
+from protocol.market.agreement import enclosed_envelopes
 from protocol.messages.envelope import Envelope, open_envelope, signature_check
-from protocol.messages.market import Refusal
 from protocol.messages.transactions import Transaction
 from protocol.messages.wire import Direct, Push, WireMessage
 from protocol.primitives.codec import decode
@@ -27,10 +27,8 @@ def envelope_checks(genesis_hash: Hash, received: bytes) -> list[SignatureCheck]
                 checks += nested_checks(genesis_hash, envelope, payload)
             except NotATransaction as error:  # a user's error where a user sent it; here a peer did
                 raise MalformedMessage(str(error)) from None
-        case Refusal() if payload.last_voucher is not None:
-            checks.append(signature_check(genesis_hash, decode(payload.last_voucher, Envelope)))
         case _:
-            pass
+            checks += [signature_check(genesis_hash, decode(each, Envelope)) for each in enclosed_envelopes(payload)]
     return checks
 
 
