@@ -15,7 +15,7 @@ from aiohttp import web
 
 from node.transport.certificates import WrongPeerKey, proved_node
 from node.transport.endpoints import format_endpoint
-from node.transport.link import Socket
+from node.transport.link import CONNECTION_ERRORS, Socket
 from node.transport.policy import LinkPolicy
 from protocol.primitives.limits import FRAME_BYTES_MAX, PENDING_CONNECTIONS_MAX
 
@@ -140,7 +140,11 @@ class Listener:
             return self._closing_response(400, "links are WebSockets at /")
         peer = request.transport.get_extra_info("peername") if request.transport is not None else None
         endpoint = format_endpoint(str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else "unknown"
-        await websocket.prepare(request)
+        try:
+            await websocket.prepare(request)
+        except CONNECTION_ERRORS:
+            # The peer hung up during the upgrade: nobody is there to be answered, and nothing is wrong here.
+            return self._closing_response(400, "the connection was closed during the upgrade")
         protocol = request.protocol
         await self._accept(websocket, endpoint, lambda: self._greeted(protocol))
         return websocket

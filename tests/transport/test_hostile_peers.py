@@ -5,7 +5,7 @@ import contextlib
 
 import aiohttp
 import pytest
-from aiohttp import WSMsgType
+from aiohttp import WSMsgType, web
 
 from node.transport.policy import LinkPolicy
 from protocol.messages.wire import (
@@ -210,3 +210,22 @@ async def test_links_that_are_never_greeted_make_room_for_the_next(monkeypatch: 
             silent += [await stack.enter_async_context(raw_socket(f"late-{n}", b)) for n in range(4)]
             await b.until(lambda: len(b.reasons("link.refused")) >= len(silent) - 3)
             assert b.linked() == [identity_of("friend").node_id]  # a greeted link never makes room
+
+
+async def test_a_peer_that_hangs_up_during_the_upgrade_is_no_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def prepare(self: web.WebSocketResponse, request: web.BaseRequest) -> None:
+        assert request.transport is not None
+        request.transport.close()
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+    async with RecordingNode("alice") as alice:
+        with monkeypatch.context() as patched:
+            patched.setattr(web.WebSocketResponse, "prepare", prepare)
+            with pytest.raises(aiohttp.ClientError):
+                async with raw_socket("mallory", alice):
+                    pass
+        async with raw_link("mallory", alice):
+            await alice.until(lambda: alice.linked() == [MALLORY])
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
