@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from collections.abc import MutableMapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -86,8 +85,3 @@ def _private_opener(path: str, flags: int) -> int:
 def event_logger(room: str) -> EventLogger:
     """The logger of one room: ``event_logger("transport").info("link_up", peer=node_id)``."""
     return cast(EventLogger, structlog.get_logger(room=room))
-
-
-def job_scope(job: bytes) -> AbstractContextManager[None]:
-    """Within it every event of this task names the job."""
-    return cast(AbstractContextManager[None], structlog.contextvars.bound_contextvars(job=job))

@@ -101,14 +101,6 @@ def checked_subtract(left: int, right: int) -> Amount:
     return Amount(left - right)
 
 
-def checked_multiply(price: int, units: int) -> Amount:
-    """``price × units`` in base units, or ``AmountOutOfRange``."""
-    product = price * units
-    if price < 0 or units < 0 or product > AMOUNT_MAX:
-        raise AmountOutOfRange(product)
-    return Amount(product)
-
-
 def format_credits(amount: int) -> str:
     """An amount for people: ``1234567`` → ``1.234567``, trailing zeros kept to two places."""
     whole, rest = divmod(abs(amount), CREDIT)

@@ -6,7 +6,7 @@ import json
 import pytest
 import structlog
 
-from node.telemetry import WITHHELD, configure_events, event_logger, job_scope
+from node.telemetry import WITHHELD, configure_events, event_logger
 
 
 def emitted(level: str = "info", **fields: str | bytes | int) -> list[dict[str, object]]:
@@ -15,8 +15,7 @@ def emitted(level: str = "info", **fields: str | bytes | int) -> list[dict[str, 
     try:
         log = event_logger("market")
         log.debug("quiet")
-        with job_scope(b"\x01" * 32):
-            log.info("job_done", **fields)
+        log.info("job_done", job=b"\x01" * 32, **fields)
         log.info("after")
     finally:
         structlog.reset_defaults()

@@ -16,7 +16,6 @@ from protocol.primitives.units import (
     Salt,
     Signature,
     checked_add,
-    checked_multiply,
     checked_subtract,
     checked_sum,
     format_credits,
@@ -43,15 +42,6 @@ def test_difference_is_exact_or_out_of_range(left: int, right: int) -> None:
     else:
         with pytest.raises(AmountOutOfRange):
             checked_subtract(left, right)
-
-
-@given(price=WIDE, units=WIDE)
-def test_product_is_exact_or_out_of_range(price: int, units: int) -> None:
-    if price >= 0 and units >= 0 and price * units <= AMOUNT_MAX:
-        assert checked_multiply(price, units) == price * units
-    else:
-        with pytest.raises(AmountOutOfRange):
-            checked_multiply(price, units)
 
 
 def test_sum_at_the_cap_holds_and_one_above_does_not() -> None:
