@@ -15,7 +15,7 @@ from protocol.engine.catch_up import AnswerLimits, CatchUp
 from protocol.engine.replica_door import ReplicaDoor
 from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key
 from protocol.engine.standing import StandingInquiry
-from protocol.ledger.blocks import build_block, heartbeat_due
+from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
 from protocol.ledger.errors import BlockInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.mempool import Mempool
@@ -63,7 +63,7 @@ CATCH_UP, PUSH, STANDING = (TimerKey(ROOM, name) for name in ("catch-up", "push"
 
 BATCHING_MS = 10
 """After a commit the next height waits so long for more transactions; an idle ledger opens at once."""
-BLOCK_ROOM_BYTES = BLOCK_BYTES_MAX - 1024
+BLOCK_ROOM_BYTES = BLOCK_BYTES_MAX - BLOCK_OVERHEAD_BYTES_MAX
 """What transactions may take up in a block that we build."""
 
 
@@ -244,7 +244,8 @@ class HeightDriver:
                 self._schedule_opening(MonotonicMs(now.monotonic_ms + early))
                 return
             timestamp = due
-        execution = build_block(state, candidates, timestamp)
+        certificate = self.last_decided.certificate if self.last_decided is not None else None
+        execution = build_block(state, candidates, timestamp, certificate)
         if not execution.transaction_ids and not heartbeat_due(state, timestamp):
             return
         self._bodies.hold_execution(execution)

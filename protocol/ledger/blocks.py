@@ -12,15 +12,26 @@ from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInv
 from protocol.ledger.execution import Execution as Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
-from protocol.ledger.rows import FEE_POOL_KEY, Row, account_row, bond_row, channel_row, sum_row
+from protocol.ledger.rows import (
+    AUTHORITIES_KEY,
+    FEE_POOL_KEY,
+    Row,
+    account_row,
+    authorities_row,
+    bond_row,
+    channel_row,
+    sum_row,
+)
 from protocol.ledger.signatures import open_transaction
 from protocol.ledger.state import BLOCK_VERSION, LedgerState, genesis_rows
 from protocol.ledger.state import genesis_header as _genesis_header
 from protocol.ledger.transition import apply_transaction
 from protocol.ledger.view import Context, Overlay
-from protocol.messages.blocks import Block, Header, header_hash
+from protocol.messages.blocks import Block, Header, certificate_hash, header_hash
+from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.envelope import envelope_id
 from protocol.messages.genesis import Genesis
+from protocol.messages.quorum import AuthoritySet, CertificateInvalid, certificate_checks
 from protocol.messages.transactions import Transaction
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX
@@ -29,8 +40,8 @@ from protocol.primitives.units import AccountId, BlockHash, Hash, Height, Ledger
 LEDGER_TIME_STEP_MS_MAX = 30_000
 """Ledger time grows by at most this in one block, so that a halted ledger eats nobody's window."""
 
-HEADER_BYTES_MAX = 512
-"""Room that a block keeps for its header and for the lengths around its transactions list."""
+BLOCK_OVERHEAD_BYTES_MAX = 4096
+"""Room that a block keeps for its header, its parent's certificate (thirty signatures: 2 KiB) and lengths."""
 
 
 class PendingTransaction(NamedTuple):
@@ -81,6 +92,7 @@ def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, byt
         key, after = channel_row(channel_id, channel)
         rows.append((key, channel_row(channel_id, state.channel(channel_id))[1], after))
     rows.append((FEE_POOL_KEY, sum_row(FEE_POOL_KEY, state.fee_pool)[1], sum_row(FEE_POOL_KEY, changes.fee_pool)[1]))
+    rows.append((AUTHORITIES_KEY, authorities_row(state.schedule)[1], authorities_row(changes.schedule)[1]))
     return sorted(row for row in rows if row[1] != row[2])
 
 
@@ -112,18 +124,31 @@ def _outcome(state: LedgerState, changes: Overlay) -> _Outcome:
     return _Outcome(tuple((key, after) for key, _, after in touched), updated(state.lattice, removed, added))
 
 
-def build_block(state: LedgerState, candidates: Sequence[PendingTransaction], timestamp_ms: TimestampMs) -> Execution:
+def _opened(state: LedgerState) -> Overlay:
+    """What every block does before its transactions: the schedule of authorities moves on by one height."""
+    changes = Overlay(state)
+    changes.schedule = state.schedule.advanced()
+    return changes
+
+
+def build_block(
+    state: LedgerState,
+    candidates: Sequence[PendingTransaction],
+    timestamp_ms: TimestampMs,
+    parent_certificate: Certificate | None,
+) -> Execution:
     """A block on top of the state from as many candidates as execute and fit, in their order.
 
+    ``parent_certificate`` is the one that decided the tip, ``None`` on top of the genesis alone.
     A timestamp below the parent's is raised to it. The result may be empty, and is then valid only if
     ``heartbeat_due``; candidates that do not execute are listed in ``refused``.
     """
     timestamp_ms = max(timestamp_ms, state.tip.timestamp_ms)
     context = Context(Height(state.height + 1), ledger_time_after(state.tip, timestamp_ms))
-    changes = Overlay(state)
+    changes = _opened(state)
     included: list[PendingTransaction] = []
     refused: list[tuple[MessageId, TransactionInvalid]] = []
-    room = BLOCK_BYTES_MAX - HEADER_BYTES_MAX
+    room = BLOCK_BYTES_MAX - BLOCK_OVERHEAD_BYTES_MAX
     for candidate in candidates:
         size = candidate.block_bytes_max
         if size > room or len(included) == BLOCK_TRANSACTIONS_MAX:
@@ -145,12 +170,13 @@ def build_block(state: LedgerState, candidates: Sequence[PendingTransaction], ti
         parent=state.tip_hash,
         timestamp_ms=timestamp_ms,
         ledger_time_ms=context.ledger_time_ms,
+        parent_certificate_hash=certificate_hash(parent_certificate),
         transactions_root=merkle_root([transaction_leaf(received) for received in transactions]),
         state_root=lattice_root(outcome.lattice),
         authorities_hash=state.authorities.hash(),
-        next_authorities_hash=state.authorities.hash(),
+        next_authorities_hash=_set_at(state, context.height + 1).hash(),
     )
-    block = Block(header, transactions)
+    block = Block(header, parent_certificate, transactions)
     block_bytes = encode(block)
     assert len(block_bytes) <= BLOCK_BYTES_MAX
     ids = tuple(candidate.transaction_id for candidate in included)
@@ -171,7 +197,8 @@ def _check_header(state: LedgerState, block: Block) -> None:
         ("height", parent.height + 1, header.height),
         ("parent", state.tip_hash, header.parent),
         ("authorities", state.authorities.hash(), header.authorities_hash),
-        ("next authorities", state.authorities.hash(), header.next_authorities_hash),
+        ("next authorities", _set_at(state, parent.height + 2).hash(), header.next_authorities_hash),
+        ("parent certificate hash", certificate_hash(block.parent_certificate), header.parent_certificate_hash),
     )
     for reason, wanted, got in expected:
         if wanted != got:
@@ -187,6 +214,28 @@ def _check_header(state: LedgerState, block: Block) -> None:
         raise BlockInvalid("transactions root")
 
 
+def _check_parent_certificate(state: LedgerState, certificate: Certificate | None) -> None:
+    """The certificate beside the header decided the tip. Its signatures are settled at the door."""
+    if certificate is None or state.height == 0:
+        if certificate is not None or state.height != 0:
+            raise BlockInvalid("parent certificate", "missing, or one for the genesis, which nobody signed")
+        return
+    if certificate.kind is not CertificateKind.DECIDED:
+        raise BlockInvalid("parent certificate", f"a {certificate.kind.name} one")
+    if (certificate.height, certificate.block_hash) != (state.height, state.tip_hash):
+        raise BlockInvalid("parent certificate", "for another block than the tip")
+    try:
+        certificate_checks(state.genesis_hash, _set_at(state, state.height), certificate)
+    except CertificateInvalid as error:
+        raise BlockInvalid("parent certificate", str(error)) from None
+
+
+def _set_at(state: LedgerState, height: int) -> AuthoritySet:
+    found = state.authorities_at(Height(height))
+    assert found is not None
+    return found
+
+
 def _shown(value: int | bytes) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
@@ -200,9 +249,10 @@ def execute_block(state: LedgerState, block: Block) -> Execution:
     if len(block_bytes) > BLOCK_BYTES_MAX:
         raise BlockInvalid("size", f"{len(block_bytes)} bytes")
     _check_header(state, block)
+    _check_parent_certificate(state, block.parent_certificate)
     header = block.header
     context = Context(header.height, header.ledger_time_ms)
-    changes = Overlay(state)
+    changes = _opened(state)
     ids: list[MessageId] = []
     for position, received in enumerate(block.transactions):
         try:

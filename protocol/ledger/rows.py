@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.messages.genesis import Parameters
+from protocol.messages.genesis import Membership, Parameters
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.limits import LANES_PER_CHANNEL
 from protocol.primitives.units import (
@@ -32,6 +32,7 @@ META_PREFIX = b"m"
 FEE_POOL_KEY = META_PREFIX + b"fee_pool"
 ISSUED_KEY = META_PREFIX + b"issued"
 PARAMETERS_KEY = META_PREFIX + b"parameters"
+AUTHORITIES_KEY = META_PREFIX + b"authorities"
 
 
 class Account(Message, frozen=True):
@@ -88,6 +89,21 @@ class Channel(Message, frozen=True):
         return next((position for position in self.lanes if position.lane == lane), unused_lane(lane))
 
 
+class AuthoritySchedule(Message, frozen=True):
+    """The sets of three heights around the tip; what a block at h changes is active from h + 2 on."""
+
+    previous: Membership
+    """Decided the tip: its certificate stands in the next block."""
+    current: Membership
+    """Decides the next block."""
+    following: Membership
+    """Decides the block after that; the next block's header names it."""
+
+    def advanced(self) -> "AuthoritySchedule":
+        """The schedule one block on, before that block's transactions change what follows."""
+        return AuthoritySchedule(self.current, self.following, self.following)
+
+
 class Sum(Message, frozen=True):
     """One amount of the whole ledger, such as the fee pool."""
 
@@ -124,6 +140,11 @@ def sum_row(key: bytes, amount: int) -> Row:
 def parameters_row(parameters: Parameters) -> Row:
     """The numbers that the network agrees on are part of its state."""
     return PARAMETERS_KEY, encode(parameters)
+
+
+def authorities_row(schedule: AuthoritySchedule) -> Row:
+    """Who decides is part of the state, so that a snapshot tells it and the state root covers it."""
+    return AUTHORITIES_KEY, encode(schedule)
 
 
 def decode_sum(value: bytes) -> Amount:

@@ -13,6 +13,7 @@ from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, upd
 from protocol.ledger.merkle import EMPTY_ROOT
 from protocol.ledger.rows import (
     ACCOUNT_PREFIX,
+    AUTHORITIES_KEY,
     BOND_PREFIX,
     CHANNEL_PREFIX,
     FEE_POOL_KEY,
@@ -21,17 +22,19 @@ from protocol.ledger.rows import (
     NO_BOND,
     PARAMETERS_KEY,
     Account,
+    AuthoritySchedule,
     Bond,
     Channel,
     Row,
     account_row,
+    authorities_row,
     bond_row,
     channel_row,
     decode_sum,
     parameters_row,
     sum_row,
 )
-from protocol.messages.blocks import Header, header_hash
+from protocol.messages.blocks import NO_CERTIFICATE_HASH, Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.codec import decode
@@ -74,7 +77,7 @@ class LedgerState:
         """Decode rows; use ``from_genesis`` or ``from_rows``, which also check them."""
         self.genesis = genesis
         self.genesis_hash: Hash = genesis_hash(genesis)
-        self.authorities = AuthoritySet.from_genesis(genesis)
+        self.schedule = genesis_schedule(genesis)
         self.tip = tip
         self.tip_hash: BlockHash = header_hash(tip)
         self.parameters: Parameters = genesis.parameters
@@ -87,6 +90,7 @@ class LedgerState:
         self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
         self._channels_paid_by: dict[AccountId, dict[ChannelId, None]] = {}
         self._load(rows)
+        self._sets = sets_of(self.schedule)
 
     def _load(self, rows: Iterable[Row]) -> None:
         def kept() -> Iterator[Row]:
@@ -110,6 +114,8 @@ class LedgerState:
             self.issued = decode_sum(value)
         elif key == PARAMETERS_KEY:
             self.parameters = decode(value, Parameters)
+        elif key == AUTHORITIES_KEY:
+            self.schedule = decode(value, AuthoritySchedule)
         else:
             raise StateInvalid(f"a row of no known kind: {key.hex()}")
 
@@ -148,6 +154,15 @@ class LedgerState:
     def ledger_time_ms(self) -> LedgerTimeMs:
         """Ledger time after the tip."""
         return self.tip.ledger_time_ms
+
+    @property
+    def authorities(self) -> AuthoritySet:
+        """The set that decides the next block."""
+        return self._sets[1]
+
+    def authorities_at(self, height: Height) -> AuthoritySet | None:
+        """The set that decides a height; known for the tip and the two heights above it, else ``None``."""
+        return self._sets[height - self.height] if 0 <= height - self.height < len(self._sets) else None
 
     def account(self, account_id: AccountId) -> Account:
         """The account's row; an account nobody paid has balance 0 and nonce 0."""
@@ -194,6 +209,7 @@ class LedgerState:
         yield sum_row(FEE_POOL_KEY, self.fee_pool)
         yield sum_row(ISSUED_KEY, self.issued)
         yield parameters_row(self.parameters)
+        yield authorities_row(self.schedule)
 
     def accounts(self) -> Iterator[tuple[AccountId, Account]]:
         """All accounts that say something, in no promised order."""
@@ -228,6 +244,8 @@ class LedgerState:
         for channel_id, channel in changes.channels.items():
             self._set_channel(channel_id, channel)
         self.fee_pool = changes.fee_pool
+        if changes.schedule != self.schedule:
+            self.schedule, self._sets = changes.schedule, sets_of(changes.schedule)
         self.lattice, self.tip, self.tip_hash = execution.lattice, execution.header, execution.block_hash
 
     def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
@@ -266,6 +284,20 @@ def recount(state: LedgerState) -> Supply:
     )
 
 
+def genesis_schedule(genesis: Genesis) -> AuthoritySchedule:
+    """The genesis's authorities decide until the ledger says otherwise."""
+    membership = AuthoritySet.from_genesis(genesis).membership()
+    return AuthoritySchedule(membership, membership, membership)
+
+
+def sets_of(schedule: AuthoritySchedule) -> tuple[AuthoritySet, AuthoritySet, AuthoritySet]:
+    """The sets that decide the tip and the two heights above it; equal ones are one object."""
+    previous = AuthoritySet.of(schedule.previous)
+    current = previous if schedule.current == schedule.previous else AuthoritySet.of(schedule.current)
+    following = current if schedule.following == schedule.current else AuthoritySet.of(schedule.following)
+    return previous, current, following
+
+
 def genesis_rows(genesis: Genesis) -> tuple[Row, ...]:
     """The rows that a genesis allocates.
 
@@ -285,6 +317,7 @@ def genesis_rows(genesis: Genesis) -> tuple[Row, ...]:
         rows.append(account_row(allocation.account, Account(allocation.balance, Nonce(0))))
         rows.append(bond_row(allocation.account, Bond(allocation.bond, Amount(0), LedgerTimeMs(0))))
     rows += [sum_row(FEE_POOL_KEY, 0), sum_row(ISSUED_KEY, issued), parameters_row(genesis.parameters)]
+    rows.append(authorities_row(genesis_schedule(genesis)))
     return tuple((key, value) for key, value in rows if value is not None)
 
 
@@ -297,6 +330,7 @@ def genesis_header(genesis: Genesis, state_root: Hash) -> Header:
         parent=BlockHash(genesis_hash(genesis)),
         timestamp_ms=genesis.created_at,
         ledger_time_ms=LedgerTimeMs(0),
+        parent_certificate_hash=NO_CERTIFICATE_HASH,
         transactions_root=EMPTY_ROOT,
         state_root=state_root,
         authorities_hash=authorities,

@@ -6,7 +6,7 @@ whole, so a transaction or block that fails leaves no trace.
 
 from typing import NamedTuple, Protocol
 
-from protocol.ledger.rows import Account, Bond, Channel
+from protocol.ledger.rows import Account, AuthoritySchedule, Bond, Channel
 from protocol.messages.genesis import Parameters
 from protocol.primitives.units import AccountId, Amount, ChannelId, Height, LedgerTimeMs
 
@@ -26,6 +26,10 @@ class View(Protocol):
         """Fees that have been paid and not been handed out, in base units."""
 
     @property
+    def schedule(self) -> AuthoritySchedule:
+        """Who decides the tip and the two heights above it."""
+
+    @property
     def parameters(self) -> Parameters:
         """The numbers that the network agrees on."""
 
@@ -42,7 +46,7 @@ class View(Protocol):
 class Overlay:
     """Changes on top of a view."""
 
-    __slots__ = ("_below", "accounts", "bonds", "channels", "fee_pool")
+    __slots__ = ("_below", "accounts", "bonds", "channels", "fee_pool", "schedule")
 
     def __init__(self, below: View) -> None:
         self._below = below
@@ -50,6 +54,7 @@ class Overlay:
         self.bonds: dict[AccountId, Bond] = {}
         self.channels: dict[ChannelId, Channel | None] = {}
         self.fee_pool = below.fee_pool
+        self.schedule = below.schedule
 
     @property
     def parameters(self) -> Parameters:
@@ -79,3 +84,4 @@ class Overlay:
         self.bonds.update(above.bonds)
         self.channels.update(above.channels)
         self.fee_pool = above.fee_pool
+        self.schedule = above.schedule

@@ -1,7 +1,8 @@
 """Blocks and headers.
 
 Law: a block's hash is the hash of its header; header and body never depend on the view in which they are decided, so a
-block proposed again in a later view is the same block.
+block proposed again in a later view is the same block. A block carries one certificate of its parent, the one that
+its builder held: that is how the ledger knows who signed, although nodes may hold different ones.
 """
 
 from typing import Annotated
@@ -15,6 +16,7 @@ from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, 
 from protocol.primitives.units import (
     BlockHash,
     BlockHashField,
+    Hash,
     HashField,
     HeightField,
     LedgerTimeField,
@@ -30,6 +32,8 @@ class Header(Message, frozen=True):
     parent: BlockHashField
     timestamp_ms: TimestampField
     ledger_time_ms: LedgerTimeField
+    parent_certificate_hash: HashField
+    """Hash of the certificate beside it; zeros where there is none."""
     transactions_root: HashField
     """Merkle root over the transaction envelopes in order."""
     state_root: HashField
@@ -41,9 +45,11 @@ class Header(Message, frozen=True):
 
 
 class Block(Message, frozen=True):
-    """A header and its transactions, each the bytes of a ``TRANSACTION`` envelope."""
+    """A header, the certificate that decided its parent, and its transactions, each a ``TRANSACTION`` envelope."""
 
     header: Header
+    parent_certificate: Certificate | None
+    """A DECIDED certificate of the parent; ``None`` on top of the genesis alone, which nobody signed."""
     transactions: Annotated[
         tuple[Annotated[bytes, Meta(max_length=TRANSACTION_BYTES_MAX)], ...], Meta(max_length=BLOCK_TRANSACTIONS_MAX)
     ]
@@ -54,6 +60,14 @@ class DecidedBlock(Message, frozen=True):
 
     block: Annotated[bytes, Meta(max_length=BLOCK_BYTES_MAX)]
     certificate: Certificate
+
+
+NO_CERTIFICATE_HASH = Hash(bytes(32))
+
+
+def certificate_hash(certificate: Certificate | None) -> Hash:
+    """What a header says of the certificate beside it."""
+    return NO_CERTIFICATE_HASH if certificate is None else digest(Domain.CERTIFICATE, encode(certificate))
 
 
 def header_hash(header: Header) -> BlockHash:

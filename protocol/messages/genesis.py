@@ -30,6 +30,15 @@ class AuthorityRecord(Message, frozen=True):
     name: Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
 
+class Membership(Message, frozen=True):
+    """Who decides a height. A suspended key keeps its seat in n, f and Q, but neither leads nor counts."""
+
+    records: Annotated[tuple[AuthorityRecord, ...], Meta(min_length=1, max_length=AUTHORITIES_MAX)]
+    """In rising order of authority keys, each once."""
+    suspended: Annotated[tuple[AuthorityIdField, ...], Meta(max_length=AUTHORITIES_MAX)] = ()
+    """Keys of members that were caught signing twice, in rising order."""
+
+
 class Allocation(Message, frozen=True):
     """Credits that an account holds from the start, in base units."""
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, VoteBody
 from protocol.messages.envelope import signing_bytes
-from protocol.messages.genesis import AuthorityRecord, Genesis
+from protocol.messages.genesis import AuthorityRecord, Genesis, Membership
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.codec import encode
 from protocol.primitives.errors import RemoteProtocolError
@@ -27,14 +27,17 @@ class CertificateInvalid(RemoteProtocolError):
 class AuthoritySet:
     """The authorities that decide one height, sorted by authority key. Immutable.
 
-    ``n`` members, of which ``f`` may be faulty; ``quorum`` signatures make a certificate.
+    ``n`` members, of which ``f`` may be faulty; ``quorum`` signatures make a certificate. A suspended member keeps its
+    seat in n, f and Q: its faults are among the f, but it leads no view and its signature counts in no certificate.
     """
 
-    __slots__ = ("_hash", "_positions", "f", "n", "quorum", "records")
+    __slots__ = ("_active", "_hash", "_positions", "f", "n", "quorum", "records", "suspended")
 
-    def __init__(self, records: tuple[AuthorityRecord, ...]) -> None:
-        """Sorts the records; raises ``ValueError`` if there is none, one twice, or more than ``AUTHORITIES_MAX``."""
+    def __init__(self, records: tuple[AuthorityRecord, ...], suspended: tuple[AuthorityId, ...] = ()) -> None:
+        """Sorts both. Raises ``ValueError`` on no record, one key twice, more than ``AUTHORITIES_MAX``, a suspended key
+        that is no member, or nobody left who could lead."""
         self.records = tuple(sorted(records, key=lambda record: record.authority))
+        self.suspended = tuple(sorted(suspended))
         self.n = len(self.records)
         self.f = (self.n - 1) // 3
         self.quorum = 2 * self.n // 3 + 1
@@ -43,7 +46,16 @@ class AuthoritySet:
             raise ValueError(f"an authority set has 1 to {AUTHORITIES_MAX} members, not {self.n}")
         if len(self._positions) != self.n:
             raise ValueError("an authority set names one key twice")
-        self._hash = digest(Domain.AUTHORITY_SET, encode(self.records))
+        if len(frozenset(self.suspended)) != len(self.suspended) or any(
+            key not in self._positions for key in self.suspended
+        ):
+            raise ValueError("an authority set suspends a key twice, or one that is no member")
+        self._active = tuple(
+            record.authority for record in self.records if record.authority not in frozenset(self.suspended)
+        )
+        if not self._active:
+            raise ValueError("an authority set in which everybody is suspended decides nothing")
+        self._hash = digest(Domain.AUTHORITY_SET, encode(self.membership()))
 
     @classmethod
     def from_genesis(cls, genesis: Genesis) -> "AuthoritySet":
@@ -51,8 +63,21 @@ class AuthoritySet:
         return cls(genesis.authorities)
 
     def leader(self, height: Height, view: View) -> AuthorityId:
-        """Who proposes in this view: rotates with height and view."""
-        return self.records[(height + view) % self.n].authority
+        """Who proposes in this view: rotates with height and view over all that are not suspended."""
+        return self._active[(height + view) % len(self._active)]
+
+    def membership(self) -> Membership:
+        """The set as the ledger keeps it and headers commit to it."""
+        return Membership(self.records, self.suspended)
+
+    @classmethod
+    def of(cls, membership: Membership) -> "AuthoritySet":
+        """Inverse of ``membership``. Raises ``ValueError`` as the constructor does."""
+        return cls(membership.records, membership.suspended)
+
+    def counts(self, authority: AuthorityId) -> bool:
+        """True for a member whose signatures count: one that is not suspended."""
+        return authority in self._positions and authority not in self.suspended
 
     def index_of(self, authority: AuthorityId) -> int | None:
         """Position in the sorted set, as certificates name signers; ``None`` for a key outside it."""
@@ -85,7 +110,8 @@ def certificate_checks(genesis_hash: Hash, authorities: AuthoritySet, certificat
     """The signature checks that make a certificate believable; all of them have to hold.
 
     Raises ``CertificateInvalid`` on a wrong structure: fewer than Q signers, signers that don't strictly rise or lie
-    outside the set, signatures that don't run parallel, height or view 0, a block hash where none belongs.
+    outside the set or are suspended, signatures that don't run parallel, height or view 0, a block hash where none
+    belongs.
     """
     signers, signatures = certificate.signers, certificate.signatures
     if certificate.height < 1 or certificate.view < 1:
@@ -98,6 +124,9 @@ def certificate_checks(genesis_hash: Hash, authorities: AuthoritySet, certificat
         raise CertificateInvalid("signers do not strictly rise")
     if signers[-1] >= authorities.n:
         raise CertificateInvalid(f"signer {signers[-1]} in a set of {authorities.n}")
+    for signer in signers:
+        if not authorities.counts(authorities.records[signer].authority):
+            raise CertificateInvalid(f"signer {signer} is suspended")
     kind, payload = certified_statement(certificate.kind, certificate.height, certificate.view, certificate.block_hash)
     message = signing_bytes(genesis_hash, kind, payload)
     return [

@@ -20,6 +20,7 @@ class Domain(Enum):
     ENVELOPE_BYTES = b"mercat/envelope-bytes/1\0"
     GENESIS = b"mercat/genesis/1\0"
     BLOCK_HEADER = b"mercat/block-header/1\0"
+    CERTIFICATE = b"mercat/certificate/1\0"
     AUTHORITY_SET = b"mercat/authority-set/1\0"
     TRANSACTION_LEAF = b"mercat/transaction-leaf/1\0"
     TRANSACTION_NODE = b"mercat/transaction-node/1\0"

@@ -13,7 +13,7 @@ from pathlib import Path
 from node.clock import read_clock
 from node.config.genesis_file import load_genesis
 from node.store.database import Store
-from protocol.ledger.blocks import build_block
+from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block
 from protocol.ledger.mempool import Mempool
 from protocol.ledger.signatures import open_transaction, transaction_checks
 from protocol.messages.blocks import DecidedBlock
@@ -46,6 +46,7 @@ class _Alone:
         self._store = Store.open(folder / "alone.sqlite", genesis)
         self._state = self._store.load_state()
         self._mempool = Mempool(genesis)
+        self._certificate: Certificate | None = None
 
     def close(self) -> None:
         """Release the file."""
@@ -58,8 +59,8 @@ class _Alone:
         for received in envelopes:
             assert all(check.holds() for check in transaction_checks(state.genesis_hash, received))
             self._mempool.add(received, *open_transaction(received), state)
-        candidates = self._mempool.select(state, BLOCK_BYTES_MAX - 1024, BLOCK_TRANSACTIONS_MAX)
-        execution = build_block(state, candidates, read_clock().wall_ms)
+        candidates = self._mempool.select(state, BLOCK_BYTES_MAX - BLOCK_OVERHEAD_BYTES_MAX, BLOCK_TRANSACTIONS_MAX)
+        execution = build_block(state, candidates, read_clock().wall_ms, self._certificate)
         header = execution.header
         certificate = Certificate(
             CertificateKind.DECIDED, header.height, View(1), execution.block_hash, (0,), (Signature(bytes(64)),)
@@ -68,6 +69,7 @@ class _Alone:
         ids = execution.transaction_ids
         self._store.commit([CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids)])
         state.apply(execution)
+        self._certificate = certificate
         self._mempool.block_applied(state, ids)
         assert len(ids) == len(envelopes)
         return time.perf_counter() - started

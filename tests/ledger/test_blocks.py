@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from protocol.ledger import blocks
 from protocol.ledger.blocks import build_block, execute_block, genesis_header, heartbeat_due, supply_difference
@@ -14,6 +15,7 @@ from protocol.ledger.rows import Account
 from protocol.ledger.state import LedgerState
 from protocol.ledger.view import Overlay
 from protocol.messages.blocks import Block, Header
+from protocol.messages.consensus import CertificateKind
 from protocol.messages.transactions import (
     Action,
     BondDeposit,
@@ -53,7 +55,7 @@ def test_genesis_is_height_zero_on_top_of_the_genesis_hash() -> None:
 def test_what_is_built_is_valid_and_executing_changes_nothing_until_it_is_applied() -> None:
     ledger = Ledger()
     before, tip = list(ledger.state.rows()), ledger.state.tip
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(tip.timestamp_ms + 20))
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], TimestampMs(tip.timestamp_ms + 20))
     execution = execute_block(ledger.state, built.block)
     assert list(ledger.state.rows()) == before
     assert ledger.state.tip == tip
@@ -66,7 +68,7 @@ def test_what_is_built_is_valid_and_executing_changes_nothing_until_it_is_applie
 
 def test_an_execution_on_another_tip_is_not_applied() -> None:
     ledger = Ledger()
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
     ledger.act("carol", pay("bob", 1))
     before = list(ledger.state.rows())
     with pytest.raises(LocalProtocolError):
@@ -78,6 +80,7 @@ FORGED: list[tuple[str, object, str]] = [
     ("version", 2, "version"),
     ("height", 3, "height"),
     ("parent", b"p" * 32, "parent"),
+    ("parent_certificate_hash", b"p" * 32, "parent certificate hash"),
     ("authorities_hash", b"a" * 32, "authorities"),
     ("next_authorities_hash", b"a" * 32, "next authorities"),
     ("timestamp_ms", 5, "timestamp"),
@@ -92,10 +95,31 @@ def test_a_header_with_one_wrong_field_is_refused_by_name(field: str, value: obj
     ledger = Ledger()
     ledger.act("carol", pay("bob", 1))
     timestamp = TimestampMs(ledger.state.tip.timestamp_ms + 20)
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], timestamp)
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], timestamp)
     with pytest.raises(BlockInvalid) as caught:
-        execute_block(ledger.state, Block(changed(built.header, field, value), built.block.transactions))
+        execute_block(
+            ledger.state,
+            replace(built.block, header=changed(built.header, field, value)),
+        )
     assert caught.value.reason == reason
+
+
+def test_a_parent_certificate_that_does_not_decide_the_tip_by_a_quorum_is_refused() -> None:
+    ledger = Ledger()
+    first = ledger.act("carol", pay("bob", 1))
+    ledger.act("carol", pay("bob", 2))
+    good = ledger.certificate
+    assert good is not None
+    for wrong in (
+        None,
+        ledger.certify(ledger.state.tip, CertificateKind.VOTED),
+        ledger.certify(first.header),
+        replace(good, signers=good.signers[:-1], signatures=good.signatures[:-1]),
+    ):
+        built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(0), wrong)
+        with pytest.raises(BlockInvalid) as caught:
+            execute_block(ledger.state, built.block)
+        assert caught.value.reason == "parent certificate"
 
 
 def test_every_field_of_a_header_is_in_the_table_above() -> None:
@@ -104,7 +128,7 @@ def test_every_field_of_a_header_is_in_the_table_above() -> None:
 
 def test_a_block_with_a_transaction_that_fails_or_is_no_transaction_is_refused() -> None:
     ledger = Ledger()
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
     for transactions, reason in (
         (
             (*built.block.transactions, ledger.transaction("alice", pay("bob", 5), nonce=7).envelope_bytes),
@@ -115,19 +139,22 @@ def test_a_block_with_a_transaction_that_fails_or_is_no_transaction_is_refused()
     ):
         root = merkle_root([transaction_leaf(each) for each in transactions])
         with pytest.raises(BlockInvalid) as caught:
-            execute_block(ledger.state, Block(changed(built.header, "transactions_root", root), transactions))
+            execute_block(
+                ledger.state,
+                Block(changed(built.header, "transactions_root", root), None, transactions),
+            )
         assert caught.value.reason == reason
 
 
 def test_an_empty_block_is_valid_only_when_a_heartbeat_is_due() -> None:
     ledger = Ledger()
     tip = ledger.state.tip.timestamp_ms
-    early = build_block(ledger.state, [], TimestampMs(tip + 14_999))
+    early = ledger.build([], TimestampMs(tip + 14_999))
     assert not heartbeat_due(ledger.state, early.header.timestamp_ms)
     with pytest.raises(BlockInvalid) as caught:
         execute_block(ledger.state, early.block)
     assert caught.value.reason == "empty"
-    due = build_block(ledger.state, [], TimestampMs(tip + 15_000))
+    due = ledger.build([], TimestampMs(tip + 15_000))
     execution = execute_block(ledger.state, due.block)
     assert execution.rows == ()
     ledger.state.apply(execution)
@@ -142,7 +169,7 @@ def test_ledger_time_grows_by_at_most_thirty_seconds_a_block(passed: int, counte
 
 def test_a_builder_whose_clock_runs_behind_uses_the_parents_time() -> None:
     ledger = Ledger()
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(1))
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], TimestampMs(1))
     assert built.header.timestamp_ms == ledger.state.tip.timestamp_ms
     execute_block(ledger.state, built.block)
 
@@ -152,7 +179,7 @@ def test_candidates_that_do_not_execute_are_left_out_without_a_trace() -> None:
     bad = ledger.transaction("alice", pay("bob", 5), nonce=4)
     broke = ledger.transaction("carol", pay("bob", 10**9))
     good = ledger.transaction("bob", pay("alice", 5))
-    built = build_block(ledger.state, [bad, broke, good], TimestampMs(0))
+    built = ledger.build([bad, broke, good], TimestampMs(0))
     assert built.transaction_ids == (good.transaction_id,)
     assert [refused for refused, _ in built.refused] == [bad.transaction_id, broke.transaction_id]
     assert isinstance(built.refused[0][1], NonceMismatch)
@@ -163,23 +190,23 @@ def test_a_block_never_outgrows_its_size_however_much_waits() -> None:
     ledger = Ledger()
     outputs = tuple(Output(account_of("bob"), Amount(1)) for _ in range(256))
     candidates = [ledger.transaction("alice", Transfer(outputs), nonce=nonce) for nonce in range(120)]
-    built = build_block(ledger.state, candidates, TimestampMs(0))
-    assert BLOCK_BYTES_MAX - 11_000 < len(built.block_bytes) <= BLOCK_BYTES_MAX
+    built = ledger.build(candidates, TimestampMs(0))
+    assert BLOCK_BYTES_MAX - 15_000 < len(built.block_bytes) <= BLOCK_BYTES_MAX
     assert built.refused == ()
     execute_block(ledger.state, built.block)
 
 
 def test_a_block_above_the_size_cap_is_refused_before_anything_else() -> None:
     ledger = Ledger()
-    built = build_block(ledger.state, [], TimestampMs(0))
+    built = ledger.build([], TimestampMs(0))
     with pytest.raises(BlockInvalid) as caught:
-        execute_block(ledger.state, Block(built.header, (bytes(BLOCK_BYTES_MAX // 2),) * 2))
+        execute_block(ledger.state, Block(built.header, None, (bytes(BLOCK_BYTES_MAX // 2),) * 2))
     assert caught.value.reason == "size"
 
 
 def test_a_transition_that_makes_money_is_caught_by_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger()
-    built = build_block(ledger.state, [ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
+    built = ledger.build([ledger.transaction("alice", pay("bob", 5))], TimestampMs(0))
 
     def generous(overlay: Overlay, *rest: object) -> None:
         account = overlay.account(account_of("alice"))
@@ -274,7 +301,7 @@ def test_any_sequence_of_actions_conserves_the_supply_and_its_rows_rebuild_the_s
     stored = dict(ledger.state.rows())
     for name, kind, other, number, after_ms in steps:
         pending = ledger.transaction(name, _action(ledger, name, kind, other, number), fee=FEE + number % 7)
-        built = build_block(ledger.state, [pending], TimestampMs(ledger.state.tip.timestamp_ms + after_ms))
+        built = ledger.build([pending], TimestampMs(ledger.state.tip.timestamp_ms + after_ms))
         if not built.transaction_ids:
             continue
         execution = execute_block(ledger.state, built.block)

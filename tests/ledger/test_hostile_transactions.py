@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from protocol.ledger.blocks import PendingTransaction, build_block, execute_block
+from protocol.ledger.blocks import PendingTransaction, execute_block
 from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.mempool import Mempool, TransactionRejected
 from protocol.messages.envelope import open_as
@@ -99,11 +99,11 @@ def test_mempool_and_blocks_take_or_refuse_any_transaction_and_keep_the_supply(s
             except TransactionRejected:
                 continue
             taken += 1
-        refused = build_block(ledger.state, candidates, ledger.state.tip.timestamp_ms).refused
+        refused = ledger.build(candidates, ledger.state.tip.timestamp_ms).refused
         assert all(isinstance(error, TransactionInvalid) for _, error in refused)
         # Two senders may ask for the same payout: a block takes the first of them.
         timestamp = TimestampMs(ledger.state.tip.timestamp_ms + 15_000)
-        built = build_block(ledger.state, mempool.select(ledger.state, 10**6, 100), timestamp)
+        built = ledger.build(mempool.select(ledger.state, 10**6, 100), timestamp)
         execution = execute_block(ledger.state, built.block)
         ledger.state.apply(execution)
         mempool.block_applied(ledger.state, execution.transaction_ids)

@@ -3,7 +3,7 @@
 import pytest
 
 from protocol.ledger import mempool as mempool_module
-from protocol.ledger.blocks import PendingTransaction, build_block
+from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.mempool import Mempool, TransactionRejected
 from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
@@ -64,7 +64,7 @@ class Pool:
         """Make a block of everything selected; returns what the mempool dropped."""
         chosen = self.mempool.select(self.ledger.state, BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX)
         timestamp = TimestampMs(self.ledger.state.tip.timestamp_ms + after_ms)
-        execution = build_block(self.ledger.state, chosen, timestamp)
+        execution = self.ledger.build(chosen, timestamp)
         self.ledger.state.apply(execution)
         return self.applied(execution.transaction_ids)
 

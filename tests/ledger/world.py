@@ -1,5 +1,7 @@
 """Named keys, a small network's genesis, and a ledger that can be driven block by block."""
 
+from collections.abc import Sequence
+
 from nacl.signing import SigningKey
 
 from protocol.ledger.blocks import PendingTransaction, build_block, execute_block
@@ -118,10 +120,19 @@ class Ledger:
         body = Transaction(Nonce(nonce), Amount(fee), Height(valid_until), action)
         return PendingTransaction.from_bytes(sealed(self.hash, name, MessageKind.TRANSACTION, body))
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """One that decided the tip; ``None`` before the first block."""
+        return self.certify(self.state.tip) if self.state.height else None
+
+    def build(self, candidates: Sequence[PendingTransaction], timestamp_ms: TimestampMs) -> Execution:
+        """A block on top of the state, not yet applied."""
+        return build_block(self.state, candidates, timestamp_ms, self.certificate)
+
     def include(self, *transactions: PendingTransaction, after_ms: int = 20) -> Execution:
         """Put transactions into the next block, execute it as a follower would, and apply it."""
         timestamp = TimestampMs(self.state.tip.timestamp_ms + after_ms)
-        built = build_block(self.state, transactions, timestamp)
+        built = self.build(transactions, timestamp)
         for _, error in built.refused:
             raise error
         execution = execute_block(self.state, built.block)

@@ -1,5 +1,6 @@
 """One fixed example of everything that travels, for golden vectors."""
 
+from msgspec.structs import replace
 from nacl.signing import SigningKey
 
 from protocol.messages import consensus, market, transactions, wire
@@ -161,12 +162,12 @@ HEADER = Header(
     BlockHash(filled("w")),
     MOMENT,
     LedgerTimeMs(12_345),
+    Hash(filled("p")),
     Hash(filled("t")),
     Hash(filled("s")),
     Hash(filled("h")),
     Hash(filled("h")),
 )
-BODY = encode(Block(HEADER, (sealed(MessageKind.TRANSACTION),)))
 CERTIFICATE = Certificate(
     CertificateKind.DECIDED,
     Height(9),
@@ -175,6 +176,8 @@ CERTIFICATE = Certificate(
     (0, 2, 3),
     tuple(Signature(bytes((number,)) * 64) for number in range(3)),
 )
+PARENT_CERTIFICATE = replace(CERTIFICATE, height=Height(8))
+BODY = encode(Block(HEADER, PARENT_CERTIFICATE, (sealed(MessageKind.TRANSACTION),)))
 DECIDED = DecidedBlock(BODY, CERTIFICATE)
 
 GENESIS = Genesis(

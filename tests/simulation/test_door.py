@@ -87,7 +87,7 @@ def test_a_block_with_other_transactions_than_its_header_blames_the_peer_and_not
     decided = _decided(world)
     block = decode(decided.block, Block)
     assert len(block.transactions) == 1
-    tampered = encode(Block(block.header, block.transactions * 2))
+    tampered = encode(Block(block.header, block.parent_certificate, block.transactions * 2))
     for message in (
         wire.Body(Height(2), tampered),
         wire.Blocks((DecidedBlock(tampered, replace(decided.certificate, height=Height(2))),), Height(2)),
@@ -207,7 +207,7 @@ def test_certificates_are_pulled_from_us_so_often_and_not_more(world: World) -> 
 
 def test_a_later_unjustified_proposal_of_the_same_block_does_not_take_its_body_away(world: World) -> None:
     replica, now = _replica(world), world.nodes[0].now()
-    execution = build_block(replica.state, (), TimestampMs(replica.state.tip.timestamp_ms + 1))
+    execution = build_block(replica.state, (), TimestampMs(replica.state.tip.timestamp_ms + 1), None)
     for view in (1, 3):
         leader = _leader(world, 2, view)
         body = ProposalBody(Height(2), View(view), execution.block_hash, View(view - 1 and 2))
