@@ -1,24 +1,20 @@
 """What the engine tells this node's own people: streams by request, and log events.
 
-Law: a stream is bounded; a program that doesn't read loses its stream, never the node its pace. Prompts and outputs go
-to the stream of whoever asked for them and nowhere else.
+Law: prompts and outputs go to the stream of whoever asked for them and nowhere else.
 """
 
-import asyncio
 import logging
 
 import msgspec
 
 from node.clock import read_clock
+from node.runtime.event_stream import EventStream
 from node.telemetry import EventLogger, event_logger
 from protocol.engine.events import OfferPublished, PeerMisbehaved
 from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleRefused
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
-from protocol.primitives.units import Hash, HashField
-
-_STREAM_EVENTS_MAX = 65_536
-"""More than a job of the largest output in chunks of one unit; a reader this far behind is gone."""
+from protocol.primitives.units import Hash
 
 _QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished)
 """Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
@@ -28,30 +24,25 @@ _PEERS_LINES_PER_SECOND = 10
 """A stranger can cause one of these with each message: unbounded, their lines would fill the disk."""
 
 
-class StreamLost(Message, frozen=True):
-    """Last event of a stream whose reader fell too far behind."""
-
-    request: HashField
-
-
 class Announcements:
     """Hands ``Notify`` events to those who wait for them."""
 
     def __init__(self) -> None:
-        self._streams: dict[Hash, asyncio.Queue[Message]] = {}
+        self._streams: dict[Hash, EventStream] = {}
         self._log: EventLogger = event_logger("engine").bind()
         self._second = 0
         self._lines = 0
 
-    def open(self, request: Hash) -> "asyncio.Queue[Message]":
+    def open(self, request: Hash) -> EventStream:
         """A stream of all events of one request."""
-        stream: asyncio.Queue[Message] = asyncio.Queue(_STREAM_EVENTS_MAX)
-        self._streams[request] = stream
+        stream = self._streams[request] = EventStream(request)
         return stream
 
     def close(self, request: Hash) -> None:
         """Nobody listens any more."""
-        self._streams.pop(request, None)
+        stream = self._streams.pop(request, None)
+        if stream is not None:
+            stream.close()
 
     def tell(self, event: Message) -> None:
         """Deliver and log one event."""
@@ -59,12 +50,7 @@ class Announcements:
         if isinstance(request, bytes):
             stream = self._streams.get(Hash(request))
             if stream is not None:
-                try:
-                    stream.put_nowait(event)
-                except asyncio.QueueFull:
-                    self.close(Hash(request))
-                    stream.get_nowait()
-                    stream.put_nowait(StreamLost(Hash(request)))
+                stream.add(event)
         quiet = isinstance(event, _QUIET)
         if quiet and not self._log.is_enabled_for(logging.DEBUG):
             return

@@ -213,7 +213,7 @@ class Front:
         try:
             self._node.loop.feed(WantAction(request, action))
             async with asyncio.timeout(timeout_ms / 1000):
-                event = await events.get()
+                event = (await events.take())[-1]
         except TimeoutError:
             raise ControlError(
                 "timeout", f"no block held it within {timeout_ms} ms; it stays pending and may still happen", 124

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from node.clock import read_clock
-from node.runtime.announcements import StreamLost
 from node.runtime.control import ControlError, QuoteRow, QuoteView, RunEvent, RunRequest
+from node.runtime.event_stream import StreamLost
 from node.runtime.ledger_views import account_argument, account_text
 from protocol.engine.inputs import CancelJob, StartJob
 from protocol.market.agreement import JobRequest
@@ -99,9 +99,7 @@ class JobStream:
                 RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),
             )
             while not ended:
-                ready = [await stream.get()]
-                while not stream.empty():
-                    ready.append(stream.get_nowait())
+                ready = await stream.take()
                 if isinstance(ready[-1], StreamLost):
                     raise ControlError("too_slow", "the job's events were not read in time; the job is cancelled", 1)
                 ended = any(isinstance(event, _ENDS) for event in ready)

@@ -1,33 +1,51 @@
-"""A stream that is not read ends with a word about it, and never slows the node."""
+"""A stream that is not read ends with a word about it, and never slows the node; news on the way travels together."""
 
-import pytest
-
-from node.runtime import announcements
-from node.runtime.announcements import Announcements, StreamLost
-from protocol.market.events import JobPrefilled
+from node.runtime.announcements import Announcements
+from node.runtime.event_stream import EventStream, StreamLost
+from protocol.market.events import JobPrefilled, JobText
+from protocol.messages.market import FinishReason
 from protocol.primitives.units import Hash, MessageId, WorkUnits
 
 REQUEST = Hash(b"r" * 32)
+JOB = MessageId(bytes(32))
 
 
 def event(units: int) -> JobPrefilled:
-    return JobPrefilled(REQUEST, MessageId(bytes(32)), WorkUnits(units))
+    return JobPrefilled(REQUEST, JOB, WorkUnits(units))
 
 
-def test_a_reader_that_falls_behind_is_told_so_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(announcements, "_STREAM_EVENTS_MAX", 3)
-    board = Announcements()
-    stream = board.open(REQUEST)
+def text(units: int) -> JobText:
+    return JobText(REQUEST, JOB, units, b"text", WorkUnits(units), FinishReason.NONE)
+
+
+async def test_a_reader_that_falls_behind_is_told_so_last() -> None:
+    stream = EventStream(REQUEST, events_max=3)
     for units in range(6):
-        board.tell(event(units))
-    heard = [stream.get_nowait() for _ in range(stream.qsize())]
-    assert heard == [event(1), event(2), StreamLost(REQUEST)]
+        stream.add(text(units))
+    assert await stream.take() == [text(0), text(1), text(2), StreamLost(REQUEST)]
+    assert stream.lost
 
 
-def test_events_go_to_the_stream_of_their_request_alone() -> None:
+async def test_events_go_to_the_stream_of_their_request_alone() -> None:
     board = Announcements()
     mine, other = board.open(REQUEST), board.open(Hash(b"o" * 32))
-    board.tell(event(1))
+    board.tell(text(1))
     board.close(REQUEST)
-    board.tell(event(2))
-    assert (mine.qsize(), other.qsize()) == (1, 0)
+    board.tell(text(2))
+    assert await mine.take() == [text(1)]
+    other.add(text(3))
+    assert await other.take() == [text(3)]
+
+
+async def test_news_on_the_way_is_handed_over_with_the_text_that_follows() -> None:
+    stream = EventStream(REQUEST)
+    stream.add(event(1))
+    stream.add(event(2))
+    stream.add(text(3))
+    assert await stream.take() == [event(1), event(2), text(3)]
+
+
+async def test_news_on_the_way_comes_by_itself_when_nothing_follows() -> None:
+    stream = EventStream(REQUEST)
+    stream.add(event(1))
+    assert await stream.take() == [event(1)]
