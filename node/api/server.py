@@ -58,7 +58,7 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return _error(error.code, error.message, error.exit_code, status)
     except (UserError, msgspec.ValidationError) as error:
         return _error("invalid_request", str(error), 2, 400)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _error("malformed_request", f"the body is not JSON: {error}", 2, 400)
     except web.HTTPException as error:
         return _error(error.reason.lower().replace(" ", "_"), f"{request.method} {request.path}", 2, error.status)

@@ -13,6 +13,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -112,9 +113,18 @@ def proved_node(tls: object) -> NodeId:
     certificate = tls.getpeercert(binary_form=True)
     if certificate is None:
         raise WrongPeerKey("peer showed no certificate")
+    return certified_node(certificate)
+
+
+def certified_node(certificate: bytes) -> NodeId:
+    """The node id in a certificate (DER). Raises ``WrongPeerKey`` on any bytes that carry none.
+
+    What OpenSSL takes for a certificate need not be one to the library that reads its key: versions that don't exist
+    and kinds of key that it does not know are errors of their own there.
+    """
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except ValueError as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise WrongPeerKey(f"peer's certificate does not parse: {error}") from None
     if not isinstance(key, Ed25519PublicKey):
         raise WrongPeerKey("peer's certificate does not carry an Ed25519 key")

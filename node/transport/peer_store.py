@@ -150,7 +150,7 @@ class PeerStore:
             if content["version"] != FILE_VERSION:
                 raise ValueError(f"version {content['version']}")
             entries = [(bytes.fromhex(entry["record"]), int(entry["failures"])) for entry in content["peers"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             self.load_problem = f"peer cache is unreadable, starting without it: {error}"
             return
         for received, failures in entries[-PEERS_STORED_MAX:]:

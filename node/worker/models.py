@@ -204,7 +204,7 @@ def load_description(path: Path) -> ModelDescription:
     """A description from a TOML file. Raises BadDescription."""
     try:
         table: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadDescription(f"{path.name}: {error}") from None
     try:
         return _parse_description(table)

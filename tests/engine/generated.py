@@ -1,12 +1,15 @@
 """Random but well-typed messages, extremes preferred: what a hostile peer can send past the decoder."""
 
 import random
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from msgspec import inspect
 
 EDGE_BYTES = (0, 1, 31, 32, 64, 200)
+
+_type_info = lru_cache(maxsize=None)(inspect.type_info)
 
 
 class Generator:
@@ -18,7 +21,7 @@ class Generator:
 
     def value(self, kind: Any) -> Any:
         """A random value of a type that messages use."""
-        return self._of(inspect.type_info(kind))
+        return self._of(_type_info(kind))
 
     def _of(self, info: inspect.Type) -> Any:
         match info:
