@@ -18,6 +18,7 @@ from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
 from protocol.ledger.errors import BlockInvalid
 from protocol.ledger.execution import Execution
+from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.mempool import Mempool
 from protocol.ledger.state import LedgerState
 from protocol.messages import wire
@@ -294,7 +295,9 @@ class HeightDriver:
         decided = DecidedBlock(execution.block_bytes, certificate)
         ids = execution.transaction_ids
         self._effects += [
-            CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids),
+            CommitBlock(
+                header.height, execution.block_hash, decided, execution.rows, ids, lattice_bytes(execution.lattice)
+            ),
             Notify(BlockDecided(header.height, execution.block_hash, header.timestamp_ms, tuple(map(Hash, ids)))),
         ]
         self.state.apply(execution)

@@ -63,4 +63,15 @@ def updated(
 
 def lattice_root(lattice: LatticeSum) -> Hash:
     """The 32 bytes that a header carries."""
-    return digest(Domain.STATE_ROOT, (lattice.even | lattice.odd << 16).to_bytes(SUM_BYTES, "little"))
+    return digest(Domain.STATE_ROOT, lattice_bytes(lattice))
+
+
+def lattice_bytes(lattice: LatticeSum) -> bytes:
+    """The sum as it is stored: ``SUM_BYTES`` bytes, lane after lane, each in little-endian order."""
+    return (lattice.even | lattice.odd << 16).to_bytes(SUM_BYTES, "little")
+
+
+def lattice_from_bytes(stored: bytes) -> LatticeSum:
+    """Inverse of ``lattice_bytes``; any ``SUM_BYTES`` bytes are a sum."""
+    lanes = int.from_bytes(stored, "little")
+    return LatticeSum(lanes & _LANE_MASK, lanes >> 16 & _LANE_MASK)

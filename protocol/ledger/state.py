@@ -1,4 +1,4 @@
-"""The whole state of the ledger in memory, and its recount.
+"""The whole state of the ledger, and its recount. Accounts may lie on a disk, all else is in memory.
 
 Law: ``issued = balances + channel deposits + bonds + fee pool`` after every block: by difference over the touched rows
 in each block, by a full recount whenever a state is loaded. The root over all rows stands in the tip's header.
@@ -7,6 +7,7 @@ in each block, by a full recount whenever a state is loaded. The root over all r
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from protocol.ledger.accounts import AccountDict, AccountTable
 from protocol.ledger.errors import GenesisInvalid, StateInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
@@ -18,7 +19,6 @@ from protocol.ledger.rows import (
     CHANNEL_PREFIX,
     FEE_POOL_KEY,
     ISSUED_KEY,
-    NO_ACCOUNT,
     NO_BOND,
     PARAMETERS_KEY,
     Account,
@@ -73,8 +73,13 @@ class Supply(NamedTuple):
 class LedgerState:
     """Accounts, bonds, channels and sums after the block ``tip``. Changed by ``apply`` alone."""
 
-    def __init__(self, genesis: Genesis, rows: Iterable[Row], tip: Header) -> None:
-        """Decode rows; use ``from_genesis`` or ``from_rows``, which also check them."""
+    def __init__(
+        self, genesis: Genesis, rows: Iterable[Row], tip: Header, accounts: AccountTable | None = None
+    ) -> None:
+        """Decode rows; use ``from_genesis``, ``from_rows`` or ``resumed``, which also check them.
+
+        Rows of accounts are added to what ``accounts`` holds already; without one they are kept in memory.
+        """
         self.genesis = genesis
         self.genesis_hash: Hash = genesis_hash(genesis)
         self.schedule = genesis_schedule(genesis)
@@ -84,7 +89,7 @@ class LedgerState:
         self.fee_pool = Amount(0)
         self.issued = Amount(0)
         self.lattice: LatticeSum = EMPTY_LATTICE
-        self._accounts: dict[AccountId, Account] = {}
+        self._accounts = accounts if accounts is not None else AccountDict()
         self._bonds: dict[AccountId, Bond] = {}
         self._channels: dict[ChannelId, Channel] = {}
         self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
@@ -103,7 +108,7 @@ class LedgerState:
     def _load_row(self, key: bytes, value: bytes) -> None:
         prefix, identity = key[:1], key[1:]
         if prefix == ACCOUNT_PREFIX:
-            self._accounts[AccountId(identity)] = decode(value, Account)
+            self._accounts.apply(self.tip.height, {AccountId(identity): decode(value, Account)})
         elif prefix == BOND_PREFIX:
             self._bonds[AccountId(identity)] = decode(value, Bond)
         elif prefix == CHANNEL_PREFIX:
@@ -123,7 +128,8 @@ class LedgerState:
     def from_genesis(cls, genesis: Genesis) -> "LedgerState":
         """The state before block 1. Raises ``GenesisInvalid``."""
         rows = genesis_rows(genesis)
-        return cls(genesis, rows, genesis_header(genesis, lattice_root(updated(EMPTY_LATTICE, (), rows))))
+        header = genesis_header(genesis, lattice_root(updated(EMPTY_LATTICE, (), rows)))
+        return cls(genesis, rows, header)
 
     @classmethod
     def from_rows(cls, genesis: Genesis, rows: Iterable[Row], header: Header) -> "LedgerState":
@@ -133,17 +139,37 @@ class LedgerState:
         """
         try:
             state = cls(genesis, rows, header)
+            state._check()
         except MalformedMessage as error:
             raise StateInvalid(f"a stored row does not decode: {error}") from None
-        root = lattice_root(state.lattice)
-        if root != header.state_root:
+        return state
+
+    @classmethod
+    def resumed(
+        cls, genesis: Genesis, accounts: AccountTable, rows: Iterable[Row], header: Header, lattice: LatticeSum
+    ) -> "LedgerState":
+        """The state behind ``header`` from its accounts, all other rows, and the sum that was stored beside them.
+
+        Recounts the money, reading every account once, and takes the sum as it is if it gives the header's root:
+        whoever calls this recomputes it from the rows later. Raises ``StateInvalid`` like ``from_rows``.
+        """
+        try:
+            state = cls(genesis, rows, header, accounts)
+            state.lattice = lattice
+            state._check()
+        except MalformedMessage as error:
+            raise StateInvalid(f"a stored row does not decode: {error}") from None
+        return state
+
+    def _check(self) -> None:
+        root = lattice_root(self.lattice)
+        if root != self.tip.state_root:
             raise StateInvalid(
-                f"rows give state root {root.hex()}, block {header.height} has {header.state_root.hex()}"
+                f"rows give state root {root.hex()}, block {self.tip.height} has {self.tip.state_root.hex()}"
             )
-        supply = recount(state)
+        supply = recount(self)
         if supply.total != supply.issued:
             raise StateInvalid(f"supply is {supply.total} base units but {supply.issued} were issued")
-        return state
 
     @property
     def height(self) -> Height:
@@ -166,7 +192,7 @@ class LedgerState:
 
     def account(self, account_id: AccountId) -> Account:
         """The account's row; an account nobody paid has balance 0 and nonce 0."""
-        return self._accounts.get(account_id, NO_ACCOUNT)
+        return self._accounts.get(account_id)
 
     def bond(self, account_id: AccountId) -> Bond:
         """The account's bond; all zeros where there is none."""
@@ -197,11 +223,13 @@ class LedgerState:
 
     def rows(self) -> Iterator[Row]:
         """All rows that exist, sorted by key: what a snapshot holds."""
-        yield from sorted(self._unsorted_rows())
-
-    def _unsorted_rows(self) -> Iterator[Row]:
+        others = sorted(self._other_rows())
+        assert others[0][0] > ACCOUNT_PREFIX, "accounts come first"
         for account_id, account in self._accounts.items():
             yield _existing(account_row(account_id, account))
+        yield from others
+
+    def _other_rows(self) -> Iterator[Row]:
         for account_id, bond in self._bonds.items():
             yield _existing(bond_row(account_id, bond))
         for channel_id, channel in self._channels.items():
@@ -212,7 +240,7 @@ class LedgerState:
         yield authorities_row(self.schedule)
 
     def accounts(self) -> Iterator[tuple[AccountId, Account]]:
-        """All accounts that say something, in no promised order."""
+        """All accounts that say something, in the order of their ids."""
         yield from self._accounts.items()
 
     def bonds(self) -> Iterator[tuple[AccountId, Bond]]:
@@ -231,11 +259,7 @@ class LedgerState:
         if execution.header.parent != self.tip_hash:
             raise LocalProtocolError(f"block {execution.header.height} does not follow tip {self.height}")
         changes = execution.changes
-        for account_id, account in changes.accounts.items():
-            if account == NO_ACCOUNT:
-                self._accounts.pop(account_id, None)
-            else:
-                self._accounts[account_id] = account
+        self._accounts.apply(execution.header.height, changes.accounts)
         for account_id, bond in changes.bonds.items():
             if bond == NO_BOND:
                 self._bonds.pop(account_id, None)

@@ -89,6 +89,8 @@ class CommitBlock(_Effect, frozen=True):
     decided: DecidedBlock
     rows: tuple[tuple[bytes, bytes | None], ...]
     transactions: tuple[MessageId, ...]
+    lattice: bytes
+    """The sum behind the block's state root: a start of a large state need not hash every row before it goes on."""
 
 
 class GuardClass(IntEnum):

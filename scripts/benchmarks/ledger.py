@@ -14,6 +14,7 @@ from node.clock import read_clock
 from node.config.genesis_file import load_genesis
 from node.store.database import Store
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block
+from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.mempool import Mempool
 from protocol.ledger.signatures import open_transaction, transaction_checks
 from protocol.messages.blocks import DecidedBlock
@@ -67,7 +68,8 @@ class _Alone:
         )
         decided = DecidedBlock(execution.block_bytes, certificate)
         ids = execution.transaction_ids
-        self._store.commit([CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids)])
+        lattice = lattice_bytes(execution.lattice)
+        self._store.commit([CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice)])
         state.apply(execution)
         self._certificate = certificate
         self._mempool.block_applied(state, ids)

@@ -1,6 +1,7 @@
 """A chain of real blocks to put into a store."""
 
 from protocol.ledger.execution import Execution
+from protocol.ledger.lattice import lattice_bytes
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import CommitBlock
 from protocol.messages.genesis import Genesis
@@ -22,6 +23,7 @@ def commit_of(ledger: Ledger, execution: Execution) -> CommitBlock:
         DecidedBlock(execution.block_bytes, ledger.decided(execution)),
         execution.rows,
         execution.transaction_ids,
+        lattice_bytes(execution.lattice),
     )
 
 
