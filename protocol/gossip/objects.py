@@ -49,6 +49,27 @@ class BoundedMemory:
         self._keys.pop(key, None)
 
 
+class BoundedCounts:
+    """Counts for the latest ``size_max`` keys."""
+
+    def __init__(self, size_max: int) -> None:
+        self._counts: dict[bytes, int] = {}
+        self._size_max = size_max
+
+    def add(self, key: bytes) -> None:
+        """One more; the key counted first goes when there are too many."""
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if len(self._counts) > self._size_max:
+            del self._counts[next(iter(self._counts))]
+
+    def take(self, key: bytes) -> bool:
+        """One less; False if there was none."""
+        count = self._counts.pop(key, 0)
+        if count > 1:
+            self._counts[key] = count - 1
+        return count > 0
+
+
 class Objects:
     """Everything about objects that does not depend on peers."""
 

@@ -28,8 +28,17 @@ class PeerState(msgspec.Struct):
     graft_after: MonotonicMs = MonotonicMs(0)
     last_body: MonotonicMs = MonotonicMs(-(2**40))
     """When it last sent a body."""
+    last_heard: MonotonicMs = MonotonicMs(-(2**40))
+    """When it last sent anything of gossip."""
+    silent: bool = False
+    """Nothing has come since a body was asked for in vain: it is not asked for more."""
     leaving: bool = False
     """Its disconnection has been asked for."""
+
+    def heard(self, now: MonotonicMs) -> None:
+        """Something came."""
+        self.last_heard = now
+        self.silent = False
 
 
 class Peers:

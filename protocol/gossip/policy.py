@@ -58,6 +58,8 @@ class GossipPolicy(msgspec.Struct, frozen=True, kw_only=True):
     reject_cost: int = 40
     failed_pull_cost: int = 1
     """As much as a delivery earns: who loses messages stays, who serves nothing goes."""
+    silence_cost: int = 5
+    """Once for a link on which nothing comes while bodies are owed: a partition, or a peer that stalls on purpose."""
     unasked_cost: int = 2
     rule_broken_cost: int = 5
     mute_below: int = -50

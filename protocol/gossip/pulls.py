@@ -34,6 +34,8 @@ class PullState(msgspec.Struct):
     """Peers that have been asked; an answer of any of them counts."""
     waiting_for: NodeId | None
     deadline: MonotonicMs
+    asked_at: MonotonicMs = MonotonicMs(0)
+    """When ``waiting_for`` was asked."""
     judging: bool = False
     """A body has arrived and its verdict is awaited."""
     retries: int = 0
@@ -71,11 +73,14 @@ class Pulls:
         pull.deadline = deadline
         heappush(self._deadlines, (deadline, object_id))
 
-    def wait_for(self, object_id: MessageId, pull: PullState, peer: NodeId, deadline: MonotonicMs) -> None:
+    def wait_for(
+        self, object_id: MessageId, pull: PullState, peer: NodeId, now: MonotonicMs, deadline: MonotonicMs
+    ) -> None:
         """The peer is being asked."""
         pull.announcers.pop(peer, None)
         pull.asked[peer] = None
         pull.waiting_for = peer
+        pull.asked_at = now
         pull.extensions = 0
         self.in_flight[peer] = self.in_flight.get(peer, 0) + 1
         self.schedule(object_id, pull, deadline)

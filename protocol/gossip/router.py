@@ -12,7 +12,7 @@ import msgspec
 
 from protocol.gossip import verdicts
 from protocol.gossip.mesh import maintain_mesh
-from protocol.gossip.objects import BoundedMemory, Objects
+from protocol.gossip.objects import BoundedCounts, BoundedMemory, Objects
 from protocol.gossip.peers import Peers, PeerState
 from protocol.gossip.policy import GossipPolicy
 from protocol.gossip.pulls import Pulls, PullState
@@ -75,8 +75,8 @@ class GossipRouter:
         self.epoch = 0
         self._kinds = kinds
         self._checking = BoundedMemory(GOSSIP_PULLS_MAX)
-        self._owed = BoundedMemory(GOSSIP_PULLS_MAX)
-        """Peer and id of bodies asked for and not yet brought, also by a link that has ended meanwhile."""
+        self._owed = BoundedCounts(GOSSIP_PULLS_MAX)
+        """For peer and id, how often a body was asked for and not yet brought, also by a link that has ended since."""
         self._ticking = False
         self._pull_timer_at: MonotonicMs | None = None
         self._reconciled = 0
@@ -122,6 +122,7 @@ class GossipRouter:
         state = self.peers.linked.get(peer)
         if state is None or state.leaving:
             return []
+        state.heard(now.monotonic_ms)
         match message:
             case Announce(ids):
                 return self._announced(peer, state, ids, now)
@@ -210,7 +211,10 @@ class GossipRouter:
         if state is not None:
             state.bytes_in.available(self.policy.bytes_in, now.monotonic_ms)
             state.bytes_in.charge(len(envelope_bytes))
+            state.heard(now.monotonic_ms)
             state.last_body = now.monotonic_ms
+        # A late answer is no fault, nor is one that a new link brings to what the last one was asked.
+        owed = admission.object_id is not None and self._owed.take(peer + admission.object_id)
         if admission.judgement is None:
             assert admission.object_id is not None
             pull = self.pulls.wanted[admission.object_id]
@@ -221,15 +225,9 @@ class GossipRouter:
             self._checking.add(envelope_bytes_hash(envelope_bytes))
         elif admission.judgement.verdict is Verdict.REJECT:
             admission.effects.extend(self.misbehaved(peer, admission.judgement.reason))
-        elif admission.judgement is verdicts.NOT_ASKED_FOR and not self._is_owed(peer, admission.object_id):
+        elif admission.judgement is verdicts.NOT_ASKED_FOR and not owed:
             admission.effects.extend(self._penalise(peer, self.policy.unasked_cost, admission.judgement.reason))
-        if admission.object_id is not None:
-            self._owed.discard(peer + admission.object_id)
         return admission
-
-    def _is_owed(self, peer: NodeId, object_id: MessageId | None) -> bool:
-        """A late answer is no fault, nor is one that a new link brings to what the last one was asked."""
-        return object_id is not None and peer + object_id in self._owed
 
     def judged(
         self,
@@ -398,11 +396,13 @@ class GossipRouter:
                     self.pulls.schedule(object_id, pull, extended)
                     return []
             self.pulls.settle(pull)
-            effects = self._penalise(late, policy.failed_pull_cost, "announces what it does not send")
-        for peer in pull.announcers:
-            if self._may_ask(peer, now):
+            effects = self._failed(late, pull.asked_at)
+        for peer in [*pull.announcers]:
+            if self._is_silent(peer):
+                del pull.announcers[peer]  # what it holds it will announce again
+            elif self._may_ask(peer, now):
                 self.peers.linked[peer].bodies_in.charge(1)
-                self.pulls.wait_for(object_id, pull, peer, MonotonicMs(now + policy.pull_timeout_ms))
+                self.pulls.wait_for(object_id, pull, peer, now, MonotonicMs(now + policy.pull_timeout_ms))
                 asks.setdefault(peer, []).append(Hash(object_id))
                 self._owed.add(peer + object_id)
                 return effects
@@ -411,6 +411,21 @@ class GossipRouter:
         else:
             self.pulls.end(object_id)
         return effects
+
+    def _failed(self, peer: NodeId, asked_at: MonotonicMs) -> list[Effect]:
+        """A body did not come in time. Of a link on which nothing came at all the peer may be innocent: however many
+        bodies it owes then, that counts once."""
+        state = self.peers.linked.get(peer)
+        if state is None or state.last_heard > asked_at:
+            return self._penalise(peer, self.policy.failed_pull_cost, "announces what it does not send")
+        if state.silent:
+            return []
+        state.silent = True
+        return self._penalise(peer, self.policy.silence_cost, "announces and falls silent")
+
+    def _is_silent(self, peer: NodeId) -> bool:
+        state = self.peers.linked.get(peer)
+        return state is not None and state.silent
 
     def _may_ask(self, peer: NodeId, now: MonotonicMs) -> bool:
         state = self.peers.linked.get(peer)

@@ -197,7 +197,8 @@ def test_pull_that_times_out_goes_to_the_next_announcer_and_costs_the_first() ->
     router = router_with(A, B)
     _, object_id = bid(1)
     announced(router, A, object_id)
-    announced(router, B, object_id)
+    announced(router, B, object_id, 1)
+    announced(router, A, object_id, 1)
     effects = router.timer(PULL_TIMER, at(POLICY.pull_timeout_ms))
     assert Send(B, Pull((Hash(object_id),))) in effects
     assert router.peers.score(A) == -POLICY.failed_pull_cost
