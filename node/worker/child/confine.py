@@ -41,6 +41,8 @@ def keep_only_pipes() -> tuple[int, int]:
 
 def limit_processes(count: int) -> None:
     """Cap processes and threads. Set here because inside the user namespace only this worker's own are counted."""
+    if count == 0:
+        return
     resource.setrlimit(resource.RLIMIT_NPROC, (count, count))
 
 

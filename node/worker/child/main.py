@@ -128,7 +128,8 @@ def start(pipe: FramePipe) -> None:
             confine.limit_processes(processes)
             runtime = make_runtime(name)
             facts: dict[str, Value] = {**runtime.prepare()}
-            confine.apply_filter(program)
+            if program:
+                confine.apply_filter(program)
             pipe.write(["confined", facts])  # said before the first stranger's byte, so the node may believe it
             loaded = runtime.load({key: str(value) for key, value in files.items()}, settings, slots)
             pipe.write(["ready", loaded.context_tokens])

@@ -8,6 +8,7 @@ Source: Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
 
 import contextlib
 import os
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from node.worker.limits import WorkerLimits
 
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "mercat"
+LEAF = "mercat-node"  # where a node moves that has a group of version 2 for itself
 CPU_PERIOD_US = 100_000  # the kernel's default
 
 
@@ -25,6 +27,7 @@ class ControlGroup:
     directories: list[Path] = field(default_factory=list)
     limited: list[str] = field(default_factory=list)
     _events: Path | None = None
+    _peak: Path | None = None
 
     def join_files(self) -> list[str]:
         """Files into which a process writes its number to join."""
@@ -46,37 +49,56 @@ class ControlGroup:
                     return int(line.split()[1]) > 0
         return False
 
+    def memory_peak_bytes(self) -> int:
+        """The most memory that the group held at once; 0 where the kernel doesn't say."""
+        if self._peak is not None:
+            with contextlib.suppress(OSError, ValueError):
+                return int(self._peak.read_text(encoding="ascii"))
+        return 0
+
+    def kill(self) -> None:
+        """SIGKILL whatever is left in the group: without a process namespace a child may outlive its parent."""
+        for directory in self.directories:
+            if _write(directory / "cgroup.kill", "1"):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                for pid in (directory / "cgroup.procs").read_text(encoding="ascii").split():
+                    os.kill(int(pid), signal.SIGKILL)
+
     def remove(self) -> None:
-        """Delete the groups; they must be empty."""
+        """Delete the groups; they must be empty, or are left to be swept away by the next one that is made."""
         for directory in self.directories:
             with contextlib.suppress(OSError):
                 directory.rmdir()
         self.directories.clear()
 
 
-def _own_groups() -> dict[str, Path]:
-    """The node's own group for each controller; the key `` is version 2."""
+def _own_groups(root: Path, own: str) -> dict[str, Path]:
+    """The node's own group for each controller; the key `` is version 2. ``own`` is its /proc/self/cgroup."""
     groups: dict[str, Path] = {}
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return groups
-    for line in lines:
+    for line in own.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root = ROOT / "unified" if (ROOT / "unified").is_dir() else ROOT
-            groups[""] = root / path.lstrip("/")
+            unified = root / "unified" if (root / "unified").is_dir() else root
+            groups[""] = unified / path.lstrip("/")
         else:
             for controller in controllers.split(","):
-                groups[controller] = ROOT / controller / path.lstrip("/")
+                groups[controller] = root / controller / path.lstrip("/")
     return groups
 
 
 def _write(path: Path, value: str) -> bool:
+    """Write into a file that the kernel shows; never make one."""
     try:
-        path.write_text(value, encoding="ascii")
+        descriptor = os.open(path, os.O_WRONLY)
     except OSError:
         return False
+    try:
+        os.write(descriptor, value.encode("ascii"))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
     return True
 
 
@@ -103,14 +125,41 @@ def _quota_us(limits: WorkerLimits) -> int:
     return CPU_PERIOD_US * limits.cpu_percent // 100
 
 
-def _version_2(own: Path, name: str, memory_bytes: int, limits: WorkerLimits, group: ControlGroup) -> None:
+def _passed_on(directory: Path) -> list[str]:
     try:
-        passed_on = (own / "cgroup.subtree_control").read_text(encoding="ascii").split()
+        return (directory / "cgroup.subtree_control").read_text(encoding="ascii").split()
     except OSError:
-        return
-    if "memory" not in passed_on and "pids" not in passed_on:
-        return
-    directory = _make(own, name)
+        return []
+
+
+def delegated(own: Path) -> Path | None:
+    """The group of version 2 under which this node may make limited groups; None where nothing was delegated to it.
+
+    A group with processes of its own can't limit its children, so a node that has one for itself (a service with
+    ``Delegate=yes``) first moves into a leaf of it. A login session's group is shared: there its parent serves.
+    """
+    for candidate in (own, own.parent if own.name == LEAF else own, own.parent):
+        if "memory" in _passed_on(candidate) and os.access(candidate, os.W_OK):
+            return candidate
+    try:
+        alone = (own / "cgroup.procs").read_text(encoding="ascii").split() == [str(os.getpid())]
+        offered = (own / "cgroup.controllers").read_text(encoding="ascii").split()
+        wanted = [name for name in ("memory", "pids", "cpu") if name in offered]
+        if not alone or "memory" not in wanted or not os.access(own, os.W_OK):
+            return None
+        leaf = own / LEAF
+        leaf.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    if not _write(leaf / "cgroup.procs", str(os.getpid())):
+        return None
+    enabled = _write(own / "cgroup.subtree_control", " ".join(f"+{name}" for name in wanted))
+    return own if enabled else None
+
+
+def _version_2(own: Path, name: str, memory_bytes: int, limits: WorkerLimits, group: ControlGroup) -> None:
+    parent = delegated(own)
+    directory = _make(parent, name) if parent is not None else None
     if directory is None:
         return
     group.directories.append(directory)
@@ -119,6 +168,7 @@ def _version_2(own: Path, name: str, memory_bytes: int, limits: WorkerLimits, gr
         _write(directory / "memory.oom.group", "1")
         group.limited.append("memory")
         group._events = directory / "memory.events"
+        group._peak = directory / "memory.peak"
     if _write(directory / "pids.max", str(limits.processes)):
         group.limited.append("processes")
     if _write(directory / "cpu.max", f"{_quota_us(limits)} {CPU_PERIOD_US}"):
@@ -145,12 +195,20 @@ def _version_1(groups: dict[str, Path], name: str, memory_bytes: int, limits: Wo
         if controller == "memory":
             _write(directory / "memory.memsw.limit_in_bytes", str(value))
             made._events = directory / "memory.oom_control"
+            made._peak = directory / "memory.max_usage_in_bytes"
 
 
-def create(name: str, memory_bytes: int, limits: WorkerLimits) -> ControlGroup:
+def create(
+    name: str, memory_bytes: int, limits: WorkerLimits, root: Path = ROOT, own: str | None = None
+) -> ControlGroup:
     """A group with these limits, or an empty one where the kernel doesn't let us."""
     made = ControlGroup()
-    groups = _own_groups()
+    if own is None:
+        try:
+            own = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+        except OSError:
+            return made
+    groups = _own_groups(root, own)
     if "memory" in groups or "pids" in groups:
         _version_1(groups, name, memory_bytes, limits, made)
     elif "" in groups:

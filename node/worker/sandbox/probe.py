@@ -1,7 +1,8 @@
 """The probe: what isolation this machine really gives, found out by attacking our own sandbox.
 
-Law: a node publishes the level that it proved, never one that it was told. A single attack that gets through, or a
-sandbox that can't be started, means `none`, and a node with `none` doesn't sell.
+Law: a node publishes the level that it proved, never one that it was told. `strong`: every attack was stopped.
+`fallback`: the kernel has no namespaces for us, and every attack was stopped but those that only namespaces stop.
+Anything less, or a sandbox that can't be started, is `none`, and a node with `none` doesn't sell.
 """
 
 import asyncio
@@ -14,59 +15,57 @@ from node.worker.errors import IsolationUnavailable, RuntimeUnavailable
 from node.worker.frames import CanaryDone, Confined, FrameStalled, FrameTooLong, read_frame
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.runtimes import CHILD_SOURCE, child_binds
-from node.worker.sandbox import seccomp
-from node.worker.sandbox.launch import ALL_LAYERS, Command, Layers, SandboxedProcess, launch
+from node.worker.sandbox import facts, seccomp
+from node.worker.sandbox.facts import Check
+from node.worker.sandbox.launch import launch
+from node.worker.sandbox.layers import FALLBACK_LAYERS, STRONG_LAYERS, Command, Layers
+from node.worker.sandbox.running import SandboxedProcess
 
-IsolationLevel = Literal["strong", "none"]
-PROBE_SLOT = 15
+__all__ = ["Check", "IsolationLevel", "IsolationReport", "canaries", "probe"]
+
+IsolationLevel = Literal["strong", "fallback", "none"]
 PROBE_S = 20.0
 GAP_REMEDY = "this is a gap in the sandbox itself: don't sell, and report it with your kernel's version"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was tried: what it was, whether it is as it must be, what was seen, and what to do if not."""
-
-    name: str
-    passed: bool
-    detail: str
-    remedy: str
+NAMESPACE_ONLY = ("find files by their names", "learn the host's name")
+NAMESPACE_REMEDY = "only namespaces stop this: see the remedy for them"
 
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """The proven level and the checks behind it, in the order they were made."""
+    """The proven level, the checks behind it in the order they were made, and the layers to run workers with."""
 
     level: IsolationLevel
     checks: tuple[Check, ...]
+    layers: Layers = STRONG_LAYERS
 
     def failures(self) -> tuple[Check, ...]:
-        """The checks that did not pass."""
-        return tuple(check for check in self.checks if not check.passed)
+        """What lowers the level."""
+        return tuple(check for check in self.checks if check.needed and not check.passed)
 
     def summary(self) -> str:
-        """One sentence: the level, and what stands in the way if it is `none`."""
+        """One sentence: the level, and what stands in the way of a better one."""
         if self.level == "strong":
             return f"isolation is strong: {len(self.checks)} checks passed"
         wrong = self.failures()[0]
-        return f"no isolation: {wrong.name}: {wrong.detail}. {wrong.remedy}"
+        so = "isolation is fallback" if self.level == "fallback" else "no isolation"
+        return f"{so}: {wrong.name}: {wrong.detail}. {wrong.remedy}"
 
 
 async def canaries(
-    names: tuple[str, ...], limits: WorkerLimits, layers: Layers = ALL_LAYERS
+    names: tuple[str, ...], limits: WorkerLimits, layers: Layers = STRONG_LAYERS, source: str = CHILD_SOURCE
 ) -> tuple[list[CanaryDone], SandboxedProcess, int]:
     """Try attacks in a fresh sandbox. Returns what came of each, the ended process and the launcher's exit status.
 
-    An attack that the kernel answers by killing the process leaves the list short.
+    An attack that the kernel answers by killing the process leaves the list short. Raises IsolationUnavailable.
     """
-    command = Command(CHILD_SOURCE, child_binds("echo"), limits.memory_bytes)
-    process = await launch(command, limits, slot=PROBE_SLOT, layers=layers)
+    process = await launch(Command(source, child_binds("echo"), limits.memory_bytes), limits, layers=layers)
     done: list[CanaryDone] = []
+    confined = False
     try:
         wanted: dict[str, Value] = {
             "canaries": [*names],
             "filter": seccomp.filter_after_imports() if layers.filter_after_imports else b"",
-            "processes": limits.processes,
+            "processes": process.processes_max,
         }
         process.stdin.write(encode(["start", wanted]))
         async with asyncio.timeout(PROBE_S):
@@ -75,10 +74,11 @@ async def canaries(
                     case CanaryDone() as canary:
                         done.append(canary)
                     case Confined():
-                        pass
+                        confined = True
                     case _:
                         raise MalformedFrame("unexpected frame")
     except asyncio.IncompleteReadError:
+        said = b"" if confined else await process.stderr.read(4096)
         status = await process.end(kill=False)
     except (TimeoutError, MalformedFrame, FrameStalled, FrameTooLong) as error:
         await process.end()
@@ -86,29 +86,50 @@ async def canaries(
     except BaseException:
         await process.end()
         raise
+    if not confined:
+        words = said.decode("utf-8", "replace").strip() or f"status {status}"
+        raise IsolationUnavailable(f"the worker did not start: {words[-300:]}. {facts.START_REMEDY}")
     return done, process, status
 
 
-async def probe(limits: WorkerLimits = DEFAULT_LIMITS, layers: Layers = ALL_LAYERS) -> IsolationReport:
-    """Start a sandbox and attack it. Never raises for what the machine lacks: that is in the report."""
+async def _attempts(limits: WorkerLimits, layers: Layers, name: str) -> tuple[Check, list[Check]]:
+    """The start of a sandbox with these layers, and every attack on it."""
     names = tuple(ATTACKS)
     try:
         done, process, status = await canaries(names, limits, layers)
     except (IsolationUnavailable, RuntimeUnavailable) as error:
         reason, _, remedy = error.reason.partition(". ")
-        return IsolationReport("none", (Check("start the sandbox", False, reason, remedy),))
-    checks = [Check("start the sandbox", True, _description(process), "")]
+        return Check(name, False, reason, remedy), []
     seen = {canary.name: canary for canary in done}
-    for name in names:
-        canary = seen.get(name)
+    attacks = []
+    for attack in names:
+        canary = seen.get(attack)
+        remedy = GAP_REMEDY if layers.namespaces or attack not in NAMESPACE_ONLY else NAMESPACE_REMEDY
         if canary is None:
-            checks.append(Check(name, False, f"no answer, launcher status {status}", GAP_REMEDY))
+            attacks.append(Check(attack, False, f"no answer, launcher status {status}", remedy, attack=True))
         else:
-            checks.append(Check(name, canary.stopped, canary.seen, "" if canary.stopped else GAP_REMEDY))
-    level: IsolationLevel = "strong" if all(check.passed for check in checks) else "none"
-    return IsolationReport(level, tuple(checks))
+            attacks.append(Check(attack, canary.stopped, canary.seen, "" if canary.stopped else remedy, attack=True))
+    return Check(name, True, _description(process, layers), ""), attacks
 
 
-def _description(process: SandboxedProcess) -> str:
-    user = "the node's own user in a user namespace" if process.uid is None else f"a user of its own ({process.uid})"
-    return f"namespaces, system call filters, {user}; {process.group_description}"
+async def probe(limits: WorkerLimits = DEFAULT_LIMITS, layers: Layers = STRONG_LAYERS) -> IsolationReport:
+    """Start a sandbox and attack it. Never raises for what the machine lacks: that is in the report."""
+    started, attacks = await _attempts(limits, layers, "start the sandbox")
+    circumstances = facts.circumstances()
+    checks = (started, *circumstances, *attacks)
+    if started.passed or not facts.has_landlock():
+        held = started.passed and all(check.passed for check in attacks)
+        return IsolationReport("strong" if held else "none", checks, layers)
+    again, attacks = await _attempts(limits, FALLBACK_LAYERS, "start the sandbox without namespaces")
+    checks = (started, *circumstances, again, *attacks)
+    held = again.passed and all(check.passed or check.name in NAMESPACE_ONLY for check in attacks)
+    return IsolationReport("fallback" if held else "none", checks, FALLBACK_LAYERS)
+
+
+def _description(process: SandboxedProcess, layers: Layers) -> str:
+    kept = "namespaces" if layers.namespaces else "path rules (Landlock)"
+    if process.uid is None:
+        user = "the node's own user" + (" in a user namespace" if layers.namespaces else "")
+    else:
+        user = f"a user of its own ({process.uid})"
+    return f"{kept}, system call filters, {user}; {process.group_description}"

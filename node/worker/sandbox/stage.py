@@ -4,8 +4,13 @@ It ties its life to the node's, joins the control groups, and sets the hard limi
 mount namespace in which everything the worker needs is bound at a traversable place (an interpreter or a checkout
 often lies under a closed home), and gives up root for the worker's own uid. Then it becomes bubblewrap.
 
+Where there are no namespaces it becomes the worker itself, behind the kernel's path rules (Landlock) and the first
+system call filter. What the worker needs is then shown under one folder: bound there if we may mount, else linked.
+
 Law: standard library only, nothing of ours is imported; the order is stage, limits, uid, die-with-parent, exec. The
 specification is JSON on the descriptor named by the first argument.
+
+Source for Landlock: Linux `Documentation/userspace-api/landlock.rst`.
 """
 
 import contextlib
@@ -15,14 +20,36 @@ import os
 import re
 import resource
 import signal
+import struct
 import sys
 from typing import NoReturn, TypedDict
 
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x1000, 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
+PR_SET_NO_NEW_PRIVS = 38
+SYS_SECCOMP = 317
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_RECORD_BYTES = 8
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_ASK_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH = 1
+ACCESS_EXECUTE, ACCESS_READ_FILE, ACCESS_READ_DIRECTORY = 1 << 0, 1 << 2, 1 << 3
+# Rights over files that each version of the interface knows: all are taken away, and reading is given back.
+ACCESS_BITS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15}
+ACCESS_BITS_LATEST = 16
 STAGE_DIRECTORY = "/tmp"  # in a private mount namespace, hidden under a fresh file system
 FAILURE_STATUS = 125
+
+
+class Direct(TypedDict):
+    """How to start the worker itself. ``targets`` say where under ``root`` each staged path is shown."""
+
+    root: str
+    targets: list[str]
+    readable: list[str]
+    landlock: bool
+    filter: int
 
 
 class Specification(TypedDict):
@@ -36,6 +63,7 @@ class Specification(TypedDict):
     limits: list[tuple[int, int]]
     arguments: list[str]
     environment: dict[str, str]
+    direct: Direct | None
 
 
 def _library() -> ctypes.CDLL:
@@ -69,24 +97,98 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str |
     )
 
 
-def stage(paths: list[str]) -> list[str]:
-    """Bind each path at a traversable place of a private mount namespace; return the places, in order."""
+def private_mounts() -> None:
+    """From now on what is mounted here is seen by nobody else. OSError where the kernel doesn't let us."""
     _must(_library().unshare(CLONE_NEWNS), "unshare")
     mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
+def bind(paths: list[str], places: list[str], root: str) -> None:
+    """Bind each path at its place, in a fresh file system at ``root`` that hides what was there."""
     sources = [os.open(path, os.O_PATH) for path in paths]
     directories = [os.path.isdir(path) for path in paths]
-    mount("stage", STAGE_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
-    places = []
-    for number, (path, source, directory) in enumerate(zip(paths, sources, directories, strict=True)):
-        place = f"{STAGE_DIRECTORY}/{number}-{os.path.basename(path)}"
-        if directory:
-            os.mkdir(place, 0o755)
-        else:
+    mount("stage", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    for place, source, directory in zip(places, sources, directories, strict=True):
+        os.makedirs(place if directory else os.path.dirname(place), 0o755, exist_ok=True)
+        if not directory:
             os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
         mount(f"/proc/self/fd/{source}", place, None, MS_BIND)
         os.close(source)
-        places.append(place)
+
+
+def stage(paths: list[str]) -> list[str]:
+    """Bind each path at a traversable place of a private mount namespace; return the places, in order."""
+    private_mounts()
+    places = [f"{STAGE_DIRECTORY}/{number}-{os.path.basename(path)}" for number, path in enumerate(paths)]
+    bind(paths, places, STAGE_DIRECTORY)
     return places
+
+
+def show(paths: list[str], direct: Direct) -> list[str]:
+    """Show each path at its target under the root; return the places, in order."""
+    places = [direct["root"] + target for target in direct["targets"]]
+    try:
+        private_mounts()
+    except OSError:
+        for path, place in zip(paths, places, strict=True):
+            os.makedirs(os.path.dirname(place), 0o755, exist_ok=True)
+            os.symlink(path, place)
+    else:
+        bind(paths, places, direct["root"])
+    return places
+
+
+def _kernel(number: int, *arguments: object) -> int:
+    """A raw system call; OSError when it fails."""
+    result: int = _library().syscall(number, *arguments)
+    _must(min(result, 0), f"system call {number}")
+    return result
+
+
+def restrict_files(readable: list[str]) -> None:
+    """Take every right over files away but reading beneath these paths, and over ports, sockets and signals where the
+    kernel can. OSError where there is no Landlock."""
+    version = _kernel(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_ASK_VERSION)
+    handled = (1 << ACCESS_BITS_OF_VERSION.get(version, ACCESS_BITS_LATEST)) - 1
+    ports, scopes = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
+    attribute = struct.pack("<QQQ", handled, ports, scopes)[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    ruleset = _kernel(SYS_LANDLOCK_CREATE_RULESET, attribute, ctypes.c_size_t(len(attribute)), 0)
+    for path in readable:
+        try:
+            beneath = os.open(path, os.O_PATH)
+        except FileNotFoundError:
+            continue
+        rights = ACCESS_EXECUTE | ACCESS_READ_FILE | (ACCESS_READ_DIRECTORY if os.path.isdir(path) else 0)
+        rule = struct.pack("<Qi", rights, beneath)
+        _kernel(SYS_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, rule, 0)
+        os.close(beneath)
+    _kernel(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+class FilterProgram(ctypes.Structure):
+    """`struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("records", ctypes.c_void_p))
+
+
+def apply_filter(descriptor: int) -> None:
+    """Put the filter on this descriptor in force for whatever runs from here on."""
+    program = os.read(descriptor, 1 << 16)
+    records = ctypes.create_string_buffer(program, len(program))
+    address = ctypes.cast(records, ctypes.c_void_p).value
+    argument = FilterProgram(len(program) // SECCOMP_RECORD_BYTES, address)
+    _kernel(SYS_SECCOMP, SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(argument))
+
+
+def confine_directly(direct: Direct, places: list[str]) -> None:
+    """The layers that need no namespace, after every privilege is gone."""
+    _must(_library().prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    if direct["landlock"]:
+        restrict_files([direct["root"], *places, *direct["readable"]])
+    if direct["filter"] >= 0:
+        apply_filter(direct["filter"])
+        os.close(direct["filter"])
 
 
 def drop_root(uid: int) -> None:
@@ -121,8 +223,10 @@ def main() -> NoReturn:
         for path in wanted["cgroup_files"]:
             with open(path, "w", encoding="ascii") as group:
                 group.write(str(os.getpid()))
-        places = wanted["staged"]
-        if wanted["uid"] is not None:
+        places, direct = wanted["staged"], wanted["direct"]
+        if direct is not None:
+            places = show(places, direct)
+        elif wanted["uid"] is not None:
             places = stage(places)
         for which, value in wanted["limits"]:
             resource.setrlimit(which, (value, value))
@@ -131,6 +235,8 @@ def main() -> NoReturn:
             die_with(wanted["parent"])  # a change of user clears it
         arguments = [filled(argument, places) for argument in wanted["arguments"]]
         environment = {name: filled(value, places) for name, value in wanted["environment"].items()}
+        if direct is not None:
+            confine_directly(direct, places)
         os.execve(arguments[0], arguments, environment)
     except (OSError, ValueError) as error:
         print(f"launch: {error}", file=sys.stderr)
