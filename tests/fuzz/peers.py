@@ -1,14 +1,16 @@
 """Targets on a peer's side: frames, envelopes, greetings, certificates, blocks, and an engine between hostile peers."""
 
 import asyncio
+import contextlib
 import ssl
 from functools import lru_cache
 
 from aiohttp import WSMessage, WSMsgType
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_pem_x509_certificate
+from msgspec.structs import replace
 
-from node.transport.certificates import certified_node, leaf_certificate
+from node.transport.certificates import WrongPeerKey, certified_node, leaf_certificate, proved_node
 from node.transport.identity import NodeIdentity
 from node.transport.link import Socket, greet
 from protocol.engine.bodies import open_body
@@ -141,12 +143,16 @@ def greetings() -> list[bytes]:
 
 
 def shake_hands(content: bytes) -> None:
-    """The server's side of TLS, with any bytes from the network."""
+    """The server's side of TLS, with any bytes from the network: they prove no node."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = _server_context().wrap_bio(incoming, outgoing, server_side=True)
     incoming.write(content)
     incoming.write_eof()
-    server.do_handshake()
+    try:
+        server.do_handshake()
+    finally:
+        with contextlib.suppress(WrongPeerKey):
+            raise AssertionError(f"a handshake of one flight proved {proved_node(server).hex()}")
 
 
 @lru_cache(maxsize=1)
@@ -189,6 +195,9 @@ def check_any_certificate(content: bytes) -> None:
     ledger = _ledger()
     generator = Generator(dice, {32: [ledger.state.tip_hash, ledger.state.tip.parent, bytes(32)]})
     certificate: Certificate = generator.value(Certificate)
+    if dice.random() < 0.8:  # well-formed, so that what it says is looked at
+        signers = tuple(sorted(dice.sample(range(4), dice.randint(1, 4))))
+        certificate = replace(certificate, signers=signers, signatures=(Signature(bytes(64)),) * len(signers))
     header: Header = ledger.state.tip if dice.random() < 0.5 else generator.value(Header)
     authorities = AuthoritySet.from_genesis(ledger.genesis)
     certificate_checks(ledger.hash, authorities, certificate)

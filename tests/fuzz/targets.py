@@ -25,25 +25,25 @@ class Target(NamedTuple):
 
 
 TARGETS: dict[str, Target] = {
-    "frame": Target(peers.split_any_frame, peers.ERRORS, peers.frames, 120),
-    "envelope": Target(peers.open_any_envelope, peers.ERRORS, peers.envelopes, 120),
-    "payload": Target(peers.decode_any_payload, peers.ERRORS, peers.payloads, 120),
+    "frame": Target(peers.split_any_frame, peers.ERRORS, peers.frames, 140),
+    "envelope": Target(peers.open_any_envelope, peers.ERRORS, peers.envelopes, 136),
+    "payload": Target(peers.decode_any_payload, peers.ERRORS, peers.payloads, 140),
     "greeting": Target(peers.greet_anybody, peers.ERRORS, peers.greetings, 40),
     "handshake": Target(peers.shake_hands, peers.HANDSHAKE_ERRORS, peers.handshakes, 20),
     "key_certificate": Target(peers.read_key_certificate, peers.ERRORS, peers.key_certificates, 40),
-    "engine": Target(peers.besiege, (), peers.no_seeds, 60),
-    "block": Target(peers.execute_any_blocks, (), peers.no_seeds, 30),
+    "engine": Target(peers.besiege, (), peers.no_seeds, 36),
+    "block": Target(peers.execute_any_blocks, (), peers.no_seeds, 16),
     "block_bytes": Target(peers.execute_block_bytes, peers.BLOCK_ERRORS, peers.block_bytes, 60),
     "certificate": Target(peers.check_any_certificate, peers.ERRORS, peers.no_seeds, 60),
     "receipt_file": Target(documents.verify_receipt_file, documents.ERRORS, documents.receipt_files, 60),
     "genesis_file": Target(documents.read_genesis_file, documents.ERRORS, documents.genesis_files, 60),
-    "config_file": Target(documents.read_config_file, documents.ERRORS, documents.config_files, 30),
+    "config_file": Target(documents.read_config_file, documents.ERRORS, documents.config_files, 16),
     "key_file": Target(documents.read_stored_key, documents.ERRORS, documents.key_files, 30),
     "peer_cache": Target(documents.read_peer_cache, (), documents.peer_caches, 30),
     "worker_frame": Target(documents.read_worker_frame, documents.WORKER_ERRORS, documents.worker_frames, 40),
     "manifest": Target(documents.parse_any_manifest, documents.DESCRIPTION_ERRORS, documents.manifests, 40),
     "description": Target(documents.read_description, documents.DESCRIPTION_ERRORS, documents.descriptions, 20),
-    "control_request": Target(documents.ask_control, (), documents.control_requests, 20),
+    "control_request": Target(documents.ask_control, (), documents.control_requests, 16),
 }
 
 

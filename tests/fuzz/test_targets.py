@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.mutation import mutated
+from tests.fuzz.mutation import mutated, restructured
 from tests.fuzz.targets import TARGETS, attempt
 
 EXAMPLES = {"engine": 60, "block": 60, "control_request": 60, "config_file": 60}
@@ -36,6 +36,8 @@ def test_near_misses_give_a_message_or_the_error_of_whose_fault_it_was(name: str
     def near_miss(dice_seed: int, noise: bytes) -> None:
         dice = random.Random(dice_seed)
         attempt(target, mutated(dice.choice(seeds), seeds, dice) if seeds else dice.randbytes(600) + noise)
+        if seeds:
+            attempt(target, restructured(dice.choice(seeds), dice) or noise)
         attempt(target, noise)
 
     near_miss()
