@@ -64,7 +64,7 @@ def account_view(state: LedgerState, account: AccountId) -> AccountView:
 
 def supply_view(state: LedgerState, genesis: Genesis) -> SupplyView:
     """All credits there are, and where; ``total`` equals ``genesis_total`` or something is very wrong."""
-    supply = state.supply()
+    supply = state.supply_kept()
     return SupplyView(
         balances=supply.balances,
         deposits=supply.deposits,

@@ -7,6 +7,7 @@ without ends the node, with the reason; a node never goes on half.
 import asyncio
 import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -27,6 +28,7 @@ from node.runtime.signer import Signer
 from node.runtime.work import WorkPump
 from node.store.database import Store
 from node.store.sign_guard import SignGuard
+from node.store.state_rows import CheckStopped
 from node.telemetry import EventLogger, event_logger
 from node.transport.identity import NodeIdentity
 from node.transport.peer_store import PeerStore
@@ -70,6 +72,8 @@ class Node:
         self.announcements = Announcements()
         self.shelf: ProviderShelf | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._checked = threading.Event()
+        """Set to end the check of the state behind the start."""
 
     # Start and stop
 
@@ -148,6 +152,8 @@ class Node:
         self.control: NodeControl = Front(self)
         executor.submit(taken_up(self.engine, self.store))
         loop.feed(Started(Hash(os.urandom(32))))
+        self._stack.callback(self._checked.set)
+        self._tasks.create_task(self._check_state())
         if supervisor is not None:
             self._sell(supervisor)
         self._log.info("started", listen=self.listen_text, height=self.engine.replica.state.height)
@@ -214,6 +220,17 @@ class Node:
 
     # Blocks
 
+    async def _check_state(self) -> None:
+        """A large state is hashed behind the start; one that is not what its header says ends the node."""
+        if not self.store.needs_recheck:
+            return
+        began = read_clock().monotonic_ms
+        try:
+            await asyncio.to_thread(self.store.recheck, self._checked)
+        except CheckStopped:
+            return
+        self._log.info("state_checked", height=self.store.height(), ms=read_clock().monotonic_ms - began)
+
     async def next_block(self, timeout_ms: int) -> None:
         """Returns when a block has been committed, or after the time."""
         with contextlib.suppress(TimeoutError):
@@ -221,5 +238,6 @@ class Node:
                 await self._block_committed.wait()
 
     def _committed(self, commit: CommitBlock) -> None:
+        self.store.committed(commit.height)
         self._block_committed.set()
         self._block_committed = asyncio.Event()

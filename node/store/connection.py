@@ -1,9 +1,11 @@
-"""One SQLite file, held exclusively: write-ahead log, a full sync at every commit, migrations by name.
+"""One SQLite file of one process: write-ahead log, a full sync at every commit, migrations by name.
 
-Law: a commit that has returned is on disk (``synchronous=FULL``). SQLite's own lock in the file keeps any second
-process out for as long as the file is open, so no stale lock can outlive its holder.
+Law: a commit that has returned is on disk (``synchronous=FULL``). The kernel keeps a second process out for as long as
+the file is open, so no stale lock can outlive its holder: by SQLite's own lock where one connection is enough, by a
+lock on a file beside it where the same process also reads over connections of their own.
 """
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -40,7 +42,20 @@ def translated(path: Path) -> Iterator[None]:
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All or nothing. The caller holds the lock that keeps other threads off the connection."""
-    connection.execute("BEGIN IMMEDIATE")
+    with _between(connection, "BEGIN IMMEDIATE"):
+        yield
+
+
+@contextmanager
+def one_commit(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that a reader reads within this is of one and the same commit."""
+    with _between(connection, "BEGIN DEFERRED"):
+        yield
+
+
+@contextmanager
+def _between(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+    connection.execute(begin)
     try:
         yield
         connection.execute("COMMIT")
@@ -50,9 +65,42 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def open_exclusively(path: Path, schema: Schema) -> Database:
-    """Open or create the file, lock it, and bring its schema up to date.
+class FileLock:
+    """Holds ``PATH.lock`` until it is released or the process ends."""
 
+    def __init__(self, path: Path) -> None:
+        """Raises ``StoreLocked`` or ``StoreUnusable``."""
+        beside = path.with_name(path.name + ".lock")
+        try:
+            self._descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreUnusable(path, error.strerror or str(error)) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise StoreLocked(path) from error
+
+    def release(self) -> None:
+        """Let others in; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """One more connection to a file that ``open_database`` has opened, for reading alone: it waits for no writer and
+    keeps none waiting. Sees the last commit, or within a transaction always the same one."""
+    with translated(path):
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA query_only=1")
+        return connection
+
+
+def open_database(path: Path, schema: Schema, *, exclusive: bool = True) -> Database:
+    """Open or create the file and bring its schema up to date.
+
+    Exclusive: locked by SQLite against every other connection. Otherwise the caller holds a ``FileLock``.
     Raises ``StoreLocked``, ``StoreCorrupt``, ``StoreTooNew``, ``DiskFull`` or ``StoreUnusable``.
     """
     is_new = not path.exists() or path.stat().st_size == 0
@@ -61,7 +109,8 @@ def open_exclusively(path: Path, schema: Schema) -> Database:
             _create_private(path)
         connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
-            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            if exclusive:
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             # A lock is taken by the first write, not by the pragma.

@@ -13,9 +13,11 @@ from pathlib import Path
 from blake3 import blake3
 from sqlite_utils import Database
 
-from node.store.connection import open_exclusively, transaction, translated
+from node.store.accounts import StoredAccounts
+from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
 from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
 from node.store.schema import STORE_SCHEMA, table_name
+from node.store.state_rows import LATTICE_FACT, is_small, load_state, recheck
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.state import LedgerState, genesis_rows
 from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
@@ -40,6 +42,7 @@ class _Batch:
         self.tables: dict[Table, dict[bytes, bytes | None]] = {}
         self.journal_ended = False
         self.state: dict[bytes, bytes | None] = {}
+        self.lattice = b""
         self.blocks: list[CommitBlock] = []
 
     def take(self, effect: Durable) -> None:
@@ -54,6 +57,7 @@ class _Batch:
                 self.tip = effect.height
                 self.blocks.append(effect)
                 self.state.update(effect.rows)
+                self.lattice = effect.lattice
                 self.journal_ended = True
                 for table in _JOURNAL_TABLES:
                     self.tables.pop(table, None)
@@ -66,13 +70,20 @@ def _checksum(block: bytes, certificate: bytes) -> bytes:
 class Store:
     """One node's store. Open with ``Store.open``, close with ``close``."""
 
-    def __init__(self, path: Path, genesis: Genesis, database: Database) -> None:
+    def __init__(self, path: Path, genesis: Genesis, lock: FileLock, database: Database) -> None:
         """Use ``open``."""
         self.path = path
         self.genesis = genesis
         self.database = database
         """For queries by tools; never write through it."""
+        self._file_lock = lock
         self._lock = threading.Lock()
+        self._reader = open_reader(path)
+        """What is only read waits for no commit."""
+        self._reader_lock = threading.Lock()
+        self._accounts: list[StoredAccounts] = []
+        self.needs_recheck = False
+        """A state was loaded whose rows have not all been hashed: ``recheck`` has to follow."""
 
     @classmethod
     def open(cls, path: Path, genesis: Genesis) -> "Store":
@@ -82,7 +93,12 @@ class Store:
         ``StoreTooNew``, ``DiskFull``, ``StoreUnusable`` or ``GenesisInvalid``.
         """
         rows = genesis_rows(genesis)
-        store = cls(path, genesis, open_exclusively(path, STORE_SCHEMA))
+        lock = FileLock(path)
+        try:
+            store = cls(path, genesis, lock, open_database(path, STORE_SCHEMA, exclusive=False))
+        except BaseException:
+            lock.release()
+            raise
         try:
             store._bind(genesis_hash(genesis), rows)
         except BaseException:
@@ -105,10 +121,20 @@ class Store:
         with self._lock, translated(self.path):
             yield self.database.conn
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._reader_lock, translated(self.path):
+            yield self._reader
+
     def close(self) -> None:
         """Release the file; a second call does nothing."""
+        for accounts in self._accounts:
+            accounts.close()
+        with self._reader_lock:
+            self._reader.close()
         with self._lock:
             self.database.close()
+        self._file_lock.release()
 
     def commit(self, effects: Sequence[Durable]) -> None:
         """Write all effects in their order in one transaction; when this returns they are on disk.
@@ -127,42 +153,62 @@ class Store:
 
     def load_table(self, table: Table) -> list[tuple[bytes, bytes]]:
         """All rows of a table in order of their keys."""
-        with self._using() as connection:
+        with self._reading() as connection:
             return connection.execute(f"SELECT key, value FROM {table_name(table)} ORDER BY key").fetchall()
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """One value, or ``None``."""
-        with self._using() as connection:
+        with self._reading() as connection:
             found = connection.execute(f"SELECT value FROM {table_name(table)} WHERE key = ?", (key,)).fetchone()
         return None if found is None else bytes(found[0])
 
     def values_between(self, table: Table, first: bytes, last: bytes, count_max: int) -> list[bytes]:
         """The values with the smallest keys from ``first`` to ``last``, in the order of their keys."""
-        with self._using() as connection:
+        with self._reading() as connection:
             query = f"SELECT value FROM {table_name(table)} WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
             found = connection.execute(query, (first, last, count_max)).fetchall()
         return [bytes(value) for (value,) in found]
 
     def load_rows(self) -> list[tuple[bytes, bytes]]:
         """All rows of the ledger's state after the tip, in order of their keys."""
-        with self._using() as connection:
+        with self._reading() as connection:
             return connection.execute("SELECT key, value FROM state ORDER BY key").fetchall()
 
     def load_state(self) -> LedgerState:
-        """The ledger's state after the tip, its root and supply recomputed.
+        """The ledger's state after the tip, its supply recounted; accounts stay on the disk until they are needed.
 
-        Raises ``StoreCorrupt`` if the rows don't give what the tip's header says.
+        The root of a small state is recomputed from its rows, that of a large one from the stored sum: then
+        ``recheck`` has to follow. Raises ``StoreCorrupt`` if the rows don't give what the tip's header says.
         """
-        tip = self.tip()
-        header = LedgerState.from_genesis(self.genesis).tip if tip is None else _header(tip)
-        try:
-            return LedgerState.from_rows(self.genesis, self.load_rows(), header)
-        except StateInvalid as error:
-            raise StoreCorrupt(self.path, str(error)) from error
+        accounts = StoredAccounts(self.path)
+        self._accounts.append(accounts)
+        with self._reading() as connection, one_commit(connection):
+            header = self._tip_header(connection)
+            self.needs_recheck = not is_small(connection)
+            try:
+                return load_state(connection, self.path, self.genesis, header, accounts)
+            except StateInvalid as error:
+                raise StoreCorrupt(self.path, str(error)) from error
+
+    def committed(self, height: Height) -> None:
+        """Blocks up to this height are on disk: loaded states may forget them. On the thread that uses the state."""
+        for accounts in self._accounts:
+            accounts.committed(height)
+
+    def recheck(self, stop: threading.Event) -> None:
+        """Recompute the root from every row, slowly, beside a running node.
+
+        Raises ``StoreCorrupt``, or ``CheckStopped`` once ``stop`` is set.
+        """
+        recheck(self.path, self._tip_header, stop)
+
+    def _tip_header(self, connection: sqlite3.Connection) -> Header:
+        found = self._blocks_from(connection, _tip(connection), 1)
+        return _header(found[0]) if found else LedgerState.from_genesis(self.genesis).tip
 
     def height(self) -> Height:
         """Height of the last block; 0 before the first."""
-        with self._using() as connection:
+        with self._reading() as connection:
             return _tip(connection)
 
     def tip(self) -> DecidedBlock | None:
@@ -186,11 +232,14 @@ class Store:
         return selected
 
     def _read_blocks(self, from_height: int, count: int) -> list[DecidedBlock]:
-        with self._using() as connection:
-            rows = connection.execute(
-                "SELECT height, block, certificate, checksum FROM blocks WHERE height >= ? ORDER BY height LIMIT ?",
-                (from_height, count),
-            ).fetchall()
+        with self._reading() as connection:
+            return self._blocks_from(connection, from_height, count)
+
+    def _blocks_from(self, connection: sqlite3.Connection, from_height: int, count: int) -> list[DecidedBlock]:
+        rows = connection.execute(
+            "SELECT height, block, certificate, checksum FROM blocks WHERE height >= ? ORDER BY height LIMIT ?",
+            (from_height, count),
+        ).fetchall()
         return [self._decided(*row) for row in rows]
 
     def _decided(self, height: int, block: bytes, certificate: bytes, checksum: bytes) -> DecidedBlock:
@@ -200,7 +249,7 @@ class Store:
 
     def transaction_height(self, transaction_id: MessageId) -> Height | None:
         """Height of the block that holds a transaction, or ``None``."""
-        with self._using() as connection:
+        with self._reading() as connection:
             found = connection.execute("SELECT height FROM transactions WHERE id = ?", (transaction_id,)).fetchone()
         return None if found is None else Height(found[0])
 
@@ -222,7 +271,9 @@ class Store:
             if header.height != height or header.parent != parent:
                 raise StoreCorrupt(self.path, f"block {height} does not follow the one before")
             parent = header_hash(header)
-        return self.load_state()
+        state = self.load_state()
+        recheck(self.path, self._tip_header, threading.Event(), pause_s=0)
+        return state
 
 
 def _tip(connection: sqlite3.Connection) -> Height:
@@ -243,6 +294,8 @@ def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
     for table, rows in batch.tables.items():
         _write_rows(connection, table_name(table), rows)
     _write_rows(connection, "state", batch.state)
+    if batch.blocks:
+        connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (LATTICE_FACT, batch.lattice))
     for block in batch.blocks:
         certificate = encode(block.decided.certificate)
         checksum = _checksum(block.decided.block, certificate)

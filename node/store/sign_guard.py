@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
-from node.store.connection import open_exclusively, transaction, translated
+from node.store.connection import open_database, transaction, translated
 from node.store.errors import GuardRefused
 from node.store.schema import GUARD_SCHEMA
 from protocol.messages.effects import GuardClass, GuardPosition
@@ -35,7 +35,7 @@ class SignGuard:
 
         Raises ``StoreLocked``, ``StoreCorrupt``, ``StoreTooNew``, ``DiskFull`` or ``StoreUnusable``.
         """
-        return cls(path, open_exclusively(path, GUARD_SCHEMA))
+        return cls(path, open_database(path, GUARD_SCHEMA))
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
