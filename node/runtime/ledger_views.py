@@ -8,8 +8,9 @@ from node.runtime.control import (
     LedgerView,
     SupplyView,
 )
+from protocol.ledger.evidence import accusation
 from protocol.ledger.state import LedgerState
-from protocol.messages import transactions
+from protocol.messages import governance, transactions
 from protocol.messages.blocks import Block, DecidedBlock, header_hash
 from protocol.messages.envelope import envelope_id, open_as
 from protocol.messages.genesis import Genesis
@@ -135,3 +136,29 @@ def describe(action: transactions.Action) -> str:
             return f"closes channel {action.channel.hex()[:16]}"
         case transactions.ChannelFinalise():
             return f"finalises channel {action.channel.hex()[:16]}"
+        case transactions.MotionOpen():
+            return f"opens a motion: {describe_subject(action.subject)}"
+        case transactions.MotionVote():
+            return f"votes {'for' if action.approve else 'against'} motion {action.motion}"
+        case transactions.EvidenceReport():
+            accused = accusation(action.first, action.second).authority
+            return f"proves that {format_address(AddressKind.AUTHORITY, accused)} signed twice"
+
+
+def describe_subject(subject: governance.Subject) -> str:
+    """One line for people about what passing a motion does."""
+    match subject:
+        case governance.AuthorityChange():
+            removed = [f"remove {format_address(AddressKind.AUTHORITY, key)}" for key in subject.remove]
+            added = [
+                f"add {record.name} {format_address(AddressKind.AUTHORITY, record.authority)}" for record in subject.add
+            ]
+            return ", ".join([*removed, *added])
+        case governance.ParameterChange():
+            return ", ".join(f"{entry.name} = {entry.value}" for entry in subject.values)
+        case governance.VersionChange():
+            return f"protocol version {subject.version} from height {subject.height}"
+        case governance.Issuance():
+            return f"issue {format_credits(subject.amount)} to {account_text(subject.recipient)}: {subject.reason}"
+        case governance.Redemption():
+            return f"redeem {format_credits(subject.amount)} of the opener: {subject.reason}"

@@ -8,10 +8,13 @@ the header says. An empty block is valid only once a heartbeat is due.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from protocol.ledger.charter import changed_charter_rows, evidence_row, motion_row
+from protocol.ledger.epochs import close_epoch_if_over, count_signers, enter_version, mark_time
 from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInvalid
 from protocol.ledger.execution import Execution as Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
+from protocol.ledger.motions import settle_due
 from protocol.ledger.rows import (
     AUTHORITIES_KEY,
     FEE_POOL_KEY,
@@ -23,7 +26,7 @@ from protocol.ledger.rows import (
     sum_row,
 )
 from protocol.ledger.signatures import open_transaction
-from protocol.ledger.state import BLOCK_VERSION, LedgerState, genesis_rows
+from protocol.ledger.state import LedgerState, genesis_rows
 from protocol.ledger.state import genesis_header as _genesis_header
 from protocol.ledger.transition import apply_transaction
 from protocol.ledger.view import Context, Overlay
@@ -93,6 +96,13 @@ def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, byt
         rows.append((key, channel_row(channel_id, state.channel(channel_id))[1], after))
     rows.append((FEE_POOL_KEY, sum_row(FEE_POOL_KEY, state.fee_pool)[1], sum_row(FEE_POOL_KEY, changes.fee_pool)[1]))
     rows.append((AUTHORITIES_KEY, authorities_row(state.schedule)[1], authorities_row(changes.schedule)[1]))
+    for number, motion in changes.motions.items():
+        key, after = motion_row(number, motion)
+        rows.append((key, motion_row(number, state.motion(number))[1], after))
+    for authority, evidence in changes.accused.items():
+        key, after = evidence_row(authority, evidence)
+        rows.append((key, evidence_row(authority, state.evidence(authority))[1], after))
+    rows += changed_charter_rows(state.charter, changes.charter)
     return sorted(row for row in rows if row[1] != row[2])
 
 
@@ -116,18 +126,30 @@ class _Outcome(NamedTuple):
 
 def _outcome(state: LedgerState, changes: Overlay) -> _Outcome:
     difference = supply_difference(state, changes)
-    if difference:
-        raise BlockInvalid("supply", f"the block makes {difference} base units")
+    issued = changes.charter.issued.amount - state.issued
+    if difference != issued:
+        raise BlockInvalid("supply", f"the block makes {difference} base units where motions issued {issued}")
     touched = _touched_rows(state, changes)
     removed: list[Row] = [(key, before) for key, before, _ in touched if before is not None]
     added: list[Row] = [(key, after) for key, _, after in touched if after is not None]
     return _Outcome(tuple((key, after) for key, _, after in touched), updated(state.lattice, removed, added))
 
 
-def _opened(state: LedgerState) -> Overlay:
-    """What every block does before its transactions: the schedule of authorities moves on by one height."""
+def _opened(state: LedgerState, context: Context, parent_certificate: Certificate | None) -> Overlay:
+    """What every block does before its transactions.
+
+    The schedule of authorities moves on by one height, who signed the parent is counted, an epoch may end, the time is
+    noted, and what voters decided takes effect if it is due. After that no block makes or burns a credit.
+    """
     changes = Overlay(state)
     changes.schedule = state.schedule.advanced()
+    if parent_certificate is not None:
+        members = state.schedule.previous.records
+        count_signers(changes, [members[signer] for signer in parent_certificate.signers if signer < len(members)])
+    close_epoch_if_over(changes, context)
+    mark_time(changes, context)
+    enter_version(changes, context)
+    settle_due(changes, context)
     return changes
 
 
@@ -145,7 +167,7 @@ def build_block(
     """
     timestamp_ms = max(timestamp_ms, state.tip.timestamp_ms)
     context = Context(Height(state.height + 1), ledger_time_after(state.tip, timestamp_ms))
-    changes = _opened(state)
+    changes = _opened(state, context, parent_certificate)
     included: list[PendingTransaction] = []
     refused: list[tuple[MessageId, TransactionInvalid]] = []
     room = BLOCK_BYTES_MAX - BLOCK_OVERHEAD_BYTES_MAX
@@ -165,7 +187,7 @@ def build_block(
     outcome = _outcome(state, changes)
     transactions = tuple(candidate.envelope_bytes for candidate in included)
     header = Header(
-        version=BLOCK_VERSION,
+        version=state.charter.versions.at(context.height),
         height=context.height,
         parent=state.tip_hash,
         timestamp_ms=timestamp_ms,
@@ -193,7 +215,7 @@ def decode_block(received: bytes) -> Block:
 def _check_header(state: LedgerState, block: Block) -> None:
     header, parent = block.header, state.tip
     expected: tuple[tuple[str, int | Hash | BlockHash, int | Hash | BlockHash], ...] = (
-        ("version", BLOCK_VERSION, header.version),
+        ("version", state.charter.versions.at(parent.height + 1), header.version),
         ("height", parent.height + 1, header.height),
         ("parent", state.tip_hash, header.parent),
         ("authorities", state.authorities.hash(), header.authorities_hash),
@@ -252,7 +274,7 @@ def execute_block(state: LedgerState, block: Block) -> Execution:
     _check_parent_certificate(state, block.parent_certificate)
     header = block.header
     context = Context(header.height, header.ledger_time_ms)
-    changes = _opened(state)
+    changes = _opened(state, context, block.parent_certificate)
     ids: list[MessageId] = []
     for position, received in enumerate(block.transactions):
         try:

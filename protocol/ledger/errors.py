@@ -118,6 +118,52 @@ class LaneRepeated(TransactionInvalid):
     retryable = False
 
 
+class NotEquivocation(TransactionInvalid):
+    """Two statements that do not exclude each other, or not of one key; ``reason`` says why."""
+
+    retryable = False
+
+
+class AlreadyReported(TransactionInvalid):
+    """It was proved before that this key signed twice."""
+
+
+class EvidenceEarly(TransactionInvalid):
+    """The statements are of ``height``, above the block's, ``now``."""
+
+
+class EvidenceExpired(TransactionInvalid):
+    """The statements are of ``height``, too long before the block's, ``now``."""
+
+
+class NotAnAuthority(TransactionInvalid):
+    """The key had no seat at ``height``, is suspended, or is not the sender's to act for."""
+
+
+class SuspensionHalts(TransactionInvalid):
+    """With one more key suspended, ``active`` authorities could not make a quorum of ``quorum``: replace one first."""
+
+
+class MotionUnknown(TransactionInvalid):
+    """No motion has this number, or it is long concluded."""
+
+
+class MotionConcluded(TransactionInvalid):
+    """This motion can't be voted on any more; ``status`` says what became of it."""
+
+
+class AlreadyVoted(TransactionInvalid):
+    """An authority has one vote, and can't take it back."""
+
+
+class TooManyMotions(TransactionInvalid):
+    """``open`` motions of this opener, or of this kind, are open: no more before one of them ends."""
+
+
+class SubjectInvalid(TransactionInvalid):
+    """What is put to vote could never take effect; ``reason`` says why."""
+
+
 class TransactionRejected(UserError):
     """The mempool does not take a transaction; ``code`` is a stable word, ``detail`` a line for people.
 

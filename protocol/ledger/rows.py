@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.messages.genesis import Membership, Parameters
+from protocol.messages.genesis import Membership
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.limits import LANES_PER_CHANNEL
 from protocol.primitives.units import (
@@ -135,11 +135,6 @@ def channel_row(channel_id: ChannelId, channel: Channel | None) -> tuple[bytes, 
 def sum_row(key: bytes, amount: int) -> Row:
     """Fee pool or issued supply."""
     return key, encode(Sum(Amount(amount)))
-
-
-def parameters_row(parameters: Parameters) -> Row:
-    """The numbers that the network agrees on are part of its state."""
-    return PARAMETERS_KEY, encode(parameters)
 
 
 def authorities_row(schedule: AuthoritySchedule) -> Row:

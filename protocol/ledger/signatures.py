@@ -1,15 +1,17 @@
 """Which signatures a transaction or block carries: what the door checks before the ledger sees it.
 
-Law: every signature that a transaction relies on is in this list, those of vouchers inside a redeem included. That a
-voucher's signer is the payer of its channel is left to execution, which alone knows the channel.
+Law: every signature that a transaction relies on is in this list, those of vouchers inside a redeem and of statements
+inside a report of double signing included. That a voucher's signer is the payer of its channel is left to execution,
+which alone knows the channel.
 """
 
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.errors import NotATransaction
+from protocol.ledger.evidence import open_statement
 from protocol.messages.blocks import Block
 from protocol.messages.envelope import Envelope, open_as, signature_check
 from protocol.messages.kinds import MessageKind
-from protocol.messages.transactions import ChannelRedeem, Transaction
+from protocol.messages.transactions import ChannelRedeem, EvidenceReport, Transaction
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import Hash
@@ -26,14 +28,22 @@ def open_transaction(received: bytes) -> tuple[Envelope, Transaction]:
 
 
 def nested_checks(genesis_hash: Hash, envelope: Envelope, transaction: Transaction) -> list[SignatureCheck]:
-    """The checks of vouchers inside a redeem; empty for any other action. Raises ``NotATransaction``.
+    """The checks of what is signed inside an action: vouchers in a redeem, statements in a report of double signing.
+
+    Raises ``NotATransaction``.
 
     The envelope's own check is not among them: see ``transaction_checks``.
     """
     del envelope  # No action's inner signatures depend on it yet; callers have it at hand.
-    if not isinstance(transaction.action, ChannelRedeem):
-        return []
-    return [signature_check(genesis_hash, open_voucher(received)[0]) for received in transaction.action.vouchers]
+    match transaction.action:
+        case ChannelRedeem() as redeem:
+            return [signature_check(genesis_hash, open_voucher(received)[0]) for received in redeem.vouchers]
+        case EvidenceReport() as report:
+            return [
+                signature_check(genesis_hash, open_statement(received)[0]) for received in (report.first, report.second)
+            ]
+        case _:
+            return []
 
 
 def transaction_checks(genesis_hash: Hash, received: bytes) -> list[SignatureCheck]:

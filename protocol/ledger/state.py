@@ -8,6 +8,21 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from protocol.ledger.accounts import AccountDict, AccountTable
+from protocol.ledger.charter import (
+    CHARTER_KEYS,
+    EVIDENCE_PREFIX,
+    GENESIS_VERSION,
+    MOTION_PREFIX,
+    Charter,
+    Evidence,
+    Motion,
+    charter_rows,
+    charter_with_row,
+    evidence_key_of,
+    evidence_row,
+    genesis_charter,
+    motion_row,
+)
 from protocol.ledger.errors import GenesisInvalid, StateInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
@@ -18,9 +33,7 @@ from protocol.ledger.rows import (
     BOND_PREFIX,
     CHANNEL_PREFIX,
     FEE_POOL_KEY,
-    ISSUED_KEY,
     NO_BOND,
-    PARAMETERS_KEY,
     Account,
     AuthoritySchedule,
     Bond,
@@ -31,17 +44,18 @@ from protocol.ledger.rows import (
     bond_row,
     channel_row,
     decode_sum,
-    parameters_row,
     sum_row,
 )
 from protocol.messages.blocks import NO_CERTIFICATE_HASH, Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
+from protocol.messages.governance import MotionNumber
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.codec import decode
 from protocol.primitives.errors import AmountOutOfRange, LocalProtocolError, MalformedMessage
 from protocol.primitives.units import (
     AccountId,
     Amount,
+    AuthorityId,
     BlockHash,
     ChannelId,
     Hash,
@@ -50,9 +64,6 @@ from protocol.primitives.units import (
     Nonce,
     checked_sum,
 )
-
-BLOCK_VERSION = 1
-"""Version of the header and of the ledger's rules."""
 
 
 class Supply(NamedTuple):
@@ -85,9 +96,8 @@ class LedgerState:
         self.schedule = genesis_schedule(genesis)
         self.tip = tip
         self.tip_hash: BlockHash = header_hash(tip)
-        self.parameters: Parameters = genesis.parameters
+        self.charter: Charter = genesis_charter(genesis, Amount(0))
         self.fee_pool = Amount(0)
-        self.issued = Amount(0)
         self.lattice: LatticeSum = EMPTY_LATTICE
         self._balances = 0
         """Sum of all balances: counted when the state was loaded, kept by difference since."""
@@ -96,6 +106,8 @@ class LedgerState:
         self._channels: dict[ChannelId, Channel] = {}
         self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
         self._channels_paid_by: dict[AccountId, dict[ChannelId, None]] = {}
+        self._motions: dict[MotionNumber, Motion] = {}
+        self._evidence: dict[AuthorityId, Evidence] = {}
         self._load(rows)
         self._sets = sets_of(self.schedule)
 
@@ -119,12 +131,15 @@ class LedgerState:
             self._set_channel(ChannelId(identity), decode(value, Channel))
         elif key == FEE_POOL_KEY:
             self.fee_pool = decode_sum(value)
-        elif key == ISSUED_KEY:
-            self.issued = decode_sum(value)
-        elif key == PARAMETERS_KEY:
-            self.parameters = decode(value, Parameters)
+        elif key in CHARTER_KEYS:
+            self.charter = charter_with_row(self.charter, key, value)
         elif key == AUTHORITIES_KEY:
             self.schedule = decode(value, AuthoritySchedule)
+        elif prefix == MOTION_PREFIX:
+            motion = decode(value, Motion)
+            self._motions[motion.number] = motion
+        elif prefix == EVIDENCE_PREFIX:
+            self._evidence[evidence_key_of(key)] = decode(value, Evidence)
         else:
             raise StateInvalid(f"a row of no known kind: {key.hex()}")
 
@@ -187,6 +202,21 @@ class LedgerState:
         return self.tip.ledger_time_ms
 
     @property
+    def development(self) -> bool:
+        """True where keys are publicly known and small numbers will do."""
+        return self.genesis.development
+
+    @property
+    def parameters(self) -> Parameters:
+        """The numbers that the network agrees on now."""
+        return self.charter.parameters
+
+    @property
+    def issued(self) -> Amount:
+        """All credits that there have to be."""
+        return self.charter.issued.amount
+
+    @property
     def authorities(self) -> AuthoritySet:
         """The set that decides the next block."""
         return self._sets[1]
@@ -206,6 +236,18 @@ class LedgerState:
     def channel(self, channel_id: ChannelId) -> Channel | None:
         """An open channel, or ``None``."""
         return self._channels.get(channel_id)
+
+    def motion(self, number: MotionNumber) -> Motion | None:
+        """A motion on the agenda or among the last outcomes, or ``None``."""
+        return self._motions.get(number)
+
+    def motions(self) -> tuple[Motion, ...]:
+        """All motions on the agenda and the last outcomes, oldest first."""
+        return tuple(self._motions[number] for number in sorted(self._motions))
+
+    def evidence(self, authority: AuthorityId) -> Evidence | None:
+        """What proved that a key signed twice, or ``None``."""
+        return self._evidence.get(authority)
 
     def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels in which the account is payer or payee, oldest first."""
@@ -244,9 +286,12 @@ class LedgerState:
         for channel_id, channel in self._channels.items():
             yield _existing(channel_row(channel_id, channel))
         yield sum_row(FEE_POOL_KEY, self.fee_pool)
-        yield sum_row(ISSUED_KEY, self.issued)
-        yield parameters_row(self.parameters)
+        yield from charter_rows(self.charter)
         yield authorities_row(self.schedule)
+        for number, motion in self._motions.items():
+            yield _existing(motion_row(number, motion))
+        for authority, evidence in self._evidence.items():
+            yield _existing(evidence_row(authority, evidence))
 
     def accounts(self) -> Iterator[tuple[AccountId, Account]]:
         """All accounts that say something, in the order of their ids."""
@@ -278,6 +323,13 @@ class LedgerState:
                 self._bonds[account_id] = bond
         for channel_id, channel in changes.channels.items():
             self._set_channel(channel_id, channel)
+        for number, motion in changes.motions.items():
+            if motion is None:
+                self._motions.pop(number, None)
+            else:
+                self._motions[number] = motion
+        self._evidence.update(changes.accused)
+        self.charter = changes.charter
         self.fee_pool = changes.fee_pool
         if changes.schedule != self.schedule:
             self.schedule, self._sets = changes.schedule, sets_of(changes.schedule)
@@ -355,8 +407,8 @@ def genesis_rows(genesis: Genesis) -> tuple[Row, ...]:
     for allocation in genesis.allocations:
         rows.append(account_row(allocation.account, Account(allocation.balance, Nonce(0))))
         rows.append(bond_row(allocation.account, Bond(allocation.bond, Amount(0), LedgerTimeMs(0))))
-    rows += [sum_row(FEE_POOL_KEY, 0), sum_row(ISSUED_KEY, issued), parameters_row(genesis.parameters)]
-    rows.append(authorities_row(genesis_schedule(genesis)))
+    rows += [sum_row(FEE_POOL_KEY, 0), authorities_row(genesis_schedule(genesis))]
+    rows += charter_rows(genesis_charter(genesis, issued))
     return tuple((key, value) for key, value in rows if value is not None)
 
 
@@ -364,7 +416,7 @@ def genesis_header(genesis: Genesis, state_root: Hash) -> Header:
     """The header of height 0: never voted on, its parent is the genesis hash."""
     authorities = AuthoritySet.from_genesis(genesis).hash()
     return Header(
-        version=BLOCK_VERSION,
+        version=GENESIS_VERSION,
         height=Height(0),
         parent=BlockHash(genesis_hash(genesis)),
         timestamp_ms=genesis.created_at,

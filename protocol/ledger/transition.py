@@ -7,7 +7,7 @@ transactions on the ledger, and no fee for them.
 
 from typing import assert_never
 
-from protocol.ledger import channels
+from protocol.ledger import channels, evidence, motions
 from protocol.ledger.errors import (
     AmountTooLarge,
     BondLocked,
@@ -22,7 +22,9 @@ from protocol.ledger.errors import (
 )
 from protocol.ledger.rows import NO_BOND, Account, Bond
 from protocol.ledger.view import Context, Overlay
+from protocol.messages.genesis import Parameters
 from protocol.messages.transactions import (
+    Action,
     BondDeposit,
     BondRelease,
     BondUnlock,
@@ -31,6 +33,9 @@ from protocol.messages.transactions import (
     ChannelOpen,
     ChannelRedeem,
     ChannelTopUp,
+    EvidenceReport,
+    MotionOpen,
+    MotionVote,
     Transaction,
     Transfer,
 )
@@ -45,6 +50,13 @@ from protocol.primitives.units import (
 )
 
 
+def fee_floor(parameters: Parameters, action: Action) -> Amount:
+    """The least fee of a transaction with this action, in base units; a redeem pays its own share besides."""
+    if isinstance(action, MotionOpen):
+        return max(parameters.fee_min, parameters.motion_fee_min)
+    return parameters.fee_min
+
+
 def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, transaction: Transaction) -> None:
     """Execute one transaction whose signatures have been checked.
 
@@ -57,8 +69,9 @@ def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, tra
     if transaction.valid_until < context.height:
         raise TransactionExpired(valid_until=transaction.valid_until, height=context.height)
     fee = transaction.fee
-    if fee < overlay.parameters.fee_min:
-        raise FeeTooLow(fee=fee, fee_min=overlay.parameters.fee_min)
+    floor = fee_floor(overlay.parameters, transaction.action)
+    if fee < floor:
+        raise FeeTooLow(fee=fee, fee_min=floor)
     if fee > account.balance:
         raise InsufficientBalance(balance=account.balance, needed=fee)
     overlay.accounts[sender] = Account(checked_subtract(account.balance, fee), Nonce(account.nonce + 1))
@@ -82,6 +95,13 @@ def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, tra
             channels.close(overlay, context, sender, action)
         case ChannelFinalise() as action:
             channels.finalise(overlay, context, action)
+        case MotionOpen() as action:
+            motions.open_motion(overlay, context, sender, action)
+        case MotionVote() as action:
+            motions.vote(overlay, context, sender, action)
+        case EvidenceReport() as action:
+            evidence.report(overlay, context, sender, action)
+            motions.reconsider_open(overlay, context)
         case _:
             assert_never(transaction.action)
 

@@ -6,9 +6,14 @@ whole, so a transaction or block that fails leaves no trace.
 
 from typing import NamedTuple, Protocol
 
+import msgspec
+
+from protocol.ledger.charter import Charter, Evidence, Motion
 from protocol.ledger.rows import Account, AuthoritySchedule, Bond, Channel
 from protocol.messages.genesis import Parameters
-from protocol.primitives.units import AccountId, Amount, ChannelId, Height, LedgerTimeMs
+from protocol.messages.governance import MotionNumber
+from protocol.primitives.codec import Message
+from protocol.primitives.units import AccountId, Amount, AuthorityId, ChannelId, Height, LedgerTimeMs
 
 
 class Context(NamedTuple):
@@ -30,8 +35,12 @@ class View(Protocol):
         """Who decides the tip and the two heights above it."""
 
     @property
-    def parameters(self) -> Parameters:
-        """The numbers that the network agrees on."""
+    def charter(self) -> Charter:
+        """Everything of governance that exists once."""
+
+    @property
+    def development(self) -> bool:
+        """True where keys are publicly known and small numbers will do."""
 
     def account(self, account_id: AccountId) -> Account:
         """The account's row; an account nobody paid has balance 0 and nonce 0."""
@@ -42,24 +51,50 @@ class View(Protocol):
     def channel(self, channel_id: ChannelId) -> Channel | None:
         """An open channel, or ``None``."""
 
+    def motion(self, number: MotionNumber) -> Motion | None:
+        """A motion on the agenda or among the last outcomes, or ``None``."""
+
+    def evidence(self, authority: AuthorityId) -> Evidence | None:
+        """What proved that a key signed twice, or ``None``."""
+
 
 class Overlay:
     """Changes on top of a view."""
 
-    __slots__ = ("_below", "accounts", "bonds", "channels", "fee_pool", "schedule")
+    __slots__ = (
+        "_below",
+        "accounts",
+        "accused",
+        "bonds",
+        "channels",
+        "charter",
+        "development",
+        "fee_pool",
+        "motions",
+        "schedule",
+    )
 
     def __init__(self, below: View) -> None:
         self._below = below
         self.accounts: dict[AccountId, Account] = {}
         self.bonds: dict[AccountId, Bond] = {}
         self.channels: dict[ChannelId, Channel | None] = {}
+        self.motions: dict[MotionNumber, Motion | None] = {}
+        self.accused: dict[AuthorityId, Evidence] = {}
+        """Keys against which there is new evidence."""
+        self.charter = below.charter
+        self.development = below.development
         self.fee_pool = below.fee_pool
         self.schedule = below.schedule
 
     @property
     def parameters(self) -> Parameters:
-        """See ``View``; no transaction changes them yet."""
-        return self._below.parameters
+        """The numbers that the network agrees on."""
+        return self.charter.parameters
+
+    def with_charter(self, **fields: Message) -> None:
+        """Replace fields of the charter."""
+        self.charter = msgspec.structs.replace(self.charter, **fields)
 
     def account(self, account_id: AccountId) -> Account:
         """See ``View``."""
@@ -77,11 +112,23 @@ class Overlay:
             return self.channels[channel_id]
         return self._below.channel(channel_id)
 
+    def motion(self, number: MotionNumber) -> Motion | None:
+        """See ``View``."""
+        return self.motions[number] if number in self.motions else self._below.motion(number)
+
+    def evidence(self, authority: AuthorityId) -> Evidence | None:
+        """See ``View``."""
+        found = self.accused.get(authority)
+        return self._below.evidence(authority) if found is None else found
+
     def take_from(self, above: "Overlay") -> None:
         """Merge the changes of an overlay that was built on this one."""
         assert above._below is self
         self.accounts.update(above.accounts)
         self.bonds.update(above.bonds)
         self.channels.update(above.channels)
+        self.motions.update(above.motions)
+        self.accused.update(above.accused)
+        self.charter = above.charter
         self.fee_pool = above.fee_pool
         self.schedule = above.schedule

@@ -11,14 +11,20 @@ from protocol.primitives.codec import Message, encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import AUTHORITIES_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import (
+    CREDIT,
     AccountIdField,
+    Amount,
     AmountField,
     AuthorityIdField,
     DurationField,
+    DurationMs,
     Hash,
     NodeIdField,
     TimestampField,
 )
+
+BlockCountField = Annotated[int, Meta(ge=1, le=2**32)]
+DAY_MS = 24 * 3600 * 1000
 
 
 class AuthorityRecord(Message, frozen=True):
@@ -48,7 +54,7 @@ class Allocation(Message, frozen=True):
 
 
 class Parameters(Message, frozen=True):
-    """Numbers that all nodes must agree on. Durations in ms, amounts in base units."""
+    """Numbers that all nodes must agree on. Durations in ms, amounts in base units; bounds in ``governance``."""
 
     heartbeat_ms: DurationField
     """An idle ledger makes an empty block this often."""
@@ -68,6 +74,21 @@ class Parameters(Message, frozen=True):
     redeem_fee_min: AmountField
     redeem_fee_share_ppm: Annotated[int, Meta(ge=0, le=1_000_000)]
     """A redeem costs max(floor, share of the amount): what makes wash trading cost something."""
+    epoch_blocks: BlockCountField = 1_000
+    """The fee pool is shared among those who signed this many blocks."""
+    evidence_blocks: BlockCountField = 100_000
+    evidence_ms: DurationField = DurationMs(7 * DAY_MS)
+    """Proof of double signing is taken until both, blocks and ledger time, have passed since the height."""
+    motion_ms: DurationField = DurationMs(7 * DAY_MS)
+    """Ledger time for which a motion can be voted on."""
+    motion_timelock_ms: DurationField = DurationMs(DAY_MS)
+    """Ledger time between the passing of a motion and its effect."""
+    motion_fee_min: AmountField = Amount(CREDIT // 10)
+    """Fee floor of a transaction that opens a motion."""
+    issuance_cap: AmountField = Amount(10_000 * CREDIT)
+    """Most that votes can issue in one period."""
+    issuance_period_ms: DurationField = DurationMs(30 * DAY_MS)
+    """Ledger time for which the cap holds, counted from the first issuance of the period."""
 
 
 class Genesis(Message, frozen=True):

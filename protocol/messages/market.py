@@ -173,6 +173,8 @@ class FinishReason(IntEnum):
     STOP = 1
     LENGTH = 2
     DONE = 3
+    FAILED = 4
+    """The buyer's own program ended with an error; the steps that it took are paid like any others."""
 
 
 class Chunk(Message, frozen=True):

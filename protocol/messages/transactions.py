@@ -9,9 +9,20 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from protocol.messages.governance import MotionNumberField, Subject
 from protocol.primitives.codec import Message
 from protocol.primitives.limits import LANES_PER_CHANNEL, TRANSFER_OUTPUTS_MAX
-from protocol.primitives.units import AccountIdField, AmountField, ChannelIdField, HeightField, NonceField
+from protocol.primitives.units import (
+    AccountIdField,
+    AmountField,
+    AuthorityIdField,
+    ChannelIdField,
+    HeightField,
+    NonceField,
+)
+
+EVIDENCE_BYTES_MAX = 512
+"""One statement of an authority: a key, a signature, a hash and three numbers are below 200 bytes."""
 
 
 class _Action(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False, tag_field="action"):
@@ -88,6 +99,29 @@ class ChannelFinalise(_Action, frozen=True, tag=14):
     channel: ChannelIdField
 
 
+class MotionOpen(_Action, frozen=True, tag=20):
+    """Put something to vote. The opening authority's motion is its vote; only a redemption needs no authority."""
+
+    authority: AuthorityIdField | None
+    """On whose behalf the sender opens it: an authority whose account is the sender's."""
+    subject: Subject
+
+
+class MotionVote(_Action, frozen=True, tag=21):
+    """An authority's one vote on a motion, sent by its account."""
+
+    motion: MotionNumberField
+    authority: AuthorityIdField
+    approve: bool
+
+
+class EvidenceReport(_Action, frozen=True, tag=22):
+    """Two envelopes that one authority key signed where the protocol allows one. Anyone may report it."""
+
+    first: Annotated[bytes, Meta(max_length=EVIDENCE_BYTES_MAX)]
+    second: Annotated[bytes, Meta(max_length=EVIDENCE_BYTES_MAX)]
+
+
 Action = (
     Transfer
     | BondDeposit
@@ -98,6 +132,9 @@ Action = (
     | ChannelRedeem
     | ChannelClose
     | ChannelFinalise
+    | MotionOpen
+    | MotionVote
+    | EvidenceReport
 )
 
 

@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 from nacl.signing import SigningKey
 
-from protocol.messages import consensus, market, transactions, wire
+from protocol.messages import consensus, governance, market, transactions, wire
 from protocol.messages.blocks import Block, DecidedBlock, Header
 from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.envelope import seal, signing_bytes
@@ -47,6 +47,7 @@ ACCOUNT, OTHER = AccountId(filled("a")), AccountId(filled("b"))
 NODE, OTHER_NODE = NodeId(filled("n")), NodeId(filled("o"))
 MODEL, CHANNEL, JOB = ModelId(filled("m")), ChannelId(filled("c")), MessageId(filled("j"))
 BLOCK = BlockHash(filled("x"))
+AUTHORITY = AuthorityId(filled("k"))
 PRICES = market.Prices(Amount(10), Amount(2_000), Amount(70_000))
 MOMENT = TimestampMs(1_700_000_000_123)
 
@@ -136,6 +137,14 @@ PAYLOADS: dict[MessageKind, Message] = {
     MessageKind.ATTESTATION: consensus.Attestation(Hash(filled("z")), PublicKey(filled("k")), Height(8), BLOCK),
 }
 
+RECORD = AuthorityRecord(AUTHORITY, ACCOUNT, NODE, "first")
+SUBJECTS: tuple[governance.Subject, ...] = (
+    governance.AuthorityChange((AuthorityId(filled("l")),), (RECORD,)),
+    governance.ParameterChange((governance.ParameterValue("fee_min", 200),)),
+    governance.VersionChange(2, Height(5_000)),
+    governance.Issuance(OTHER, Amount(7), "deposit 12"),
+    governance.Redemption(Amount(8), "withdrawal 3"),
+)
 ACTIONS: tuple[transactions.Action, ...] = (
     transactions.Transfer((transactions.Output(OTHER, Amount(300)), transactions.Output(ACCOUNT, Amount(1)))),
     transactions.BondDeposit(Amount(1)),
@@ -146,6 +155,9 @@ ACTIONS: tuple[transactions.Action, ...] = (
     transactions.ChannelRedeem(CHANNEL, (b"voucher",)),
     transactions.ChannelClose(CHANNEL),
     transactions.ChannelFinalise(CHANNEL),
+    transactions.MotionOpen(None, SUBJECTS[-1]),
+    transactions.MotionVote(governance.MotionNumber(3), AUTHORITY, True),
+    transactions.EvidenceReport(b"first", b"second"),
 )
 
 
@@ -196,7 +208,7 @@ GENESIS = Genesis(
         Amount(10),
         1_000,
     ),
-    (AuthorityRecord(AuthorityId(filled("k")), ACCOUNT, NODE, "first"),),
+    (RECORD,),
     (Allocation(ACCOUNT, Amount(10**12), Amount(10**9)),),
 )
 

@@ -13,8 +13,9 @@ import pytest
 from protocol.messages.blocks import header_hash
 from protocol.messages.envelope import envelope_bytes_hash, envelope_id, open_as, open_envelope, signature_check
 from protocol.messages.genesis import genesis_hash
+from protocol.messages.governance import Subject
 from protocol.messages.kinds import MessageKind, key_role, payload_type
-from protocol.messages.transactions import Action, Transaction
+from protocol.messages.transactions import Action, MotionOpen, Transaction
 from protocol.messages.wire import WireMessage, encode_message, join_frame, split_frame
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import MalformedMessage
@@ -28,13 +29,16 @@ TRANSACTIONS = {
     f"transaction/{type(action).__name__}": encode(Transaction(Nonce(5), Amount(100), Height(1_000), action))
     for action in examples.ACTIONS
 }
+SUBJECTS = {
+    f"motion/{type(subject).__name__}": encode(MotionOpen(examples.AUTHORITY, subject)) for subject in examples.SUBJECTS
+}
 DIGESTS: dict[str, bytes] = {
     "digest/message id": envelope_id(open_envelope(examples.sealed(MessageKind.BID))[0]),
     "digest/envelope bytes": envelope_bytes_hash(examples.sealed(MessageKind.BID)),
     "digest/header": header_hash(examples.HEADER),
     "digest/genesis": genesis_hash(examples.GENESIS),
 }
-CURRENT = {**ENVELOPES, **MESSAGES, **TRANSACTIONS, **DIGESTS, "genesis": encode(examples.GENESIS)}
+CURRENT = {**ENVELOPES, **MESSAGES, **TRANSACTIONS, **SUBJECTS, **DIGESTS, "genesis": encode(examples.GENESIS)}
 
 if os.environ.get("MERCAT_WRITE_VECTORS"):
     FILE.write_text(json.dumps({name: content.hex() for name, content in CURRENT.items()}, indent=1) + "\n")
@@ -50,6 +54,7 @@ def test_every_kind_message_and_action_has_a_vector() -> None:
     assert list(examples.PAYLOADS) == list(MessageKind)
     assert [type(message) for message in examples.WIRE] == list(get_args(WireMessage))
     assert [type(action) for action in examples.ACTIONS] == list(get_args(Action))
+    assert [type(subject) for subject in examples.SUBJECTS] == list(get_args(Subject))
 
 
 @pytest.mark.parametrize("kind", list(MessageKind))
