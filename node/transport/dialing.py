@@ -120,7 +120,7 @@ class Dialer:
                     break
             else:
                 failed_rounds += 1
-            await asyncio.sleep(backoff.next_ms() / 1000)
+            await asyncio.sleep(backoff.next_ms(kept=target.keep) / 1000)
         else:
             self._report("dial.given_up", {"peer": node.hex(), "rounds": failed_rounds})
         if self._targets.get(node) is target:
@@ -136,7 +136,7 @@ class Dialer:
             if peer is not None:
                 await self._unlinked(peer)
                 self._reset_if_lasting(backoff, started)
-            await asyncio.sleep(backoff.next_ms() / 1000)
+            await asyncio.sleep(backoff.next_ms(kept=True) / 1000)
 
     def _endpoints(self, node: NodeId, addresses: tuple[str, ...]) -> list[str]:
         """The addresses that we were told and those of the node's own record, without repetition."""

@@ -19,6 +19,9 @@ class DialPolicy(msgspec.Struct, frozen=True, kw_only=True):
     backoff_first_ms: int = 200
     backoff_max_ms: int = 30_000
     """Delays double from the first to the last; each is drawn from its upper half."""
+    backoff_kept_max_ms: int = 4_000
+    """The last delay for seeds and for nodes to stay linked to, authorities above all: however long a partition was,
+    with an attempt's time it leaves room for a block within ten seconds of its end."""
     rounds_max: int = 5
     """Rounds over a node's addresses before a dial that need not be kept is given up."""
     exchange_interval_ms: int = 30_000
@@ -54,8 +57,11 @@ class Backoff:
         """After a success: start from the first delay again."""
         self._ceiling_ms = self._policy.backoff_first_ms
 
-    def next_ms(self) -> int:
-        """The next delay, drawn from the upper half of the present ceiling."""
-        ceiling = min(self._ceiling_ms, self._policy.backoff_max_ms)
-        self._ceiling_ms = min(2 * ceiling, self._policy.backoff_max_ms)
+    def next_ms(self, *, kept: bool = False) -> int:
+        """The next delay, drawn from the upper half of the present ceiling, which is lower for ``kept`` links."""
+        last = self._policy.backoff_max_ms
+        if kept:
+            last = min(last, self._policy.backoff_kept_max_ms)
+        ceiling = min(self._ceiling_ms, last)
+        self._ceiling_ms = min(2 * ceiling, last)
         return self._dice.randint((ceiling + 1) // 2, ceiling)

@@ -90,6 +90,15 @@ async def test_dial_that_need_not_be_kept_is_given_up() -> None:
         assert len(a.reasons("dial.failed")) == 3
 
 
+async def test_node_to_stay_linked_to_is_dialed_again_soon_however_often_it_failed() -> None:
+    policy = DialPolicy(links_target=0, backoff_first_ms=1, backoff_kept_max_ms=2, backoff_max_ms=3_600_000)
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    async with RecordingNode("a", dial=policy) as a:
+        a.transport.dial(identity_of("b").node_id, (f"127.0.0.1:{port}",), keep=True)
+        await a.until(lambda: len(a.reasons("dial.failed")) >= 25)  # doubled that often a delay would be hours
+
+
 async def test_disconnected_peer_is_told_why_and_kept_out_while_banned() -> None:
     async with RecordingNode("a") as a, RecordingNode("b") as b:
         await link_up(a, b, keep=True)
