@@ -24,15 +24,15 @@ from protocol.ledger.errors import (
     TransactionInvalid,
 )
 from protocol.ledger.rows import NO_BOND
-from protocol.ledger.view import Context, Overlay, View
+from protocol.ledger.state import LedgerState
+from protocol.ledger.view import Context, Overlay
 from protocol.messages.consensus import FinalBody, ProposalBody, VoteBody
 from protocol.messages.envelope import Envelope, open_envelope
 from protocol.messages.genesis import Membership
 from protocol.messages.quorum import AuthoritySet
 from protocol.messages.transactions import EvidenceReport
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.units import AccountId, Amount, AuthorityId, Height, checked_add
-from protocol.primitives.units import View as ViewNumber
+from protocol.primitives.units import AccountId, Amount, AuthorityId, Height, View, checked_add
 
 
 class Accusation(NamedTuple):
@@ -40,7 +40,7 @@ class Accusation(NamedTuple):
 
     authority: AuthorityId
     height: Height
-    view: ViewNumber
+    view: View
 
 
 def open_statement(received: bytes) -> tuple[Envelope, ProposalBody | VoteBody | FinalBody]:
@@ -120,11 +120,11 @@ def report(overlay: Overlay, context: Context, sender: AccountId, action: Eviden
     return accused.authority
 
 
-def is_reportable(state: View, context: Context, first: bytes, second: bytes) -> bool:
-    """True if a report of these two envelopes, whose signatures hold, would be taken at this height and ledger time."""
-    overlay = Overlay(state)
+def is_reportable(state: LedgerState, first: bytes, second: bytes) -> bool:
+    """True if the next block would take a report of these two envelopes, whose signatures hold."""
+    context = Context(Height(state.height + 1), state.ledger_time_ms)
     try:
-        report(overlay, context, AccountId(bytes(32)), EvidenceReport(first, second))
+        report(Overlay(state), context, AccountId(bytes(32)), EvidenceReport(first, second))
     except TransactionInvalid:
         return False
     return True

@@ -3,10 +3,15 @@
 Law: whatever is in here executes on the present state together with its sender's earlier pending transactions, so a
 node with a non-empty mempool has work. Nonces of one sender have no gaps. Everything is capped, per sender and in
 all. Order is a function of the sequence of calls, never of hashing or clocks.
+
+Fairness: in each block a sender's first ``FAIR_BYTES`` come before anybody's later bytes, whatever those pay. So one
+account, however rich, has less than ``FAIR_BYTES`` and one transaction ahead of another account's first ``FAIR_BYTES``:
+as long as what all others wait with fits into the rest of a block, it stands in the next one that a correct authority
+builds. Among equals the higher fee goes first, then who came first.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.errors import TransactionExpired, TransactionInvalid
@@ -16,17 +21,23 @@ from protocol.ledger.state import LedgerState
 from protocol.ledger.transition import apply_transaction
 from protocol.ledger.view import Context, Overlay
 from protocol.messages.envelope import Envelope, envelope_id
-from protocol.messages.genesis import Genesis
+from protocol.messages.genesis import Genesis, Parameters
 from protocol.messages.transactions import (
+    Action,
     BondRelease,
+    BondUnlock,
     ChannelClose,
     ChannelFinalise,
     ChannelRedeem,
     ChannelTopUp,
+    EvidenceReport,
+    MotionOpen,
+    MotionVote,
     Transaction,
 )
 from protocol.primitives.limits import (
     PENDING_BYTES_PER_SENDER_MAX,
+    PENDING_BYTES_TOTAL_MAX,
     PENDING_PER_SENDER_MAX,
     PENDING_TOTAL_MAX,
     TRANSACTION_BYTES_MAX,
@@ -34,11 +45,31 @@ from protocol.primitives.limits import (
 from protocol.primitives.units import AccountId, Height, MessageId, Nonce
 
 SYSTEM_LANE_SHARE = 5
-"""One fifth of each block is kept for what has a deadline: redeems and the ends of channels."""
+"""One fifth of each block is kept for what has a deadline or guards the ledger itself."""
+FAIR_BYTES = 16 * 1024
+"""Some seventy transfers: what a sender may put into a block before others who have put in less."""
 
-_SYSTEM_ACTIONS = (ChannelRedeem, ChannelClose, ChannelFinalise)
-_SHARED_ACTIONS = (ChannelRedeem, ChannelClose, ChannelFinalise, ChannelTopUp, BondRelease)
+_SYSTEM_ACTIONS = (ChannelClose, ChannelFinalise, MotionOpen, MotionVote, EvidenceReport)
+_SHARED_ACTIONS = (
+    ChannelRedeem,
+    ChannelClose,
+    ChannelFinalise,
+    ChannelTopUp,
+    BondUnlock,
+    BondRelease,
+    MotionOpen,
+    MotionVote,
+    EvidenceReport,
+)
 """Actions that other accounts' transactions can make invalid; all others depend on their sender alone."""
+
+
+def is_system(state: LedgerState, action: Action) -> bool:
+    """True for what belongs into the system lane: evidence, governance, ends of channels, redeems on closing ones."""
+    if isinstance(action, ChannelRedeem):
+        channel = state.channel(action.channel)
+        return channel is not None and channel.closing_at is not None
+    return isinstance(action, _SYSTEM_ACTIONS)
 
 
 class _Queue:
@@ -89,6 +120,9 @@ class Mempool:
         self._by_id: dict[MessageId, PendingTransaction] = {}
         self._arrivals: dict[MessageId, int] = {}
         self._arrival_next = 0
+        self._bytes_total = 0
+        self._parameters: Parameters | None = None
+        """The parameters that everything was last checked against."""
         self._cheapest: list[tuple[int, int, MessageId]] = []
         """Heap of (fee, −arrival, id) with stale entries among them: whom to evict from a full pool."""
 
@@ -190,7 +224,8 @@ class Mempool:
 
     def _make_room(self, pending: PendingTransaction) -> None:
         """In a full pool a transaction must pay more than the cheapest, which then goes with its successors."""
-        while len(self._by_id) >= PENDING_TOTAL_MAX:
+        size = len(pending.envelope_bytes)
+        while len(self._by_id) >= PENDING_TOTAL_MAX or self._bytes_total + size > PENDING_BYTES_TOTAL_MAX:
             while self._cheapest[0][2] not in self._by_id:
                 heapq.heappop(self._cheapest)
             fee, _, cheapest_id = self._cheapest[0]
@@ -202,6 +237,7 @@ class Mempool:
 
     def _remember(self, pending: PendingTransaction) -> None:
         self._by_id[pending.transaction_id] = pending
+        self._bytes_total += len(pending.envelope_bytes)
         self._arrivals[pending.transaction_id] = self._arrival_next
         entry = (pending.transaction.fee, -self._arrival_next, pending.transaction_id)
         self._arrival_next += 1
@@ -212,6 +248,7 @@ class Mempool:
 
     def _forget(self, pending: PendingTransaction) -> None:
         del self._by_id[pending.transaction_id]
+        self._bytes_total -= len(pending.envelope_bytes)
         del self._arrivals[pending.transaction_id]
 
     def _truncate(self, sender: AccountId, queue: _Queue, count: int) -> None:
@@ -234,16 +271,17 @@ class Mempool:
         """
         del transaction_ids  # Included nonces are recognised by the sender's account.
         dropped: list[tuple[MessageId, TransactionInvalid]] = []
+        rules_moved, self._parameters = state.parameters != self._parameters, state.parameters
         for sender in list(self._queues):
-            dropped += self._recheck(sender, self._queues[sender], state)
+            dropped += self._recheck(sender, self._queues[sender], state, rules_moved)
         return dropped
 
     def _recheck(
-        self, sender: AccountId, queue: _Queue, state: LedgerState
+        self, sender: AccountId, queue: _Queue, state: LedgerState, rules_moved: bool
     ) -> list[tuple[MessageId, TransactionInvalid]]:
         account = state.account(sender)
         queue.overlay = None
-        moved = account != queue.account
+        moved = rules_moved or account != queue.account
         used = account.nonce - queue.account.nonce
         for pending in queue.transactions[:used]:
             self._forget(pending)
@@ -264,43 +302,53 @@ class Mempool:
         return [(pending.transaction_id, error) for pending in dropped if error is not None]
 
     def select(self, state: LedgerState, bytes_max: int, count_max: int) -> list[PendingTransaction]:
-        """Candidates for a block: first the system lane up to a fifth, then by falling fee and arrival.
+        """Candidates for a block: first the system lane up to a fifth, then fairly, by falling fee and by arrival.
 
         A sender's transactions keep the order of their nonces.
         """
-        del state  # Every pending transaction was checked against it.
-        taken: dict[AccountId, int] = {}
-        selected: list[PendingTransaction] = []
-        room = self._fill(selected, taken, bytes_max // SYSTEM_LANE_SHARE, count_max // SYSTEM_LANE_SHARE, True)
+        selection = _Selection(self._queues, self._arrivals)
+        room = selection.fill(
+            bytes_max // SYSTEM_LANE_SHARE,
+            count_max // SYSTEM_LANE_SHARE,
+            lambda pending: is_system(state, pending.transaction.action),
+        )
         room += bytes_max - bytes_max // SYSTEM_LANE_SHARE
-        self._fill(selected, taken, room, count_max - len(selected), False)
-        return selected
+        selection.fill(room, count_max - len(selection.selected), lambda pending: True)
+        return selection.selected
 
-    def _fill(
-        self, selected: list[PendingTransaction], taken: dict[AccountId, int], room: int, count_max: int, system: bool
-    ) -> int:
-        """Append to ``selected`` what fits, and return the bytes left. ``taken`` counts each sender's."""
-        heads: list[tuple[int, int, AccountId]] = []
+
+class _Selection:
+    """What a block is to hold, as far as it is chosen."""
+
+    def __init__(self, queues: dict[AccountId, _Queue], arrivals: dict[MessageId, int]) -> None:
+        self.selected: list[PendingTransaction] = []
+        self._queues = queues
+        self._arrivals = arrivals
+        self._counts: dict[AccountId, int] = {}
+        self._bytes: dict[AccountId, int] = {}
+
+    def fill(self, room: int, count_max: int, wanted: Callable[[PendingTransaction], bool]) -> int:
+        """Choose what fits, and return the bytes left. A sender waits behind what it does not want or can't fit."""
+        heads: list[tuple[int, int, int, AccountId]] = []
 
         def offer(sender: AccountId) -> None:
-            transactions = self._queues[sender].transactions
-            index = taken.get(sender, 0)
-            if index < len(transactions):
-                head = transactions[index]
-                if not system or isinstance(head.transaction.action, _SYSTEM_ACTIONS):
-                    heapq.heappush(heads, (-head.transaction.fee, self._arrivals[head.transaction_id], sender))
+            transactions, index = self._queues[sender].transactions, self._counts.get(sender, 0)
+            if index < len(transactions) and wanted(transactions[index]):
+                head, turn = transactions[index], self._bytes.get(sender, 0) // FAIR_BYTES
+                heapq.heappush(heads, (turn, -head.transaction.fee, self._arrivals[head.transaction_id], sender))
 
         for sender in self._queues:
             offer(sender)
         count = 0
         while heads and count < count_max:
-            _, _, sender = heapq.heappop(heads)
-            head = self._queues[sender].transactions[taken.get(sender, 0)]
+            sender = heapq.heappop(heads)[-1]
+            head = self._queues[sender].transactions[self._counts.get(sender, 0)]
             size = head.block_bytes_max
             if size > room:
                 continue
-            selected.append(head)
-            taken[sender] = taken.get(sender, 0) + 1
+            self.selected.append(head)
+            self._counts[sender] = self._counts.get(sender, 0) + 1
+            self._bytes[sender] = self._bytes.get(sender, 0) + size
             room -= size
             count += 1
             offer(sender)

@@ -77,7 +77,8 @@ BLOCKS_PER_RESPONSE_MAX = 16
 PENDING_PER_SENDER_MAX = 64
 PENDING_BYTES_PER_SENDER_MAX = 1024 * 1024
 PENDING_TOTAL_MAX = 20_000
-"""Mempool bounds: 20,000 transactions of 200 bytes are about 5 s of work at full speed."""
+PENDING_BYTES_TOTAL_MAX = 64 * 1024 * 1024
+"""Mempool bounds: 20,000 transactions of 200 bytes are about 5 s of work at full speed; 64 MiB are as many blocks."""
 
 REFUSALS_SHOWN_MAX = 64
 """Reasons listed by one quote."""

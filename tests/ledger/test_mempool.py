@@ -199,6 +199,9 @@ def test_a_fifth_of_a_block_is_kept_for_redeems_and_closes_however_little_they_p
         pool.send("carol", pay("dave", 1), nonce, fee=10_000)
     voucher = pool.ledger.voucher(channel, "alice", "bob", 1, 500)
     redeem = pool.send("bob", ChannelRedeem(channel, (voucher,)), 0)
+    assert redeem not in pool.selected(count_max=5)  # a redeem can wait for as long as nobody closes the channel
+    pool.ledger.act("alice", ChannelClose(channel))
+    pool.applied()
     assert redeem in pool.selected(count_max=5)
     pool.decide()
     assert pool.ledger.state.channel(channel) is not None

@@ -63,6 +63,14 @@ def make_parameters(**changes: int) -> Parameters:
         "fee_min": FEE,
         "redeem_fee_min": 5,
         "redeem_fee_share_ppm": 10_000,
+        "epoch_blocks": 1_000,
+        "evidence_blocks": 20,
+        "evidence_ms": 8_000,
+        "motion_ms": 60_000,
+        "motion_timelock_ms": 0,
+        "motion_fee_min": FEE,
+        "issuance_cap": 50_000,
+        "issuance_period_ms": 100_000,
     }
     numbers.update(changes)
     return Parameters(
@@ -76,6 +84,14 @@ def make_parameters(**changes: int) -> Parameters:
         fee_min=Amount(numbers["fee_min"]),
         redeem_fee_min=Amount(numbers["redeem_fee_min"]),
         redeem_fee_share_ppm=numbers["redeem_fee_share_ppm"],
+        epoch_blocks=numbers["epoch_blocks"],
+        evidence_blocks=numbers["evidence_blocks"],
+        evidence_ms=DurationMs(numbers["evidence_ms"]),
+        motion_ms=DurationMs(numbers["motion_ms"]),
+        motion_timelock_ms=DurationMs(numbers["motion_timelock_ms"]),
+        motion_fee_min=Amount(numbers["motion_fee_min"]),
+        issuance_cap=Amount(numbers["issuance_cap"]),
+        issuance_period_ms=DurationMs(numbers["issuance_period_ms"]),
     )
 
 
@@ -101,6 +117,9 @@ def sealed(genesis: Hash, name: str, kind: MessageKind, body: Message) -> bytes:
     payload, key = encode(body), key_of(name)
     signature = key.sign(signing_bytes(genesis, kind, payload)).signature
     return seal(kind, payload, PublicKey(bytes(key.verify_key)), signature)
+
+
+_AUTHORITY_KEYS = {AuthorityId(account_of(f"auth{index}")): key_of(f"auth{index}") for index in range(12)}
 
 
 class Ledger:
@@ -190,13 +209,14 @@ class Ledger:
 
     def certify(self, header: Header, kind: CertificateKind = CertificateKind.DECIDED) -> Certificate:
         """A certificate for a header, whatever stands in it, signed by the first authorities that make a quorum."""
-        authorities = AuthoritySet.from_genesis(self.genesis)
+        authorities = self.state.authorities_at(header.height) or AuthoritySet.from_genesis(self.genesis)
         view, block_hash = View(1), header_hash(header)
         statement, payload = certified_statement(kind, header.height, view, block_hash)
         message = signing_bytes(self.hash, statement, payload)
-        keys = {account_of(f"auth{index}"): key_of(f"auth{index}") for index in range(authorities.n)}
+        counting = [index for index, record in enumerate(authorities.records) if authorities.counts(record.authority)]
+        signers = tuple(counting[: authorities.quorum])
         signatures = tuple(
-            Signature(keys[AccountId(record.authority)].sign(message).signature)
-            for record in authorities.records[: authorities.quorum]
+            Signature(_AUTHORITY_KEYS[authorities.records[index].authority].sign(message).signature)
+            for index in signers
         )
-        return Certificate(kind, header.height, view, block_hash, tuple(range(authorities.quorum)), signatures)
+        return Certificate(kind, header.height, view, block_hash, signers, signatures)
