@@ -29,7 +29,7 @@ class BoundedMemory:
     """Remembers the latest ``size_max`` keys."""
 
     def __init__(self, size_max: int) -> None:
-        self._keys: dict[bytes, None] = {}
+        self._keys: dict[bytes, int] = {}
         self._size_max = size_max
 
     def __contains__(self, key: bytes) -> bool:
@@ -38,9 +38,13 @@ class BoundedMemory:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, key: bytes) -> None:
+    def since(self, key: bytes) -> int | None:
+        """The epoch in which a key was added first, or ``None`` if it is not remembered."""
+        return self._keys.get(key)
+
+    def add(self, key: bytes, epoch: int = 0) -> None:
         """Remember a key; the oldest goes when there are too many."""
-        self._keys[key] = None
+        self._keys.setdefault(key, epoch)
         if len(self._keys) > self._size_max:
             del self._keys[next(iter(self._keys))]
 
@@ -89,7 +93,7 @@ class Objects:
     def add(self, object_id: MessageId, envelope: bytes, expires_at: TimestampMs, now: TimestampMs, epoch: int) -> bool:
         """Keep an accepted object until it expires; False if it has expired already."""
         expires_at = TimestampMs(min(expires_at, now + GOSSIP_LIFETIME_MS_MAX))
-        self.seen.add(object_id)
+        self.seen.add(object_id, epoch)
         if expires_at <= now or object_id in self.live:
             return False
         self.live[object_id] = LiveObject(envelope, expires_at)

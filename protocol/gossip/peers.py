@@ -14,6 +14,14 @@ from protocol.primitives.limits import PEERS_STORED_MAX
 from protocol.primitives.units import Hash, MonotonicMs, NodeId
 
 
+class Allowances(msgspec.Struct):
+    """How much of no use a peer may still send; outlives the link as its score does."""
+
+    useless: TokenBucket
+    chatter: TokenBucket
+    old_ids: TokenBucket
+
+
 class PeerState(msgspec.Struct):
     """One linked peer."""
 
@@ -48,6 +56,8 @@ class Peers:
         self.linked: dict[NodeId, PeerState] = {}
         self.scores: dict[NodeId, int] = {}
         """Peers whose score is not zero, linked or not."""
+        self._allowances: dict[NodeId, Allowances] = {}
+        """Of linked peers and of those that left last."""
         self._own = own
         self._seed = seed
         self._policy = policy
@@ -64,6 +74,18 @@ class Peers:
             backlog,
         )
         return state
+
+    def allowances(self, peer: NodeId, now: MonotonicMs) -> Allowances:
+        """The peer's, taken up from its last link if it had one."""
+        held = self._allowances.pop(peer, None)
+        if held is None:
+            policy = self._policy
+            rates = (policy.useless, policy.chatter_authority, policy.old_ids_in)
+            held = Allowances(*(TokenBucket.full(rate, now) for rate in rates))
+        self._allowances[peer] = held
+        if len(self._allowances) > PEERS_STORED_MAX:
+            del self._allowances[next(iter(self._allowances))]
+        return held
 
     def score(self, peer: NodeId) -> int:
         """Standing of a peer: above zero useful, below zero harmful."""

@@ -48,10 +48,27 @@ class GossipPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Announced ids looked at, for each peer; a new link may announce all its live objects."""
     bodies_in: Rate = Rate(1_000, 4_000)
     """Bodies pulled from each peer: each costs a signature check of 0.1 ms."""
+    ignored_body_charge: int = 9
+    """What an ignored body costs of that allowance beyond itself: who brings only such is asked for a tenth."""
     bytes_in: Rate = Rate(4 * 1024 * 1024, 16 * 1024 * 1024)
     bodies_out: Rate = Rate(2_000, 8_000)
     bytes_out: Rate = Rate(4 * 1024 * 1024, 16 * 1024 * 1024)
     """Pulls served, for each peer."""
+
+    useless: Rate = Rate(2, 400)
+    """Valid messages that cost a signature check and were of no use: stale offers, bids that nobody can pay, statements
+    of no job of ours. Beyond this each costs points. An honest peer's are few: what it passes on it has accepted."""
+    useful_refund: int = 4
+    """Useless messages that one useful message makes up for: a peer that mostly helps is never cut off."""
+    chatter: Rate = Rate(250, 20_000)
+    """Messages that were dropped unchecked: of closed heights, unasked for, answered often enough already."""
+    chatter_authority: Rate = Rate(1_000, 30_000)
+    """A slow authority's words come late by nature: four a height, at a hundred heights a second."""
+    old_ids_in: Rate = Rate(512, 65_536)
+    """Announced ids that have long been known here: every live object on a new link, and again when a partition heals.
+    """
+    old_epochs: int = 60
+    """An id known for so many heartbeats is old."""
 
     score_max: int = 100
     first_delivery_points: int = 1
@@ -61,6 +78,7 @@ class GossipPolicy(msgspec.Struct, frozen=True, kw_only=True):
     silence_cost: int = 5
     """Once for a link on which nothing comes while bodies are owed: a partition, or a peer that stalls on purpose."""
     unasked_cost: int = 2
+    useless_cost: int = 2
     rule_broken_cost: int = 5
     mute_below: int = -50
     """Announcements of peers below this score are not listened to."""

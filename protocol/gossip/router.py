@@ -11,13 +11,14 @@ from itertools import islice
 import msgspec
 
 from protocol.gossip import verdicts
+from protocol.gossip.conduct import Conduct
 from protocol.gossip.mesh import maintain_mesh
 from protocol.gossip.objects import BoundedCounts, BoundedMemory, Objects
 from protocol.gossip.peers import Peers, PeerState
 from protocol.gossip.policy import GossipPolicy
 from protocol.gossip.pulls import Pulls, PullState
 from protocol.gossip.verdicts import Judgement, Verdict
-from protocol.messages.effects import CancelTimer, Disconnect, Effect, Now, Send, SetTimer, TimerKey
+from protocol.messages.effects import CancelTimer, Effect, Now, Send, SetTimer, TimerKey
 from protocol.messages.envelope import Envelope, envelope_bytes_hash, envelope_id, open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid, Offer
@@ -25,7 +26,7 @@ from protocol.messages.wire import Announce, Graft, Prune, Pull, Push
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.limits import ANNOUNCED_IDS_MAX, GOSSIP_OBJECT_BYTES_MAX, GOSSIP_PULLS_MAX
-from protocol.primitives.units import DurationMs, Hash, MessageId, MonotonicMs, NodeId, TimestampMs
+from protocol.primitives.units import Hash, MessageId, MonotonicMs, NodeId, TimestampMs
 
 HEARTBEAT_TIMER = TimerKey("gossip", "heartbeat")
 PULL_TIMER = TimerKey("gossip", "pull")
@@ -72,6 +73,7 @@ class GossipRouter:
         self.peers = Peers(own, seed, self.policy)
         self.objects = Objects()
         self.pulls = Pulls()
+        self.conduct = Conduct(self.peers, self.policy)
         self.epoch = 0
         self._kinds = kinds
         self._checking = BoundedMemory(GOSSIP_PULLS_MAX)
@@ -136,10 +138,16 @@ class GossipRouter:
                 return []
 
     def _announced(self, peer: NodeId, state: PeerState, ids: tuple[Hash, ...], now: Now) -> list[Effect]:
-        if self.peers.score(peer) < self.policy.mute_below:
-            return []
         allowed = min(len(ids), state.ids_in.available(self.policy.ids_in, now.monotonic_ms))
         state.ids_in.charge(allowed)
+        newest_old = self.epoch - self.policy.old_epochs
+        known_since = [self.objects.seen.since(announced) for announced in ids]
+        old = sum(since is not None and since <= newest_old for since in known_since)
+        effects = self.conduct.repeated(peer, old, now.monotonic_ms)
+        if allowed < len(ids):
+            effects += self.conduct.useless(peer, "announces more than it may", now.monotonic_ms)
+        if state.leaving or self.peers.score(peer) < self.policy.mute_below:
+            return effects
         for announced in ids[:allowed]:
             object_id = MessageId(announced)
             if object_id in self.objects.seen:
@@ -147,10 +155,12 @@ class GossipRouter:
             pull = self.pulls.want(object_id, peer, now.monotonic_ms)
             if pull is not None:
                 self.pulls.schedule(object_id, pull, now.monotonic_ms)
-        return self._advance_pulls(now)
+        return effects + self._advance_pulls(now)
 
     def _pulled(self, peer: NodeId, state: PeerState, ids: tuple[Hash, ...], now: Now) -> list[Effect]:
         effects: list[Effect] = []
+        if not any(wanted in self.objects.seen for wanted in ids):
+            return self.conduct.chatter(peer, "pulls what it was never told of", now.monotonic_ms)
         for wanted in dict.fromkeys(ids):
             held = self.objects.live.get(MessageId(wanted))
             if held is None or held.expires_at <= now.wall_ms:
@@ -168,7 +178,7 @@ class GossipRouter:
         effects: list[Effect] = []
         too_early = now.monotonic_ms < state.graft_after
         if too_early:
-            effects = self._penalise(peer, self.policy.rule_broken_cost, "grafts again and again")
+            effects = self.conduct.penalise(peer, self.policy.rule_broken_cost, "grafts again and again")
         if too_early or self.peers.score(peer) < 0 or len(self.peers.mesh()) >= self.policy.degree_max:
             state.graft_after = MonotonicMs(now.monotonic_ms + self.policy.prune_backoff_ms)
             return [*effects, Send(peer, Prune())]
@@ -185,7 +195,8 @@ class GossipRouter:
         # [IGNORE] these bytes are known or being checked
         bytes_hash = envelope_bytes_hash(envelope_bytes)
         if bytes_hash in self.objects.broken or bytes_hash in self._checking:
-            return Admission(verdicts.BYTES_SEEN, None, None, None, [])
+            envelope, payload = open_envelope(envelope_bytes)  # as it was when it came first
+            return Admission(verdicts.BYTES_SEEN, envelope_id(envelope), envelope, payload, [])
         # [REJECT] not a well-formed envelope
         try:
             envelope, payload = open_envelope(envelope_bytes)
@@ -224,9 +235,11 @@ class GossipRouter:
             self.pulls.schedule(admission.object_id, pull, deadline)
             self._checking.add(envelope_bytes_hash(envelope_bytes))
         elif admission.judgement.verdict is Verdict.REJECT:
-            admission.effects.extend(self.misbehaved(peer, admission.judgement.reason))
+            admission.effects.extend(self.conduct.misbehaved(peer, admission.judgement.reason))
         elif admission.judgement is verdicts.NOT_ASKED_FOR and not owed:
-            admission.effects.extend(self._penalise(peer, self.policy.unasked_cost, admission.judgement.reason))
+            admission.effects.extend(self.conduct.penalise(peer, self.policy.unasked_cost, admission.judgement.reason))
+        elif not owed:
+            admission.effects.extend(self.conduct.useless(peer, admission.judgement.reason, now.monotonic_ms))
         return admission
 
     def judged(
@@ -250,12 +263,12 @@ class GossipRouter:
             case Verdict.ACCEPT:
                 effects = self._accepted(peer, object_id, envelope_bytes, expires_at, now)
             case Verdict.IGNORE:
-                self._ignored(object_id, judgement, now)
+                effects = self._ignored(peer, object_id, judgement, now)
             case Verdict.REJECT:
-                effects = self.misbehaved(peer, judgement.reason)
+                effects = self.conduct.misbehaved(peer, judgement.reason)
                 if judgement.authentic:
                     self.pulls.end(object_id)
-                    self.objects.seen.add(object_id)
+                    self.objects.seen.add(object_id, self.epoch)
                 else:
                     self.objects.broken.add(bytes_hash)
                     self._ask_next(object_id, now)
@@ -268,6 +281,7 @@ class GossipRouter:
         holders = {peer: None} if pull is None else {**pull.announcers, **pull.asked, peer: None}
         if object_id not in self.objects.seen:
             self.peers.change_score(peer, self.policy.first_delivery_points)
+            self.conduct.useful(peer, now.monotonic_ms)
         if not self._keep(object_id, envelope, expires_at, now):
             return []
         return [Send(other, Announce((Hash(object_id),))) for other in self.peers.mesh() if other not in holders]
@@ -279,14 +293,18 @@ class GossipRouter:
             expires_at = payload.expires_at if isinstance(payload, Offer | Bid) else default
         return self.objects.add(object_id, envelope, expires_at, now.wall_ms, self.epoch)
 
-    def _ignored(self, object_id: MessageId, judgement: Judgement, now: Now) -> None:
+    def _ignored(self, peer: NodeId, object_id: MessageId, judgement: Judgement, now: Now) -> list[Effect]:
+        state = self.peers.linked.get(peer)
+        if state is not None and not judgement.excused:
+            state.bodies_in.charge(self.policy.ignored_body_charge)
         pull = self.pulls.wanted.get(object_id)
         if judgement.retryable and pull is not None and pull.retries < self.policy.retries_max:
             self.pulls.begin_again(object_id, pull, MonotonicMs(now.monotonic_ms + self.policy.retry_ms))
-            return
+            return []
         self.pulls.end(object_id)
         if not judgement.retryable:
-            self.objects.seen.add(object_id)
+            self.objects.seen.add(object_id, self.epoch)
+        return [] if judgement.excused else self.conduct.useless(peer, judgement.reason, now.monotonic_ms)
 
     def _ask_next(self, object_id: MessageId, now: Now) -> None:
         pull = self.pulls.wanted.get(object_id)
@@ -305,21 +323,6 @@ class GossipRouter:
             announcement = Announce((Hash(object_id),))
             effects += [Send(peer, announcement) for peer in self.peers.linked if peer not in holders]
         return effects
-
-    # Scores
-
-    def misbehaved(self, peer: NodeId, reason: str) -> list[Effect]:
-        """The peer sent what can't be right in any state."""
-        return self._penalise(peer, self.policy.reject_cost, reason)
-
-    def _penalise(self, peer: NodeId, points: int, reason: str) -> list[Effect]:
-        score = self.peers.change_score(peer, -points)
-        state = self.peers.linked.get(peer)
-        if state is None or state.leaving or score >= self.policy.ban_below:
-            return []
-        state.leaving = True
-        state.in_mesh = False
-        return [Disconnect(peer, f"gossip score too low: {reason}", DurationMs(self.policy.ban_ms))]
 
     # Time
 
@@ -417,11 +420,11 @@ class GossipRouter:
         bodies it owes then, that counts once."""
         state = self.peers.linked.get(peer)
         if state is None or state.last_heard > asked_at:
-            return self._penalise(peer, self.policy.failed_pull_cost, "announces what it does not send")
+            return self.conduct.penalise(peer, self.policy.failed_pull_cost, "announces what it does not send")
         if state.silent:
             return []
         state.silent = True
-        return self._penalise(peer, self.policy.silence_cost, "announces and falls silent")
+        return self.conduct.penalise(peer, self.policy.silence_cost, "announces and falls silent")
 
     def _is_silent(self, peer: NodeId) -> bool:
         state = self.peers.linked.get(peer)

@@ -34,6 +34,10 @@ class TokenBucket(msgspec.Struct):
         self.parts -= tokens * _PARTS
         return True
 
+    def give(self, rate: Rate, tokens: int) -> None:
+        """Give tokens back, up to a full bucket."""
+        self.parts = min(rate.burst * _PARTS, self.parts + tokens * _PARTS)
+
     def charge(self, tokens: int) -> None:
         """Take tokens for something that has happened already, into debt if need be."""
         self.parts -= tokens * _PARTS

@@ -1,7 +1,8 @@
 """Verdicts on gossip objects, each with its label.
 
-Law: IGNORE never costs the peer that sent the object: the judge may be the one who lags. REJECT does. A failure of
-standing (no bond seen yet, balance not seen yet) is ``retryable`` and never REJECT.
+Law: REJECT costs the peer that sent the object. IGNORE costs it a place in its allowance for what is of no use, and not
+even that where it is ``excused``: the judge may be the one who lags. A failure of standing (no bond seen yet, balance
+not seen yet) is ``retryable`` and never REJECT.
 """
 
 from enum import IntEnum
@@ -31,6 +32,8 @@ class Judgement(msgspec.Struct, frozen=True):
     reason: str
     retryable: bool = False
     authentic: bool = True
+    excused: bool = False
+    """The judge knows that it lags: nothing of what it misses is the peer's fault."""
 
     @property
     def label(self) -> str:

@@ -230,7 +230,7 @@ def test_link_down_moves_its_pulls_to_other_announcers_at_once() -> None:
 
 def test_score_outlives_the_link_and_decays() -> None:
     router = router_with(A)
-    router.misbehaved(A, "sent nonsense")
+    router.conduct.misbehaved(A, "sent nonsense")
     router.link_down(A, at(0))
     router.link_up(A, at(0))
     assert router.peers.score(A) == -POLICY.reject_cost
@@ -241,7 +241,7 @@ def test_score_outlives_the_link_and_decays() -> None:
 
 def test_ban_is_asked_for_once() -> None:
     router = router_with(A)
-    effects = [effect for _ in range(5) for effect in router.misbehaved(A, "sent nonsense")]
+    effects = [effect for _ in range(5) for effect in router.conduct.misbehaved(A, "sent nonsense")]
     assert len(effects) == 1
     assert isinstance(effects[0], Disconnect)
     assert effects[0].ban_ms == POLICY.ban_ms

@@ -1,0 +1,57 @@
+"""How a peer behaves: what helps earns points, what breaks rules costs them, what is of no use is free for a while.
+
+Law: an honest peer is never cut off, whatever links lose and delay; one that sends valid but useless data for ever is,
+once its allowance is used up. Scores decay, allowances refill, bans end.
+"""
+
+from protocol.gossip.peers import Peers
+from protocol.gossip.policy import GossipPolicy
+from protocol.messages.effects import Disconnect, Effect
+from protocol.primitives.units import DurationMs, MonotonicMs, NodeId
+
+
+class Conduct:
+    """Points for and against peers."""
+
+    def __init__(self, peers: Peers, policy: GossipPolicy) -> None:
+        self._peers = peers
+        self._policy = policy
+
+    def useful(self, peer: NodeId, now: MonotonicMs) -> None:
+        """The peer sent something that helped: it makes up for much that did not."""
+        allowance = self._peers.allowances(peer, now).useless
+        allowance.available(self._policy.useless, now)
+        allowance.give(self._policy.useless, self._policy.useful_refund)
+
+    def useless(self, peer: NodeId, reason: str, now: MonotonicMs) -> list[Effect]:
+        """The peer sent something valid that was of no use: free within its allowance, then it costs points."""
+        if self._peers.allowances(peer, now).useless.take(self._policy.useless, now, 1):
+            return []
+        return self.penalise(peer, self._policy.useless_cost, f"sends what is of no use: {reason}")
+
+    def chatter(self, peer: NodeId, reason: str, now: MonotonicMs, *, authority: bool = False) -> list[Effect]:
+        """The peer sent something that was dropped without a check; cheap, and so allowed more often."""
+        rate = self._policy.chatter_authority if authority else self._policy.chatter
+        if self._peers.allowances(peer, now).chatter.take(rate, now, 1):
+            return []
+        return self.penalise(peer, self._policy.useless_cost, f"floods: {reason}")
+
+    def repeated(self, peer: NodeId, old_ids: int, now: MonotonicMs) -> list[Effect]:
+        """The peer announced ids that have long been known: a new link's are due, the same for ever are not."""
+        if not old_ids or self._peers.allowances(peer, now).old_ids.take(self._policy.old_ids_in, now, old_ids):
+            return []
+        return self.useless(peer, "announces again and again what has long been known", now)
+
+    def misbehaved(self, peer: NodeId, reason: str) -> list[Effect]:
+        """The peer sent what can't be right in any state."""
+        return self.penalise(peer, self._policy.reject_cost, reason)
+
+    def penalise(self, peer: NodeId, points: int, reason: str) -> list[Effect]:
+        """Take points away; a linked peer that falls too low is cut off for a while."""
+        score = self._peers.change_score(peer, -points)
+        state = self._peers.linked.get(peer)
+        if state is None or state.leaving or score >= self._policy.ban_below:
+            return []
+        state.leaving = True
+        state.in_mesh = False
+        return [Disconnect(peer, f"score too low: {reason}", DurationMs(self._policy.ban_ms))]
