@@ -134,6 +134,8 @@ class JobStream:
         """Input and output units at most. A chat token is at least one byte, so bytes bound tokens."""
         if served.runtime == "onnx":
             return WorkUnits(1), WorkUnits(1)
+        if served.runtime == "wasm":
+            return WorkUnits(1), WorkUnits(min(self._asked.output_units_max, served.output_units_max))
         input_units = len(self._asked.body) + (_TEMPLATE_UNITS if served.runtime == "gguf" else 0)
         output_units = self._asked.output_units_max if served.runtime == "gguf" else max(1, len(self._asked.body))
         if served.runtime == "gguf":

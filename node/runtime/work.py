@@ -21,6 +21,7 @@ _FINISH = {
     "stop": FinishReason.STOP,
     "length": FinishReason.LENGTH,
     "done": FinishReason.DONE,
+    "failed": FinishReason.FAILED,
 }
 
 

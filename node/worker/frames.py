@@ -104,12 +104,15 @@ def _small(value: int, highest: int = 1 << 31) -> int:
     return value
 
 
+FINISHES = (None, "stop", "length", "done", "failed")
+
+
 def parse(value: Value) -> Frame:
     """One known frame. Raises MalformedFrame."""
     match value:
         case ["prefilled", int(job), int(units)]:
             return InputDone(_small(job), _small(units))
-        case ["piece", int(job), bytes(payload), int(units), list(tokens), None | "stop" | "length" | "done" as finish]:
+        case ["piece", int(job), bytes(payload), int(units), list(tokens), finish] if finish in FINISHES:
             if len(payload) > OUTPUT_FRAME_BYTES_MAX:
                 raise MalformedFrame("a piece is too large")
             numbers = []

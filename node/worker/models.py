@@ -37,7 +37,7 @@ HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
 PACKAGE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 PACKAGE_VERSION_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?")
 FACT_MIN, FACT_MAX = -(2**63), 2**64 - 1  # what MessagePack can carry to a worker
-RUNTIMES = ("echo", "gguf", "onnx")
+RUNTIMES = ("echo", "gguf", "onnx", "wasm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from node.worker.sandbox.running import SandboxedProcess, Usage
 
 GROUP_EXTRA_BYTES = 128 * MEBIBYTE  # the interpreter's own pages, beside private memory and the model
 DRAIN_PAUSE_S = 0.01  # after 64 KiB of what a worker prints: reading it must not keep the node busy
-Finish = Literal["stop", "length", "done"]
+Finish = Literal["stop", "length", "done", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class WorkerJob:
             self._units += frame.units
             finish: Finish | None = None
             match frame.finish:
-                case "stop" | "length" | "done":
+                case "stop" | "length" | "done" | "failed":
                     finish = frame.finish
             self._piece.set_result(WorkerChunk(frame.payload, frame.units, frame.tokens, finish))
         if frame.finish is not None and self._ended is None:
@@ -415,6 +415,8 @@ class Worker:
     def _explained(self, status: int) -> WorkerDied:
         if self._process.out_of_memory:
             return WorkerDied("the worker took more memory than it may have", "memory")
+        if self.usage().cpu_ms >= self._limits.cpu_s * 1000:
+            return WorkerDied(f"the worker used up its {self._limits.cpu_s} s of processor time", "time")
         said = "".join(letter for letter in self._said.decode("ascii", "replace") if letter.isprintable())[-300:]
         death: DeathReason = "crashed" if self._ready.done() else "start"
         return WorkerDied(f"the worker ended with status {status}" + (f": {said}" if said else ""), death)

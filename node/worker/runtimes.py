@@ -32,6 +32,7 @@ class RuntimePackages:
 RUNTIMES: dict[str, RuntimePackages] = {
     "echo": RuntimePackages(("msgpack",), (), {}),
     "onnx": RuntimePackages(("msgpack", "numpy", "onnxruntime"), ("onnxruntime",), {}),
+    "wasm": RuntimePackages(("msgpack", "wasmtime"), ("wasmtime",), {}),
     "gguf": RuntimePackages(
         ("msgpack", "numpy", "cffi", "pycparser", "xllamacpp", "llama-cpp-py-sync"),
         ("xllamacpp", "llama-cpp-py-sync"),

@@ -25,23 +25,23 @@ def store() -> ModelStore:
     return ModelStore(Path(os.environ.get("MERCAT_MODEL_CACHE") or REPOSITORY / "var" / "models"))
 
 
-def _added(store: ModelStore, name: str) -> ModelId:
+def added(store: ModelStore, name: str) -> ModelId:
     return asyncio.run(add_from_package(store, load_description(DESCRIPTIONS / f"{name}.toml")))
 
 
 @pytest.fixture(scope="session")
 def echo(store: ModelStore) -> ModelId:
-    return _added(store, "echo")
+    return added(store, "echo")
 
 
 @pytest.fixture(scope="session")
 def magika(store: ModelStore) -> ModelId:
-    return _added(store, "magika")
+    return added(store, "magika")
 
 
 @pytest.fixture(scope="session")
 def smollm(store: ModelStore) -> ModelId:
-    return _added(store, "smollm2-135m")
+    return added(store, "smollm2-135m")
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,12 @@ def host_name() -> str:
     return f"sees {os.uname().nodename}"
 
 
+def be_root() -> str:
+    if 0 in (os.getuid(), os.geteuid(), os.getgid()):
+        return "is root"
+    raise Stopped("nobody")
+
+
 def raise_limits() -> str:
     limit = struct.pack("<QQ", 1 << 40, 1 << 40)
     _call(SYS_PRLIMIT64, 0, resource.RLIMIT_DATA, limit, None)
@@ -286,6 +292,7 @@ ATTACKS: dict[str, Callable[[], str]] = {
     "make a symbolic link": _raw(SYS_SYMLINK, b"/etc", b"/model/link"),
     "make a hard link": _raw(SYS_LINK, b"/python/bin/python", b"/link"),
     "open by handle": _raw(SYS_OPEN_BY_HANDLE_AT, 0, b"\0" * 64, 0),
+    "be root": be_root,
     "become another user": _raw(SYS_SETUID, 0),
     "load a kernel program": _raw(SYS_BPF, 0, b"\0" * 64, 64),
     "use kernel keys": _raw(SYS_KEYCTL, 0, -3, 1),
@@ -304,6 +311,14 @@ ATTACKS: dict[str, Callable[[], str]] = {
 }
 # Attacks that a working sandbox answers by killing the process.
 LETHAL: dict[str, Callable[[], str]] = {"call through x32": x32_call}
+
+
+# What must be stopped before the second filter too, when a runtime's packages are imported: tried first.
+EARLY = "while starting, "
+ATTACKS |= {
+    EARLY + name: ATTACKS[name]
+    for name in ("open an internet socket", "ptrace", "unshare namespaces", "use kernel keys", "make an anonymous file")
+}
 
 
 def attempt(name: str) -> tuple[bool, str]:

@@ -66,8 +66,9 @@ class FramePipe:
         self._writing = writing
         self._pending = bytearray()
 
-    def read(self, wait_s: float | None) -> Value | None:
-        """The next frame's value; None when none is complete within `wait_s` (None: wait for ever).
+    def read(self, wait_s: float | None, wakes: int | None = None) -> Value | None:
+        """The next frame's value; None when none is complete within `wait_s` (None: wait for ever), or when `wakes`,
+        a descriptor that somebody else reads, becomes readable meanwhile.
 
         Raises EOFError when the node has closed the pipe or is gone, MalformedFrame on a broken frame.
         """
@@ -77,8 +78,9 @@ class FramePipe:
             if body is not None:
                 return decode(body)
             left = None if end is None else max(0.0, end - time.monotonic())
-            readable, _, _ = select.select([self._reading], [], [], left)
-            if not readable:
+            waited_for = [self._reading] if wakes is None else [self._reading, wakes]
+            readable, _, _ = select.select(waited_for, [], [], left)
+            if self._reading not in readable:
                 return None
             piece = os.read(self._reading, 1 << 16)
             if not piece:

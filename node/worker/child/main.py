@@ -51,6 +51,10 @@ def make_runtime(name: str) -> Runtime:
         from node.worker.child.gguf import GgufRuntime
 
         return GgufRuntime()
+    if name == "wasm":
+        from node.worker.child.wasm import WasmRuntime
+
+        return WasmRuntime()
     raise Misused(f"no runtime {name!r}")
 
 
@@ -89,7 +93,7 @@ def handle(pipe: FramePipe, runtime: Runtime, frame: Value) -> None:
 def serve(pipe: FramePipe, runtime: Runtime) -> None:
     """Serve until the node closes the pipe (EOFError)."""
     while True:
-        while (frame := pipe.read(0.0 if runtime.busy() else None)) is not None:
+        while (frame := pipe.read(0.0 if runtime.busy() else None, runtime.wakes)) is not None:
             handle(pipe, runtime, frame)
         for event in runtime.step():
             pipe.write(event_frame(event))
@@ -99,13 +103,21 @@ def run_canaries(pipe: FramePipe, names: list[Value], program: bytes) -> None:
     """Try attacks on our own sandbox and report what came of each."""
     from node.worker.child import canaries
 
+    texts = [name for name in names if isinstance(name, str)]
+    early = [name for name in texts if name.startswith(canaries.EARLY)]
+
+    def report(name: str) -> None:
+        stopped, seen = canaries.attempt(name)
+        pipe.write(["canary", name, stopped, seen[:200]])
+
+    for name in early:
+        report(name)
     if program:
         confine.apply_filter(program)
     pipe.write(["confined", {}])
-    for name in names:
-        assert isinstance(name, str)
-        stopped, seen = canaries.attempt(name)
-        pipe.write(["canary", name, stopped, seen[:200]])
+    for name in texts:
+        if name not in early:
+            report(name)
 
 
 def start(pipe: FramePipe) -> None:

@@ -144,6 +144,11 @@ class Runtime(ABC):
     def cancel(self, job: int) -> None:
         """Forget a job."""
 
+    @property
+    def wakes(self) -> int | None:
+        """A descriptor that becomes readable when work that goes on outside of `step` has ended; None if none does."""
+        return None
+
     @abstractmethod
     def busy(self) -> bool:
         """Whether `step` has something to do."""
