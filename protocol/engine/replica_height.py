@@ -293,14 +293,12 @@ class HeightDriver:
         """Block, state and certificate in one transaction; the next height may open."""
         header = execution.header
         decided = DecidedBlock(execution.block_bytes, certificate)
-        ids = execution.transaction_ids
+        ids, lattice = execution.transaction_ids, lattice_bytes(execution.lattice)
+        tree = self.state.apply(execution)
         self._effects += [
-            CommitBlock(
-                header.height, execution.block_hash, decided, execution.rows, ids, lattice_bytes(execution.lattice)
-            ),
+            CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice, tree),
             Notify(BlockDecided(header.height, execution.block_hash, header.timestamp_ms, tuple(map(Hash, ids)))),
         ]
-        self.state.apply(execution)
         self.mempool.block_applied(self.state, ids)
         self.last_decided = decided
         self._committed_at = now.monotonic_ms

@@ -121,6 +121,7 @@ def supply_difference(state: LedgerState, changes: Overlay) -> int:
 
 class _Outcome(NamedTuple):
     rows: tuple[tuple[bytes, bytes | None], ...]
+    undo: tuple[tuple[bytes, bytes | None], ...]
     lattice: LatticeSum
 
 
@@ -132,7 +133,9 @@ def _outcome(state: LedgerState, changes: Overlay) -> _Outcome:
     touched = _touched_rows(state, changes)
     removed: list[Row] = [(key, before) for key, before, _ in touched if before is not None]
     added: list[Row] = [(key, after) for key, _, after in touched if after is not None]
-    return _Outcome(tuple((key, after) for key, _, after in touched), updated(state.lattice, removed, added))
+    rows = tuple((key, after) for key, _, after in touched)
+    undo = tuple((key, before) for key, before, _ in touched)
+    return _Outcome(rows, undo, updated(state.lattice, removed, added))
 
 
 def _opened(state: LedgerState, context: Context, parent_certificate: Certificate | None) -> Overlay:
@@ -195,6 +198,7 @@ def build_block(
         parent_certificate_hash=certificate_hash(parent_certificate),
         transactions_root=merkle_root([transaction_leaf(received) for received in transactions]),
         state_root=lattice_root(outcome.lattice),
+        checkpoint_root=state.checkpoint_root,
         authorities_hash=state.authorities.hash(),
         next_authorities_hash=_set_at(state, context.height + 1).hash(),
     )
@@ -203,7 +207,15 @@ def build_block(
     assert len(block_bytes) <= BLOCK_BYTES_MAX
     ids = tuple(candidate.transaction_id for candidate in included)
     return Execution(
-        block, block_bytes, header_hash(header), outcome.rows, ids, tuple(refused), changes, outcome.lattice
+        block,
+        block_bytes,
+        header_hash(header),
+        outcome.rows,
+        ids,
+        tuple(refused),
+        changes,
+        outcome.lattice,
+        outcome.undo,
     )
 
 
@@ -218,6 +230,7 @@ def _check_header(state: LedgerState, block: Block) -> None:
         ("version", state.charter.versions.at(parent.height + 1), header.version),
         ("height", parent.height + 1, header.height),
         ("parent", state.tip_hash, header.parent),
+        ("checkpoint root", state.checkpoint_root, header.checkpoint_root),
         ("authorities", state.authorities.hash(), header.authorities_hash),
         ("next authorities", _set_at(state, parent.height + 2).hash(), header.next_authorities_hash),
         ("parent certificate hash", certificate_hash(block.parent_certificate), header.parent_certificate_hash),
@@ -289,4 +302,6 @@ def execute_block(state: LedgerState, block: Block) -> Execution:
     root = lattice_root(outcome.lattice)
     if root != header.state_root:
         raise BlockInvalid("state root", f"execution gives {root.hex()}, the header has {header.state_root.hex()}")
-    return Execution(block, block_bytes, header_hash(header), outcome.rows, tuple(ids), (), changes, outcome.lattice)
+    return Execution(
+        block, block_bytes, header_hash(header), outcome.rows, tuple(ids), (), changes, outcome.lattice, outcome.undo
+    )

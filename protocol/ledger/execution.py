@@ -22,6 +22,8 @@ class Execution(NamedTuple):
     """Candidates that ``build_block`` left out because they do not execute."""
     changes: Overlay
     lattice: LatticeSum
+    undo: tuple[tuple[bytes, bytes | None], ...]
+    """The touched rows as they were before the block."""
 
     @property
     def header(self) -> Header:

@@ -23,6 +23,7 @@ from protocol.ledger.charter import (
     genesis_charter,
     motion_row,
 )
+from protocol.ledger.checkpoints import Checkpoints, ProvenRow, StoredChange
 from protocol.ledger.errors import GenesisInvalid, StateInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
@@ -46,6 +47,7 @@ from protocol.ledger.rows import (
     decode_sum,
     sum_row,
 )
+from protocol.ledger.state_tree import NO_STATE_TREE
 from protocol.messages.blocks import NO_CERTIFICATE_HASH, Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
 from protocol.messages.governance import MotionNumber
@@ -85,11 +87,17 @@ class LedgerState:
     """Accounts, bonds, channels and sums after the block ``tip``. Changed by ``apply`` alone."""
 
     def __init__(
-        self, genesis: Genesis, rows: Iterable[Row], tip: Header, accounts: AccountTable | None = None
+        self,
+        genesis: Genesis,
+        rows: Iterable[Row],
+        tip: Header,
+        accounts: AccountTable | None = None,
+        tree: Iterable[Row] = (),
     ) -> None:
         """Decode rows; use ``from_genesis``, ``from_rows`` or ``resumed``, which also check them.
 
-        Rows of accounts are added to what ``accounts`` holds already; without one they are kept in memory.
+        Rows of accounts are added to what ``accounts`` holds already; without one they are kept in memory. ``tree`` is
+        what a store kept of what ``apply`` gave it.
         """
         self.genesis = genesis
         self.genesis_hash: Hash = genesis_hash(genesis)
@@ -109,6 +117,7 @@ class LedgerState:
         self._motions: dict[MotionNumber, Motion] = {}
         self._evidence: dict[AuthorityId, Evidence] = {}
         self._load(rows)
+        self._checkpoints = Checkpoints(tip, self, tree)
         self._sets = sets_of(self.schedule)
 
     def _load(self, rows: Iterable[Row]) -> None:
@@ -165,7 +174,13 @@ class LedgerState:
 
     @classmethod
     def resumed(
-        cls, genesis: Genesis, accounts: AccountTable, rows: Iterable[Row], header: Header, lattice: LatticeSum
+        cls,
+        genesis: Genesis,
+        accounts: AccountTable,
+        rows: Iterable[Row],
+        header: Header,
+        lattice: LatticeSum,
+        tree: Iterable[Row] = (),
     ) -> "LedgerState":
         """The state behind ``header`` from its accounts, all other rows, and the sum that was stored beside them.
 
@@ -173,7 +188,7 @@ class LedgerState:
         whoever calls this recomputes it from the rows later. Raises ``StateInvalid`` like ``from_rows``.
         """
         try:
-            state = cls(genesis, rows, header, accounts)
+            state = cls(genesis, rows, header, accounts, tree)
             state.lattice = lattice
             state._check()
         except MalformedMessage as error:
@@ -285,6 +300,10 @@ class LedgerState:
             yield _existing(bond_row(account_id, bond))
         for channel_id, channel in self._channels.items():
             yield _existing(channel_row(channel_id, channel))
+        yield from self._few_rows()
+
+    def _few_rows(self) -> Iterator[Row]:
+        """Rows of which there are few, whatever the number of accounts."""
         yield sum_row(FEE_POOL_KEY, self.fee_pool)
         yield from charter_rows(self.charter)
         yield authorities_row(self.schedule)
@@ -292,6 +311,26 @@ class LedgerState:
             yield _existing(motion_row(number, motion))
         for authority, evidence in self._evidence.items():
             yield _existing(evidence_row(authority, evidence))
+
+    def row(self, key: bytes) -> bytes | None:
+        """One row's value, or ``None`` if there is no such row."""
+        prefix, identity = key[:1], key[1:]
+        if prefix == ACCOUNT_PREFIX:
+            return account_row(AccountId(identity), self.account(AccountId(identity)))[1]
+        if prefix == BOND_PREFIX:
+            return bond_row(AccountId(identity), self.bond(AccountId(identity)))[1]
+        if prefix == CHANNEL_PREFIX:
+            return channel_row(ChannelId(identity), self.channel(ChannelId(identity)))[1]
+        return next((value for found, value in self._few_rows() if found == key), None)
+
+    @property
+    def checkpoint_root(self) -> Hash:
+        """Root of the state tree at the last checkpoint: what the next header says."""
+        return self._checkpoints.root
+
+    def proven_row(self, key: bytes) -> ProvenRow | None:
+        """A row as it was at the last checkpoint, with its proof; ``None`` if that is not known until the next one."""
+        return self._checkpoints.prove(key)
 
     def accounts(self) -> Iterator[tuple[AccountId, Account]]:
         """All accounts that say something, in the order of their ids."""
@@ -305,13 +344,15 @@ class LedgerState:
         """All open channels, in no promised order."""
         yield from self._channels.items()
 
-    def apply(self, execution: Execution) -> None:
-        """Make an executed block the new tip; cheap, and all or nothing.
+    def apply(self, execution: Execution) -> tuple[StoredChange, ...]:
+        """Make an executed block the new tip; all or nothing. Cheap, unless the block is a checkpoint.
 
-        Raises ``LocalProtocolError`` unless the block was executed on the present tip.
+        Gives what a store keeps of the state tree, beside the block's rows. Raises ``LocalProtocolError`` unless the
+        block was executed on the present tip.
         """
         if execution.header.parent != self.tip_hash:
             raise LocalProtocolError(f"block {execution.header.height} does not follow tip {self.height}")
+        kept = self._checkpoints.record(execution)
         changes = execution.changes
         for account_id, account in changes.accounts.items():
             self._balances += account.balance - self._accounts.get(account_id).balance
@@ -334,6 +375,7 @@ class LedgerState:
         if changes.schedule != self.schedule:
             self.schedule, self._sets = changes.schedule, sets_of(changes.schedule)
         self.lattice, self.tip, self.tip_hash = execution.lattice, execution.header, execution.block_hash
+        return kept
 
     def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
         if channel is not None:
@@ -424,6 +466,7 @@ def genesis_header(genesis: Genesis, state_root: Hash) -> Header:
         parent_certificate_hash=NO_CERTIFICATE_HASH,
         transactions_root=EMPTY_ROOT,
         state_root=state_root,
+        checkpoint_root=NO_STATE_TREE,
         authorities_hash=authorities,
         next_authorities_hash=authorities,
     )

@@ -94,8 +94,8 @@ class _Branch:
     def __init__(self, left: "_Node", right: "_Node") -> None:
         self.left = left
         self.right = right
-        self.rows = left.rows + right.rows
-        self.digest = _branch_digest(left.digest, right.digest)
+        self.rows: int = left.rows + right.rows
+        self.digest: Hash = _branch_digest(left.digest, right.digest)
 
 
 _Node = _Page | _Branch

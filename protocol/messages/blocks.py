@@ -38,6 +38,8 @@ class Header(Message, frozen=True):
     """Merkle root over the transaction envelopes in order."""
     state_root: HashField
     """History-independent root of the state after this block."""
+    checkpoint_root: HashField
+    """Root of the state tree after the last checkpoint block at or below the parent: what single rows are proven by."""
     authorities_hash: HashField
     """The set that decides this height."""
     next_authorities_hash: HashField

@@ -91,6 +91,8 @@ class CommitBlock(_Effect, frozen=True):
     transactions: tuple[MessageId, ...]
     lattice: bytes
     """The sum behind the block's state root: a start of a large state need not hash every row before it goes on."""
+    tree: tuple[tuple[bytes, bytes | None], ...] = ()
+    """Rows of a table of their own, from which a start takes up the state tree; derived from the state's rows."""
 
 
 class GuardClass(IntEnum):

@@ -82,6 +82,7 @@ FORGED: list[tuple[str, object, str]] = [
     ("height", 3, "height"),
     ("parent", b"p" * 32, "parent"),
     ("parent_certificate_hash", b"p" * 32, "parent certificate hash"),
+    ("checkpoint_root", b"c" * 32, "checkpoint root"),
     ("authorities_hash", b"a" * 32, "authorities"),
     ("next_authorities_hash", b"a" * 32, "next authorities"),
     ("timestamp_ms", 5, "timestamp"),

@@ -177,6 +177,7 @@ HEADER = Header(
     Hash(filled("p")),
     Hash(filled("t")),
     Hash(filled("s")),
+    Hash(filled("c")),
     Hash(filled("h")),
     Hash(filled("h")),
 )
