@@ -6,6 +6,7 @@ have been settled at the door.
 
 import msgspec
 
+from protocol.engine.usefulness import NEUTRAL_WORK, DoorWork
 from protocol.market.agreement import JobRequest
 from protocol.messages.effects import TimerKey
 from protocol.messages.market import FaultKind, FinishReason, ModelOffer
@@ -39,6 +40,14 @@ class LinkDown(_Input, frozen=True):
 
 class Received(_Input, frozen=True):
     """A message whose signatures all hold."""
+
+    peer: NodeId
+    message: WireMessage
+    work: DoorWork = NEUTRAL_WORK
+
+
+class Unexpected(_Input, frozen=True):
+    """A message that was dropped before the door: ``Engine.expects`` said that no honest node sends it."""
 
     peer: NodeId
     message: WireMessage
@@ -134,6 +143,7 @@ Input = (
     | LinkUp
     | LinkDown
     | Received
+    | Unexpected
     | Misbehaved
     | BodyOffered
     | BodyBroken
