@@ -4,7 +4,7 @@ from typing import Literal
 
 Fault = Literal["user", "provider"]
 DeathReason = Literal[
-    "start", "crashed", "memory", "deadline", "output_cap", "malformed_frame", "stalled", "closed", "cancelled"
+    "start", "crashed", "memory", "time", "deadline", "output_cap", "malformed_frame", "stalled", "closed", "cancelled"
 ]
 
 

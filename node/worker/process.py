@@ -6,6 +6,7 @@ without a recorded reason is explained from the exit status and the control grou
 """
 
 import asyncio
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -415,7 +416,8 @@ class Worker:
     def _explained(self, status: int) -> WorkerDied:
         if self._process.out_of_memory:
             return WorkerDied("the worker took more memory than it may have", "memory")
-        if self.usage().cpu_ms >= self._limits.cpu_s * 1000:
+        # The limit counts finer than the bill does.
+        if status == 128 + signal.SIGKILL and self.usage().cpu_ms >= self._limits.cpu_s * 800:
             return WorkerDied(f"the worker used up its {self._limits.cpu_s} s of processor time", "time")
         said = "".join(letter for letter in self._said.decode("ascii", "replace") if letter.isprintable())[-300:]
         death: DeathReason = "crashed" if self._ready.done() else "start"

@@ -18,8 +18,8 @@ from node.worker.runtimes import CHILD_SOURCE, child_binds
 from node.worker.sandbox import facts, seccomp
 from node.worker.sandbox.facts import Check
 from node.worker.sandbox.launch import launch
-from node.worker.sandbox.layers import FALLBACK_LAYERS, STRONG_LAYERS, Command, Layers
-from node.worker.sandbox.running import SandboxedProcess
+from node.worker.sandbox.layers import FALLBACK_LAYERS, STRONG_LAYERS, Bind, Command, Layers
+from node.worker.sandbox.running import SandboxedProcess, adopt_orphans
 
 __all__ = ["Check", "IsolationLevel", "IsolationReport", "canaries", "probe"]
 
@@ -52,15 +52,21 @@ class IsolationReport:
 
 
 async def canaries(
-    names: tuple[str, ...], limits: WorkerLimits, layers: Layers = STRONG_LAYERS, source: str = CHILD_SOURCE
+    names: tuple[str, ...],
+    limits: WorkerLimits,
+    layers: Layers = STRONG_LAYERS,
+    source: str = CHILD_SOURCE,
+    binds: tuple[Bind, ...] = (),
 ) -> tuple[list[CanaryDone], SandboxedProcess, int]:
     """Try attacks in a fresh sandbox. Returns what came of each, the ended process and the launcher's exit status.
 
     An attack that the kernel answers by killing the process leaves the list short. Raises IsolationUnavailable.
     """
-    process = await launch(Command(source, child_binds("echo"), limits.memory_bytes), limits, layers=layers)
+    command = Command(source, (*child_binds("echo"), *binds), limits.memory_bytes)
+    process = await launch(command, limits, layers=layers)
     done: list[CanaryDone] = []
     confined = False
+    adopted_before = adopt_orphans(True)  # what the worker left running outlives its launcher by a moment
     try:
         wanted: dict[str, Value] = {
             "canaries": [*names],
@@ -86,6 +92,8 @@ async def canaries(
     except BaseException:
         await process.end()
         raise
+    finally:
+        adopt_orphans(adopted_before)
     if not confined:
         words = said.decode("utf-8", "replace").strip() or f"status {status}"
         raise IsolationUnavailable(f"the worker did not start: {words[-300:]}. {facts.START_REMEDY}")

@@ -145,12 +145,15 @@ class SandboxedProcess:
         """The status of what has ended, and the kernel's bill for it."""
         _, status, used = os.wait4(self._popen.pid, 0)
         code = self._popen.returncode = os.waitstatus_to_exitcode(status)
-        if self._inner >= 0 and self.inner_pid != self._popen.pid:
+        bills = [used]
+        if self.inner_pid is not None and self.inner_pid != self._popen.pid:
             with contextlib.suppress(ChildProcessError):  # ours to wait for only if the launcher was gone before it
-                os.waitid(os.P_PIDFD, self._inner, os.WEXITED | os.WNOHANG)
+                if os.waitid(os.P_PIDFD, self._inner, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                    bills.append(os.wait4(self.inner_pid, 0)[2])
         self.out_of_memory = self.group.out_of_memory()
-        peak = max(used.ru_maxrss * 1024, self.group.memory_peak_bytes())
-        self.final = Usage(round((used.ru_utime + used.ru_stime) * 1000), 0, peak)
+        cpu_s = sum(bill.ru_utime + bill.ru_stime for bill in bills)
+        peak = max(self.group.memory_peak_bytes(), *(bill.ru_maxrss * 1024 for bill in bills))
+        self.final = Usage(round(cpu_s * 1000), 0, peak)
         return 128 - code if code < 0 else code
 
     def _release(self) -> None:
