@@ -252,6 +252,8 @@ def run(
     receipt_file = _keep_receipt(session, str(facts.get("job", "")), receipt, settle, timeout)
     if session.output.as_json:
         _print_result(session.output, bytes(writer.collected), facts, receipt_file)
+    if facts.get("finish") == "failed":
+        raise CommandFailed("the program ended with an error; see its output", ExitCode.JOB_FAILED, "program_failed")
 
 
 def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout: float) -> dict[str, Fact]:
