@@ -22,7 +22,7 @@ PACES_SECONDS = (0.15, 0.5, 1.2)
 """Mean times between kills; a start takes about half a second of one core. At the first pace most processes die before
 they serve, at the last the ledger goes on most of the time."""
 FILES_EVERY = 3
-"""Rounds from one power cut, with an audit of all files, to the next."""
+"""Rounds from one power cut, with an audit of all files, to the next; the files are audited at the end in any case."""
 QUORUM = 3
 
 
@@ -125,7 +125,7 @@ def kill_at_points(
             pace = PACES_SECONDS[rounds % len(PACES_SECONDS)]
             run.round(min(points_per_round, points - run.figures.points), pace)
             rounds += 1
-            if rounds % FILES_EVERY == 0 or run.figures.points >= points:
+            if rounds % FILES_EVERY == 0:
                 run.cut_power()
             figures = run.figures
             tell(
