@@ -42,6 +42,11 @@ class Door:
 
     async def admit(self, checks: Sequence[SignatureCheck]) -> bool:
         """True if every signature holds."""
+        held, _ = await self.examine(checks)
+        return held
+
+    async def examine(self, checks: Sequence[SignatureCheck]) -> tuple[bool, int]:
+        """Whether every signature holds, and how many had not been checked before."""
         fresh = [check for check in checks if self._fingerprint(check) not in self._held]
         if len(fresh) <= _INLINE_CHECKS_MAX:
             held = _all_hold(fresh)
@@ -55,4 +60,4 @@ class Door:
         if held:
             for check in fresh:
                 self.remember(check)
-        return held
+        return held, len(fresh)

@@ -1,0 +1,105 @@
+"""How much work of no use each link may cause, and how links take turns.
+
+Law: a message is paid for after it was handled, with its cost if it was of no use, with nothing if it was. A link in
+debt is not read until it has paid: TCP makes the peer wait, and nothing of an honest peer is lost. Strangers that have
+wasted our time lately share one purse besides their own, so that many of them cost no more than a few; authorities have
+a larger one each. Whoever has used up its turn lets all others go first, so that a flood on one link delays another's
+message by a turn, not by a flood.
+
+Costs are estimates in µs of one core: what matters is their ratio to each other.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from protocol.gossip.policy import Rate
+from protocol.gossip.token_bucket import TokenBucket
+from protocol.primitives.units import MonotonicMs, NodeId
+
+MESSAGE_US = 20
+"""Decoding, dispatch, a look-up."""
+SIGNATURE_US = 95
+KIBIBYTE_US = 4
+"""Decrypting, decoding, encoding again, hashing."""
+
+AUTHORITY = Rate(500_000, 1_000_000)
+STRANGER = Rate(50_000, 100_000)
+"""A twentieth of a core for each, and in the beginning a few hundred useless messages at once."""
+STRANGERS = Rate(150_000, 300_000)
+"""All of them together."""
+
+CLEAN_TENTHS = 9
+"""A stranger with so much of its own purse left does not wait for the others' debts."""
+
+TURN_US = 1_000
+WAIT_SECONDS_MAX = 1.0
+"""A link in debt is looked at again this often, whatever its debt."""
+
+
+class _Purse:
+    __slots__ = ("bucket", "rate", "turn_us")
+
+    def __init__(self, rate: Rate, now: MonotonicMs) -> None:
+        self.rate = rate
+        self.bucket = TokenBucket.full(rate, now)
+        self.turn_us = 0
+        """Work since the link last let the others go first, of use or not."""
+
+    def debt_seconds(self, now: MonotonicMs) -> float:
+        """How long until the purse is out of debt."""
+        self.bucket.available(self.rate, now)
+        return max(0.0, -self.bucket.parts / 1000 / self.rate.per_second)
+
+
+class Turnstile:
+    """Every link's reader goes through it before each message and pays behind it."""
+
+    def __init__(self, is_authority: Callable[[NodeId], bool], clock: Callable[[], MonotonicMs]) -> None:
+        self._is_authority = is_authority
+        self._clock = clock
+        self._purses: dict[NodeId, _Purse] = {}
+        self._strangers = _Purse(STRANGERS, clock())
+
+    def _purse(self, peer: NodeId) -> _Purse:
+        rate = AUTHORITY if self._is_authority(peer) else STRANGER
+        purse = self._purses.get(peer)
+        if purse is None or purse.rate is not rate:
+            purse = self._purses[peer] = _Purse(rate, self._clock())
+        return purse
+
+    def forget(self, peer: NodeId) -> None:
+        """The link is gone. Its debt stays with the strangers' purse."""
+        self._purses.pop(peer, None)
+
+    async def enter(self, peer: NodeId) -> None:
+        """Wait until the link's next message may be handled."""
+        purse = self._purse(peer)
+        if purse.turn_us >= TURN_US:
+            purse.turn_us = 0
+            await asyncio.sleep(0)
+        seconds = self._debt_seconds(purse)
+        while seconds > 0:
+            await asyncio.sleep(min(seconds, WAIT_SECONDS_MAX))
+            seconds = self._debt_seconds(purse)
+
+    def _debt_seconds(self, purse: _Purse) -> float:
+        now = self._clock()
+        own = purse.debt_seconds(now)
+        if purse.rate is not STRANGER or purse.bucket.parts // 100 >= CLEAN_TENTHS * STRANGER.burst:
+            return own
+        return max(own, self._strangers.debt_seconds(now))
+
+    def pay(self, peer: NodeId, cost_us: int, *, useful: bool) -> None:
+        """A message was handled: useful work costs the turn alone."""
+        purse = self._purse(peer)
+        purse.turn_us += cost_us
+        if useful:
+            return
+        purse.bucket.charge(cost_us)
+        if purse.rate is STRANGER:
+            self._strangers.bucket.charge(cost_us)
+
+
+def cost_us(size: int, signatures: int) -> int:
+    """What a message of so many bytes costs, with so many signatures that had to be checked."""
+    return MESSAGE_US + SIGNATURE_US * signatures + KIBIBYTE_US * size // 1024
