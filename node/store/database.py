@@ -42,6 +42,7 @@ class _Batch:
         self.tables: dict[Table, dict[bytes, bytes | None]] = {}
         self.journal_ended = False
         self.state: dict[bytes, bytes | None] = {}
+        self.state_tree: dict[bytes, bytes | None] = {}
         self.lattice = b""
         self.blocks: list[CommitBlock] = []
 
@@ -57,6 +58,7 @@ class _Batch:
                 self.tip = effect.height
                 self.blocks.append(effect)
                 self.state.update(effect.rows)
+                self.state_tree.update(effect.tree)
                 self.lattice = effect.lattice
                 self.journal_ended = True
                 for table in _JOURNAL_TABLES:
@@ -294,6 +296,7 @@ def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
     for table, rows in batch.tables.items():
         _write_rows(connection, table_name(table), rows)
     _write_rows(connection, "state", batch.state)
+    _write_rows(connection, "state_tree", batch.state_tree)
     if batch.blocks:
         connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (LATTICE_FACT, batch.lattice))
     for block in batch.blocks:

@@ -48,6 +48,11 @@ def step_1_first_tables(database: Database) -> None:
         database.execute(f"CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
 
 
+def step_2_state_tree(database: Database) -> None:
+    """What the state tree is taken up from; derived from the state's rows."""
+    database.execute("CREATE TABLE state_tree (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -58,5 +63,5 @@ def step_1_signatures(database: Database) -> None:
     database.execute("INSERT INTO watermark VALUES (1, 0)")
 
 
-STORE_SCHEMA = Schema("store", (step_1_first_tables,))
+STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree))
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -43,7 +43,8 @@ def load_state(
         "SELECT key, value FROM state WHERE key < ? OR key >= ? ORDER BY key",
         (ACCOUNT_PREFIX, bytes((ACCOUNT_PREFIX[0] + 1,))),
     ).fetchall()
-    return LedgerState.resumed(genesis, accounts, others, header, lattice)
+    tree = connection.execute("SELECT key, value FROM state_tree").fetchall()
+    return LedgerState.resumed(genesis, accounts, others, header, lattice, tree)
 
 
 def is_small(connection: sqlite3.Connection) -> bool:

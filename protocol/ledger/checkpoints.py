@@ -84,6 +84,10 @@ class Checkpoints:
         self._pages: dict[bytes, bytes | None] = {}
         """Pages that differ from what is stored."""
 
+    def open(self) -> None:
+        """Do now what would be done at first need: take up the stored tree, or hash all rows."""
+        self._opened()
+
     @property
     def root(self) -> Hash:
         """What the header of the next block says."""

@@ -193,6 +193,7 @@ class LedgerState:
             state._check()
         except MalformedMessage as error:
             raise StateInvalid(f"a stored row does not decode: {error}") from None
+        state._checkpoints.open()
         return state
 
     def _check(self) -> None:

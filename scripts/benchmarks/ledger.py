@@ -68,9 +68,9 @@ class _Alone:
         )
         decided = DecidedBlock(execution.block_bytes, certificate)
         ids = execution.transaction_ids
-        lattice = lattice_bytes(execution.lattice)
-        self._store.commit([CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice)])
-        state.apply(execution)
+        lattice, tree = lattice_bytes(execution.lattice), state.apply(execution)
+        commit = CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice, tree)
+        self._store.commit([commit])
         self._certificate = certificate
         self._mempool.block_applied(state, ids)
         assert len(ids) == len(envelopes)

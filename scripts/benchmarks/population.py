@@ -90,9 +90,9 @@ class Founder:
         header, ids = execution.header, execution.transaction_ids
         self._certificate = self._certified(header.height, execution)
         decided = DecidedBlock(execution.block_bytes, self._certificate)
-        lattice = lattice_bytes(execution.lattice)
-        self._store.commit([CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice)])
-        self._state.apply(execution)
+        lattice, tree = lattice_bytes(execution.lattice), self._state.apply(execution)
+        commit = CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice, tree)
+        self._store.commit([commit])
         self._store.committed(header.height)
 
     def _certified(self, height: Height, execution: Execution) -> Certificate:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from nacl.signing import SigningKey
 
 from protocol.ledger.blocks import PendingTransaction, build_block, execute_block
+from protocol.ledger.checkpoints import StoredChange
 from protocol.ledger.execution import Execution
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Header, header_hash
@@ -129,6 +130,8 @@ class Ledger:
         self.genesis = genesis if genesis is not None else make_genesis()
         self.hash = genesis_hash(self.genesis)
         self.state = LedgerState.from_genesis(self.genesis)
+        self.kept: tuple[StoredChange, ...] = ()
+        """What a store keeps of the state tree after the last block."""
 
     def transaction(
         self, name: str, action: Action, nonce: int | None = None, fee: int = FEE, valid_until: int = 1_000_000
@@ -156,7 +159,7 @@ class Ledger:
             raise error
         execution = execute_block(self.state, built.block)
         assert execution.rows == built.rows
-        self.state.apply(execution)
+        self.kept = self.state.apply(execution)
         return execution
 
     def act(self, name: str, action: Action, fee: int = FEE, after_ms: int = 20) -> Execution:

@@ -24,6 +24,7 @@ def commit_of(ledger: Ledger, execution: Execution) -> CommitBlock:
         execution.rows,
         execution.transaction_ids,
         lattice_bytes(execution.lattice),
+        ledger.kept,
     )
 
 
