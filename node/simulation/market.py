@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from node.simulation.checkers import Violation
 from node.simulation.disk import SimulatedDisk
+from node.simulation.faults import Crash, CrashAtSync, Partition, Pause, Restart
 from node.simulation.keys import SimulatedKey
 from node.simulation.market_checkers import MarketCheckers
 from node.simulation.market_node import EngineParticipant, MarketNode
 from node.simulation.member import MemberKeys, SimulatedNode
-from node.simulation.nemesis import Fault
 from node.simulation.network import Deliver, SimulatedNetwork
+from node.simulation.power import Moment
+from node.simulation.profiles import Profile
 from node.simulation.run import SimulationFailed
 from node.simulation.timeline import Timeline
 from node.simulation.world import Options, World, make_genesis
@@ -49,14 +51,8 @@ from protocol.primitives.units import (
 )
 
 MODEL = ModelId(content_hash(b"simulated model"))
-MARKET_FAULTS = (
-    Fault.CRASH,
-    Fault.CRASH_AT_COMMIT,
-    Fault.CRASH_AT_COMMIT,
-    Fault.PAUSE,
-    Fault.SPLIT,
-    Fault.RESTART,
-    Fault.RESTART,
+MARKET_PROFILE = Profile(
+    (Crash(), *(CrashAtSync(moment) for moment in Moment), Pause(), Partition(), Restart(), Restart())
 )
 REDEEM_AGE_MS = 3_000
 JOBS_BOUND_MS = 60_000
@@ -76,7 +72,7 @@ class MarketOptions:
     failing_share: float = 0.02
     """Each step of a worker fails with this probability."""
     faulty_ms: int = 25_000
-    faults: tuple[Fault, ...] = MARKET_FAULTS
+    profile: Profile = MARKET_PROFILE
 
 
 @dataclass(frozen=True)
@@ -117,9 +113,10 @@ class MarketWorld(World):
         self.market = market
         self.market_checkers = MarketCheckers()
         followers = market.providers + market.buyers
-        super().__init__(
-            seed, Options(followers=followers, clients=0, faulty_ms=market.faulty_ms, faults=market.faults)
+        options = Options(
+            followers=followers, clients=0, faulty_ms=market.faulty_ms, heartbeat_ms=5_000, profile=market.profile
         )
+        super().__init__(seed, options)
 
     @property
     def providers(self) -> list[MarketNode]:
@@ -152,10 +149,9 @@ class MarketWorld(World):
         def build(disk: SimulatedDisk) -> EngineParticipant:
             return EngineParticipant(self._engine(keys, disk), disk, serve)
 
-        skew = self.dice.randint(-100, 100)
-        disk = SimulatedDisk(self.genesis)
+        around, skew, disk = self.around, self.any_skew(), self.new_disk()
         failing = self.market.failing_share
-        return MarketNode(name, keys, skew, self.around, disk, build, self.market_checkers, self.dice, failing)
+        return MarketNode(name, keys, skew, around, disk, build, self.market_checkers, self.dice, failing)
 
     def _serve(self, number: int) -> Serve:
         prices = Prices(Amount(500), Amount(10_000), Amount(40_000 + number))
@@ -248,7 +244,11 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
     try:
         _run(world)
     except Violation as violation:
-        raise SimulationFailed(seed, str(violation), world.trace_hash()) from violation
+        trace_hash, time_ms = world.trace_hash(), world.timeline.now_ms
+        raise SimulationFailed(seed, str(violation), trace_hash, time_ms, world.nemesis.strikes) from violation
+    finally:
+        for node in world.nodes:
+            node.disk.close()
     checkers = world.market_checkers
     return MarketOutcome(
         seed,
@@ -257,7 +257,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.finished,
         checkers.failed,
         checkers.cancelled,
-        {fault.value: count for fault, count in world.nemesis.strikes.items()},
+        dict(sorted(world.around.strikes.items())),
     )
 
 
@@ -267,12 +267,14 @@ def _run(world: MarketWorld) -> None:
     world.plan_jobs()
     world.nemesis.begin()
     timeline.run_until(world.market.faulty_ms)
-    world.nemesis.heal()
+    world.heal()
     if not timeline.run_until(timeline.now_ms + JOBS_BOUND_MS, world.jobs_ended):
         raise Violation(f"jobs still under way {JOBS_BOUND_MS} ms after healing")
     world.close_channels()
     if not timeline.run_until(timeline.now_ms + CLOSING_BOUND_MS, world.channels_ended):
         left = [node.participant.state.supply().deposits for node in world.nodes if node.participant is not None]
         raise Violation(f"deposits of {max(left)} are stranded {CLOSING_BOUND_MS} ms after their channels were closed")
+    for node in world.nodes:
+        node.disk.sync()
     first = world.nodes[0].disk
     world.market_checkers.check_redeemed(first.blocks.values(), [provider.disk for provider in world.providers])

@@ -1,17 +1,20 @@
 """One simulated node: carries out a participant's effects as a runtime would, on simulated time, network and disk.
 
-Law: effects are carried out in order; a crash cuts the order at one point, and nothing behind it happens.
+Law: effects are carried out in order, and what was written is synced before anything leaves the node; a crash cuts the
+order at one point, and nothing behind it happens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from node.simulation.checkers import Checkers, Violation
-from node.simulation.disk import GuardRefused, SimulatedDisk
+from node.simulation.disk import SimulatedDisk
 from node.simulation.keys import SimulatedKey, Verifier
 from node.simulation.network import SimulatedNetwork
+from node.simulation.power import PowerFailed
 from node.simulation.timeline import Timeline
+from node.store.errors import GuardRefused
 from protocol.ledger.state import LedgerState
 from protocol.messages import wire
 from protocol.messages.effects import (
@@ -77,6 +80,38 @@ class Surroundings:
     events: list[tuple[str, Message]] = field(default_factory=list)
     liars: dict[NodeId, None] = field(default_factory=dict)
     """Nodes whose messages may break any rule."""
+    strikes: dict[str, int] = field(default_factory=dict)
+    """How often each kind of fault struck."""
+
+    def struck(self, fault: str, times: int = 1) -> None:
+        """Count a fault."""
+        self.strikes[fault] = self.strikes.get(fault, 0) + times
+
+    def true_time(self) -> TimestampMs:
+        """What a perfect clock shows."""
+        return TimestampMs(EPOCH_MS + self.timeline.now_ms)
+
+
+Parcel = tuple[NodeId, wire.WireMessage]
+"""A message and whom it is for."""
+
+
+class Manners:
+    """How a node talks: this one as its replica wants it to. A dishonest one says what it likes."""
+
+    def says(self, peer: NodeId, message: wire.WireMessage) -> Iterable[wire.WireMessage]:
+        """What this peer gets instead of the message that its replica sends."""
+        del peer
+        return (message,)
+
+    def hears(self, peer: NodeId, message: wire.WireMessage) -> Iterable[Parcel]:
+        """What it says, unasked, upon a message."""
+        del peer, message
+        return ()
+
+    def idles(self) -> Iterable[Parcel]:
+        """What it says every quarter of a second."""
+        return ()
 
 
 class SimulatedNode:
@@ -90,7 +125,6 @@ class SimulatedNode:
         around: Surroundings,
         disk: SimulatedDisk,
         build: Callable[[SimulatedDisk], Participant],
-        guarded: bool = True,
     ) -> None:
         self.name = name
         self.keys = keys
@@ -98,30 +132,36 @@ class SimulatedNode:
         self.disk = disk
         self.life = 0
         self.participant: Participant | None = None
-        self.crash_after: int | None = None
-        """Crash at the durable effect that comes after so many others: before it, or right after it."""
-        self.crash_behind = False
         self.audible: Callable[[NodeId], bool] = lambda peer: True
         """Whom this process reaches: the twins of one key each have an audience of their own."""
+        self.manners = Manners()
         self.paused_until = 0
         self.honest = True
-        """False for the twins of one key: nothing is promised to them."""
+        """False for liars and for the twins of one key: nothing is promised to them."""
+        self.guard_is_ahead = False
+        """True for a ledger that was restored from a backup without its sign guard, which may refuse open heights."""
+        self.skew_ms = skew_ms
+        """Error of the wall clock."""
         self._around = around
-        self._skew_ms = skew_ms
         self._build = build
-        self._guarded = guarded
         self._timers: dict[TimerKey, int] = {}
         self._timer_sequence = 0
+        self._sync_planned = False
 
     @property
     def up(self) -> bool:
         """True while the process runs."""
         return self.participant is not None
 
+    @property
+    def authority(self) -> AuthorityId | None:
+        """The authority key of this node, if it has one."""
+        return AuthorityId(self.keys.authority.public) if self.keys.authority is not None else None
+
     def now(self) -> Now:
         """This node's clocks: the monotonic one starts anew with each life, the wall clock is skewed."""
         elapsed = self._around.timeline.now_ms
-        return Now(MonotonicMs(elapsed + 7919 * self.life), TimestampMs(EPOCH_MS + elapsed + self._skew_ms))
+        return Now(MonotonicMs(elapsed + 7919 * self.life), TimestampMs(EPOCH_MS + elapsed + self.skew_ms))
 
     # Faults
 
@@ -129,13 +169,19 @@ class SimulatedNode:
         """Start the process on what the disk holds."""
         assert self.participant is None
         self.life += 1
+        if self.honest and self.authority is not None:
+            self._around.checkers.on_guard_opened(self.authority, self.disk)
         self.participant = self._build(self.disk)
         self._step(self.participant.start(nonce, self.now()))
+        if type(self.manners) is not Manners:
+            self._idle(self.life)
 
     def crash(self) -> None:
-        """SIGKILL: memory and timers are gone, the disk stays."""
+        """SIGKILL: memory, timers and what was not synced are gone, the rest of the disk stays."""
         self.participant = None
-        self.crash_after = None
+        self.disk.fail()
+        self.disk.power.disarm()
+        self._sync_planned = False
         self._timers.clear()
         self._around.trace(f"{self.name} crash", b"")
 
@@ -170,6 +216,8 @@ class SimulatedNode:
                     continue
                 raise Violation(f"{self.name} blames an honest node: {error}") from error
             self._step(effects)
+            if self.participant is not None:
+                self._say(self.manners.hears(peer, message))
 
     def submit(self, envelope_bytes: bytes) -> bool:
         """A user's transaction; False if the node is down or its mempool refuses."""
@@ -195,20 +243,36 @@ class SimulatedNode:
         if self.participant is not None and self.life == life:
             self._step(self.participant.signed(envelope_bytes, self.now()))
 
+    def _idle(self, life: int) -> None:
+        if self.participant is None or self.life != life:
+            return
+        if self._around.timeline.now_ms >= self.paused_until:
+            self._say(self.manners.idles())
+        self._around.timeline.after(IDLE_MS, lambda: self._idle(life))
+
     # Effects
 
     def _step(self, effects: list[Effect]) -> None:
         life = self.life
-        for effect in effects:
-            if self.participant is None or self.life != life:
-                return
-            self._carry_out(effect)
+        try:
+            for effect in effects:
+                if self.participant is None or self.life != life:
+                    return
+                if not isinstance(effect, Put | Delete | CommitBlock | SetTimer | CancelTimer):
+                    self.disk.sync()
+                self._carry_out(effect)
+        except PowerFailed as failure:
+            self._lose_power(failure)
+
+    def _lose_power(self, failure: PowerFailed) -> None:
+        self._around.struck(failure.moment.value)
+        self.crash()
 
     def _carry_out(self, effect: Effect) -> None:
         timeline = self._around.timeline
         match effect:
             case Put() | Delete() | CommitBlock():
-                self._durable(lambda: self._commit(effect))
+                self._write(effect)
             case SignAndSend():
                 self._sign(effect)
             case Send():
@@ -233,28 +297,27 @@ class SimulatedNode:
             case _:
                 pass
 
-    def _durable(self, make: Callable[[], None]) -> bool:
-        """Commit one durable effect, unless the armed crash comes before it; False once the node is dead."""
-        if self.crash_after is None:
-            make()
-            return True
-        self.crash_after -= 1
-        if self.crash_after >= 0:
-            make()
-            return True
-        if self.crash_behind:
-            make()
-        self.crash()
-        return False
-
-    def _commit(self, effect: Put | Delete | CommitBlock) -> None:
-        self.disk.commit(effect)
+    def _write(self, effect: Put | Delete | CommitBlock) -> None:
+        """Synced before the next effect that leaves the node, or a little later with whatever else was written."""
+        self.disk.write(effect)
+        if not self._sync_planned:
+            self._sync_planned = True
+            life = self.life
+            self._around.timeline.after(SYNC_MS, lambda: self._sync(life))
         if isinstance(effect, CommitBlock):
             assert self.participant is not None
             self._around.trace(f"{self.name} commits {effect.height}", effect.block_hash)
             if self.honest:
-                self._around.checkers.on_commit(effect, self.participant.state)
-            self.disk.guard.raise_watermark(effect.height)
+                self._around.checkers.on_commit(effect, self.participant.state, self._around.true_time())
+
+    def _sync(self, life: int) -> None:
+        if self.life != life or self.participant is None:
+            return
+        self._sync_planned = False
+        try:
+            self.disk.sync()
+        except PowerFailed as failure:
+            self._lose_power(failure)
 
     def _sign(self, effect: SignAndSend) -> None:
         role = key_role(effect.kind)
@@ -262,13 +325,10 @@ class SimulatedNode:
         assert key is not None
         payload = effect.payload
         if effect.position is not None:
-            reserved = self._reserve(effect.position, payload)
+            reserved = self._reserve(AuthorityId(key.public), effect.position, effect.kind, payload)
             if reserved is None:
                 return
             payload = reserved
-            if self.honest:
-                authority = AuthorityId(key.public)
-                self._around.checkers.on_sign(authority, effect.position, effect.kind, payload, self.disk)
         envelope = key.seal(self._around.genesis_hash, effect.kind, payload)
         is_ballot = effect.kind in (MessageKind.VOTE, MessageKind.FINAL)
         message = wire.Ballot(envelope) if is_ballot else wire.Direct(envelope)
@@ -277,23 +337,37 @@ class SimulatedNode:
         life = self.life
         self._around.timeline.after(SIGNING_MS, lambda: self._handed_back(life, envelope))
 
-    def _reserve(self, position: GuardPosition, payload: bytes) -> bytes | None:
-        """Ask the sign guard; ``None`` if the node died on it."""
-        if not self._guarded:
-            return payload
-        answers: list[bytes] = []
+    def _reserve(
+        self, authority: AuthorityId, position: GuardPosition, kind: MessageKind, payload: bytes
+    ) -> bytes | None:
+        """Ask the sign guard; ``None`` where it is closed. Raises ``PowerFailed``."""
+        checkers = self._around.checkers
         try:
-            alive = self._durable(lambda: answers.append(self.disk.guard.reserve(position, payload)))
+            [reserved] = self.disk.guard.reserve([(position, payload)])
         except GuardRefused as refusal:
-            raise Violation(f"{self.name} asked to sign where its guard is closed: {refusal}") from None
-        return answers[0] if alive else None
+            if self.honest and not self.guard_is_ahead:
+                raise Violation(f"{self.name} asked to sign where its guard is closed: {refusal}") from None
+            return None
+        if self.honest:
+            checkers.on_reserve(authority, position, payload, reserved)
+            checkers.on_sign(authority, position, kind, reserved, self.disk)
+        return reserved
 
     def _send(self, peer: NodeId, message: wire.WireMessage) -> None:
-        if not self.audible(peer):
-            return
-        frame = wire.join_frame([wire.encode_message(message)])
-        self._around.network.send(self.id, peer, frame)
+        if self.audible(peer):
+            self._say((peer, said) for said in self.manners.says(peer, message))
+
+    def _say(self, parcels: Iterable[Parcel]) -> None:
+        for peer, message in parcels:
+            frame = wire.join_frame([wire.encode_message(message)])
+            self._around.network.send(self.id, peer, frame)
 
 
 SIGNING_MS = DurationMs(1)
 """From ``SignAndSend`` to its envelope's return: a group commit of the guard and one signature."""
+
+SYNC_MS = DurationMs(3)
+"""What nothing waits for is synced after so long, with whatever else was written."""
+
+IDLE_MS = DurationMs(250)
+"""How often a dishonest node speaks unasked."""

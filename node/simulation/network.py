@@ -25,10 +25,6 @@ class Weather:
     """This share of frames comes up to a second late, so behind later ones."""
 
 
-FAIR = Weather()
-STORM = Weather(delay_max_ms=120, drop_share=0.15, double_share=0.1, straggle_share=0.1)
-
-
 class SimulatedNetwork:
     """Every pair of nodes may be linked; a partition silences the pairs across it."""
 
@@ -36,13 +32,21 @@ class SimulatedNetwork:
         self._timeline = timeline
         self._dice = dice
         self._deliver = deliver
-        self.weather = FAIR
+        self.weather = Weather()
         self.parts: dict[NodeId, int] = {}
         """Part of each node while the network is split; nodes in different parts hear nothing of each other."""
+        self.one_way: dict[tuple[NodeId, NodeId], None] = {}
+        """(sender, receiver): what the first says does not reach the second, while the way back is open."""
         self.frames_sent = 0
 
+    def heal(self) -> None:
+        """One network, fair weather."""
+        self.weather = Weather()
+        self.parts = {}
+        self.one_way = {}
+
     def connected(self, one: NodeId, other: NodeId) -> bool:
-        """True if frames between the two get through at all."""
+        """True if the two stand in one part: a link between them may stand."""
         return self.parts.get(one, 0) == self.parts.get(other, 0)
 
     def send(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
@@ -61,5 +65,5 @@ class SimulatedNetwork:
             self._timeline.after(delay, lambda: self._arrive(sender, receiver, frame))
 
     def _arrive(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
-        if self.connected(sender, receiver):
+        if self.connected(sender, receiver) and (sender, receiver) not in self.one_way:
             self._deliver(sender, receiver, frame)

@@ -1,10 +1,17 @@
-"""Running seeds: what ``python -m node.simulation`` and ``mercat simulate`` call."""
+"""Running one seed to its end.
 
-from collections.abc import Callable, Iterator
+Law: a seed is at least half a minute of virtual time, twenty heights and three faults; it ends with every valid
+transaction decided on every honest node.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.simulation.checkers import Violation
 from node.simulation.world import Options, World
+
+HEIGHTS_BOUND_MS = 120_000
+"""After healing, heartbeats alone must bring the heights that are still missing within this time."""
 
 
 @dataclass(frozen=True)
@@ -14,20 +21,29 @@ class Outcome:
     seed: int
     trace_hash: str
     heights: int
-    transfers: int
+    transactions: int
     frames: int
     signatures: int
+    virtual_ms: int
+    node_ms: int
+    """Virtual ms times processes."""
     healed_after_ms: int
-    """Virtual ms from healing until every transfer was committed on every node."""
+    """Virtual ms from healing until every transaction was committed on every node."""
+    strikes: int
+    """Blows of the nemesis; ``faults`` counts what came of them and what liars did."""
     faults: dict[str, int]
 
 
 class SimulationFailed(Exception):
     """A rule was broken or the network did not recover. The message names the seed, which replays it."""
 
-    def __init__(self, seed: int, reason: str, trace_hash: str) -> None:
-        super().__init__(f"seed {seed}: {reason} (trace {trace_hash})")
+    def __init__(self, seed: int, reason: str, trace_hash: str, time_ms: int = 0, strikes: int = 0) -> None:
+        super().__init__(f"seed {seed}: {reason} (at {time_ms} ms, trace {trace_hash})")
         self.seed = seed
+        self.reason = reason
+        self.time_ms = time_ms
+        self.strikes = strikes
+        """How often the nemesis had struck by then."""
 
 
 def run_seed(seed: int, options: Options | None = None, log: Callable[[int, str], None] | None = None) -> Outcome:
@@ -38,35 +54,39 @@ def run_seed(seed: int, options: Options | None = None, log: Callable[[int, str]
     try:
         return _run(seed, world)
     except Violation as violation:
-        raise SimulationFailed(seed, str(violation), world.trace_hash()) from violation
+        trace_hash, time_ms = world.trace_hash(), world.timeline.now_ms
+        raise SimulationFailed(seed, str(violation), trace_hash, time_ms, world.nemesis.strikes) from violation
+    finally:
+        for node in world.nodes:
+            node.disk.close()
 
 
 def _run(seed: int, world: World) -> Outcome:
-    options = world.options
+    options, timeline = world.options, world.timeline
     world.begin()
-    world.plan_transfers()
+    world.plan_work()
     world.nemesis.begin()
-    world.timeline.run_until(options.faulty_ms)
-    world.nemesis.heal()
-    healed_at = world.timeline.now_ms
-    settled = world.timeline.run_until(healed_at + options.heal_bound_ms, world.all_settled)
-    if not settled:
+    timeline.run_until(options.faulty_ms)
+    world.heal()
+    if not timeline.run_until(options.faulty_ms + options.heal_bound_ms, world.all_settled):
         tips = [int(node.participant.state.height) for node in world.nodes if node.participant is not None]
         undecided = sum(len(client.sent) - world.nonce_of(client) for client in world.clients)
-        raise Violation(f"{undecided} transfers undecided {options.heal_bound_ms} ms after healing, tips {tips}")
+        raise Violation(f"{undecided} transactions undecided {options.heal_bound_ms} ms after healing, tips {tips}")
+    healed_after_ms = timeline.now_ms - options.faulty_ms
+    timeline.run_until(options.whole_ms)
+    decided = world.checkers.decided
+    if not timeline.run_until(timeline.now_ms + HEIGHTS_BOUND_MS, lambda: len(decided) >= options.heights_min):
+        raise Violation(f"only {len(decided)} heights {HEIGHTS_BOUND_MS} ms after healing")
     return Outcome(
         seed=seed,
         trace_hash=world.trace_hash(),
-        heights=len(world.checkers.decided),
-        transfers=sum(len(client.sent) for client in world.clients),
+        heights=len(decided),
+        transactions=sum(len(client.sent) for client in world.clients),
         frames=world.network.frames_sent,
         signatures=world.checkers.signatures,
-        healed_after_ms=world.timeline.now_ms - healed_at,
-        faults={fault.value: count for fault, count in world.nemesis.strikes.items()},
+        virtual_ms=timeline.now_ms,
+        node_ms=timeline.now_ms * len(world.nodes),
+        healed_after_ms=healed_after_ms,
+        strikes=world.nemesis.strikes,
+        faults=dict(sorted(world.around.strikes.items())),
     )
-
-
-def run_seeds(first: int, count: int, options: Options | None = None) -> Iterator[Outcome]:
-    """Run seeds one after the other. Raises ``SimulationFailed`` at the first one that fails."""
-    for seed in range(first, first + count):
-        yield run_seed(seed, options)

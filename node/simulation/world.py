@@ -8,26 +8,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from node.simulation.adversaries import Adversary
 from node.simulation.checkers import Checkers
 from node.simulation.disk import SimulatedDisk
 from node.simulation.keys import SimulatedKey, Verifier
 from node.simulation.member import EPOCH_MS, MemberKeys, Participant, SimulatedNode, Surroundings
-from node.simulation.nemesis import DEFAULT_FAULTS, Fault, Nemesis
+from node.simulation.nemesis import Nemesis
 from node.simulation.network import SimulatedNetwork
+from node.simulation.power import Power
+from node.simulation.profiles import PROFILES, Profile
 from node.simulation.timeline import Timeline
-from node.simulation.workload import Client
+from node.simulation.trust import Trust
+from node.simulation.workload import Client, Subscription
 from protocol.engine.replica import Replica
+from protocol.engine.standing import OBSERVER_DISTANCE
 from protocol.ledger.mempool import Mempool
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import CREDIT, AccountId, Amount, AuthorityId, DurationMs, Hash, NodeId, TimestampMs
 
-LIAR = "authority-0"
-"""The node that lies or runs twice where the options ask for it."""
 RELINK_MS = 100
 """Links to nodes that died or came back are noticed this often."""
 REPEAT_MS = 2000
-"""Users repeat undecided transfers this often."""
+"""Users repeat undecided transactions this often."""
+CHEAT_SHARE = 0.5
+"""How often a payee that could be paid tries to be paid twice instead."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +43,25 @@ class Options:
     followers: int = 1
     clients: int = 3
     transfers_per_client: int = 12
-    faulty_ms: int = 20_000
-    """Faults and transfers happen in this time, then the network is healed."""
-    heal_bound_ms: int = 90_000
-    """Every transfer must be decided this long after healing."""
-    heartbeat_ms: int = 5_000
+    redeems: int = 8
+    """How often somebody who is paid through a channel redeems, or tries to."""
+    faulty_ms: int = 25_000
+    """Faults and transactions happen in this time, then the network is healed."""
+    whole_ms: int = 30_000
+    """A run takes at least this long."""
+    heights_min: int = 20
+    """A run goes on until so many heights are decided."""
+    heal_bound_ms: int = 60_000
+    """Every valid transaction must be decided this long after healing."""
+    heartbeat_ms: int = 2_000
     delta_ms: int = 500
     delta_cap_ms: int = 8_000
     clock_precision_ms: int = 200
-    faults: tuple[Fault, ...] = DEFAULT_FAULTS
-    twin: bool = False
-    """One authority runs twice, with two disks, each speaking to some of the others."""
-    guarded: bool = True
-    """Tests turn the sign guard off to see what it is for."""
-    replica_type: type[Replica] = Replica
-    liar_type: type[Replica] | None = None
-    """What the first authority runs instead, if it is to lie."""
+    profile: Profile = PROFILES["all"]
+    liar: type[Adversary] | None = None
+    """What the first authority is, whatever the profile says."""
+    strikes_max: int | None = None
+    """The nemesis stops after so many strikes: for the shortest run that still fails."""
 
 
 def make_genesis(options: Options, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
@@ -91,7 +99,9 @@ class World:
         self.options = options
         self.dice = random.Random(seed)
         self.timeline = Timeline()
+        self.healed = False
         self._trace = blake2b(digest_size=16)
+        self._endings: dict[int, Callable[[], None]] = {}
         self.log: Callable[[int, str], None] = lambda time_ms, line: None
         """Sees every line of the trace; for people who look into one seed."""
         names = [f"authority-{number}" for number in range(options.authorities)]
@@ -108,20 +118,25 @@ class World:
         self.genesis = self._make_genesis(members, client_keys)
         self.genesis_hash: Hash = genesis_hash(self.genesis)
         self.authorities = AuthoritySet.from_genesis(self.genesis)
+        self.trust = Trust(self.authorities)
         self.network = self._make_network()
         verifier = Verifier()
         self.checkers = Checkers(self.genesis_hash, self.authorities, verifier)
         self.around = Surroundings(self.timeline, self.network, verifier, self.checkers, self.genesis_hash, self.trace)
         self.nodes = [self._member(name, keys) for name, keys in zip(names, members, strict=True)]
-        if options.liar_type is not None:
-            self._distrust(self.nodes[0])
-        if options.twin:
-            self._add_twin(names[0], members[0])
         self.clients = [Client(key, self.genesis_hash, self.dice) for key in client_keys]
-        self.nemesis = Nemesis(self, options.faults)
+        self.subscription = Subscription(self.clients[0], self.clients[1]) if len(self.clients) > 1 else None
+        self.nemesis = Nemesis(self, options.profile.faults, options.strikes_max)
         self._links: dict[tuple[int, int], tuple[int, int]] = {}
         """Pair of positions in ``nodes`` → the two lives that are linked."""
-        self._disks_lost = 0
+        self._recovering: dict[AuthorityId, tuple[SimulatedNode, int]] = {}
+        """Authorities whose signatures were lost, and the height above which they sign again."""
+        self._corrupt()
+
+    @property
+    def authority_nodes(self) -> list[SimulatedNode]:
+        """One process of each authority."""
+        return self.nodes[: self.options.authorities]
 
     def _make_genesis(self, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
         return make_genesis(self.options, members, clients)
@@ -129,42 +144,83 @@ class World:
     def _make_network(self) -> SimulatedNetwork:
         return SimulatedNetwork(self.timeline, self.dice, self._deliver)
 
-    def _member(self, name: str, keys: MemberKeys) -> SimulatedNode:
-        precision = self.options.clock_precision_ms
-        skew = self.dice.randint(-precision // 2, precision // 2)
+    def new_disk(self) -> SimulatedDisk:
+        """An empty disk on a power supply of its own."""
+        return SimulatedDisk(self.genesis, Power(self.dice))
 
+    def any_skew(self) -> int:
+        """An error in ms that any clock may have."""
+        precision = self.options.clock_precision_ms
+        return self.dice.randint(-precision // 2, precision // 2)
+
+    def _member(self, name: str, keys: MemberKeys) -> SimulatedNode:
         def build(disk: SimulatedDisk) -> Participant:
             own = AuthorityId(keys.authority.public) if keys.authority is not None else None
             last = disk.blocks.get(disk.tip)
-            liar_type = self.options.liar_type if name == LIAR else None
-            return (liar_type or self.options.replica_type)(
-                self.genesis,
-                disk.load_state(),
-                Mempool(self.genesis),
-                own,
-                NodeId(keys.node.public),
-                disk.load_consensus(),
-                last,
-            )
+            mempool, node = Mempool(self.genesis), NodeId(keys.node.public)
+            return Replica(self.genesis, disk.load_state(), mempool, own, node, disk.load_consensus(), last)
 
-        disk = SimulatedDisk(self.genesis)
-        return SimulatedNode(name, keys, skew, self.around, disk, build, self.options.guarded)
+        return SimulatedNode(name, keys, self.any_skew(), self.around, self.new_disk(), build)
 
-    def _add_twin(self, name: str, keys: MemberKeys) -> None:
-        first, second = self.nodes[0], self._member(f"{name}-twin", keys)
+    # Dishonesty
+
+    def _corrupt(self) -> None:
+        """Choose who lies from the start on."""
+        profile, dice = self.options.profile, self.dice
+        if self.options.liar is not None:
+            self.turn(self.nodes[0], self.options.liar)
+            return
+        if profile.liars and dice.random() < profile.liar_share:
+            if profile.twins and dice.random() < 0.15 and self.trust.room:
+                self._add_twin(self.nodes[0])
+            for node in dice.sample(self.authority_nodes, self.authorities.f):
+                if self.trust.room and node.honest:
+                    self.turn(node, dice.choice(profile.liars))
+        for node in self.nodes[self.options.authorities : self.options.authorities + self.options.followers]:
+            if profile.lying_followers and dice.random() < 0.3:
+                self.turn(node, dice.choice(profile.lying_followers))
+
+    def turn(self, node: SimulatedNode, kind: type[Adversary]) -> None:
+        """Make this node dishonest for good."""
+        self._distrust(node, kind.name)
+        node.manners = kind(node, self.around, self.dice, list(dict.fromkeys(each.id for each in self.nodes)))
+
+    def _add_twin(self, first: SimulatedNode) -> None:
+        second = self._member(f"{first.name}-twin", first.keys)
         self.nodes.append(second)
-        self._distrust(first)
-        self._distrust(second)
+        self._distrust(first, "twins")
+        self._distrust(second, "twins")
+        self.around.struck("twins")
         hears = {node.id: self.dice.choice(("first", "second", "both")) for node in self.nodes}
         first.audible = lambda peer: hears[peer] != "second"
         second.audible = lambda peer: hears[peer] != "first"
 
-    def _distrust(self, node: SimulatedNode) -> None:
+    def _distrust(self, node: SimulatedNode, reason: str) -> None:
         """Nothing is promised to or expected of this node any more."""
-        assert node.keys.authority is not None
         node.honest = False
         self.around.liars[node.id] = None
-        self.checkers.excused.add(AuthorityId(node.keys.authority.public))
+        if node.authority is not None:
+            self.trust.take(node.authority, reason)
+            self.checkers.excuse(node.authority)
+
+    def lose_signatures(self, node: SimulatedNode) -> bool:
+        """Kill an authority whose disk is about to be lost or replaced; False if too many are worthless already."""
+        assert node.authority is not None
+        if not node.honest or not self.trust.take(node.authority, "lost its signatures"):
+            return False
+        self.crash(node)
+        closed = len(self.checkers.decided) + OBSERVER_DISTANCE
+        self.checkers.excuse(node.authority, closed)
+        self._recovering[node.authority] = (node, closed)
+        return True
+
+    def _recover(self) -> None:
+        """Trust those again who lost their signatures once all heights that these were of are closed."""
+        for authority, (node, closed) in list(self._recovering.items()):
+            replica = node.participant
+            if isinstance(replica, Replica) and replica.tip > closed and not replica.observing:
+                self.trust.give_back(authority)
+                del self._recovering[authority]
 
     # What happens
 
@@ -178,6 +234,17 @@ class World:
         """Hash over everything that happened so far."""
         return self._trace.hexdigest()
 
+    def later(self, span_ms: tuple[int, int], ending: Callable[[], None]) -> None:
+        """Let a fault end at some time in this span, or when the network is healed."""
+        number = len(self._endings)
+        self._endings[number] = ending
+        self.timeline.after(self.dice.randint(*span_ms), lambda: self._end(number))
+
+    def _end(self, number: int) -> None:
+        ending = self._endings[number]
+        self._endings[number] = _nothing
+        ending()
+
     def begin(self) -> None:
         """Start all nodes."""
         self.restart_all()
@@ -186,30 +253,38 @@ class World:
     def restart_all(self) -> None:
         """Start every node that is down."""
         for node in self.nodes:
-            if not node.up:
-                node.start(Hash(self.dice.randbytes(32)))
+            self._restart(node)
         self.relink()
+
+    def restart_later(self, node: SimulatedNode) -> None:
+        """Start this node again after a while, if it is down then."""
+        self.timeline.after(self.dice.randint(50, 5000), lambda: self._restart(node))
+
+    def _restart(self, node: SimulatedNode) -> None:
+        if not node.up:
+            node.start(Hash(self.dice.randbytes(32)))
 
     def crash(self, node: SimulatedNode) -> None:
         """Kill a node's process."""
         if node.up:
             node.crash()
 
-    def lose_disk(self) -> None:
-        """Kill an authority and empty its disk, sign guard included; at most f of them in one run."""
-        if self._disks_lost >= self.authorities.f:
-            return
-        self._disks_lost += 1
-        node = self.dice.choice(self.nodes[: self.options.authorities])
-        self.crash(node)
-        assert node.keys.authority is not None
-        self.checkers.excused.add(AuthorityId(node.keys.authority.public))
-        node.disk = SimulatedDisk(self.genesis)
-
     def join(self) -> None:
         """End a partition."""
         self.network.parts = {}
         self.relink()
+
+    def heal(self) -> None:
+        """No more faults: all nodes up, one network, fair weather, right clocks. Liars go on lying."""
+        self.healed = True
+        self.nemesis.stop()
+        for number in list(self._endings):
+            self._end(number)
+        self.network.heal()
+        for node in self.nodes:
+            node.disk.power.disarm()
+            node.paused_until = 0
+        self.restart_all()
 
     def relink(self) -> None:
         """Tell nodes about links that came up or went down since the last time."""
@@ -238,6 +313,7 @@ class World:
 
     def _keep_linking(self) -> None:
         self.relink()
+        self._recover()
         self.timeline.after(RELINK_MS, self._keep_linking)
 
     def _deliver(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
@@ -247,35 +323,62 @@ class World:
 
     # Users
 
-    def plan_transfers(self) -> None:
-        """Each client sends its transfers at random times while faults happen."""
+    def plan_work(self) -> None:
+        """Users pay each other at random times while faults happen."""
+        last = max(self.options.faulty_ms, 501)
         for client in self.clients:
             for _ in range(self.options.transfers_per_client):
-                moment = self.dice.randint(500, max(self.options.faulty_ms, 501))
-                self.timeline.at(moment, lambda client=client: self._transfer(client))  # type: ignore[misc]
-        self.timeline.after(REPEAT_MS, self._repeat_transfers)
+                self.timeline.at(self.dice.randint(500, last), lambda client=client: self._transfer(client))  # type: ignore[misc]
+        if self.subscription is not None and self.options.redeems:
+            self.timeline.at(400, self._open_channel)
+            for _ in range(self.options.redeems):
+                self.timeline.at(self.dice.randint(500, last), self._redeem)
+        self.timeline.after(REPEAT_MS, self._repeat)
 
     def _transfer(self, client: Client) -> None:
         envelope = client.next_transfer([each.account for each in self.clients])
         self.dice.choice(self.nodes).submit(envelope)
 
-    def _repeat_transfers(self) -> None:
+    def _open_channel(self) -> None:
+        assert self.subscription is not None
+        self.dice.choice(self.nodes).submit(self.subscription.open())
+
+    def _redeem(self) -> None:
+        node = self.dice.choice(self.nodes)
+        if node.participant is None or self.subscription is None:
+            return
+        state = node.participant.state
+        if self.dice.random() < CHEAT_SHARE:
+            again = self.subscription.redeem_again(state)
+            if again is not None:
+                self.around.struck("voucher shown twice")
+                node.submit(again)
+        else:
+            envelope = self.subscription.redeem(state)
+            if envelope is not None:
+                node.submit(envelope)
+
+    def _repeat(self) -> None:
         for client in self.clients:
             node = self.dice.choice(self.nodes)
             for envelope in client.sent[self.nonce_of(client) :]:
                 node.submit(envelope)
-        self.timeline.after(REPEAT_MS, self._repeat_transfers)
+        self.timeline.after(REPEAT_MS, self._repeat)
 
     def nonce_of(self, client: Client) -> int:
-        """How many of the client's transfers some running node has committed."""
+        """How many of the client's transactions some running node has committed."""
         return max(
             (node.participant.state.account(client.account).nonce for node in self.nodes if node.participant), default=0
         )
 
     def all_settled(self) -> bool:
-        """True once every honest node has committed every transfer and stands at one height."""
+        """True once every honest node has committed every transaction and stands at one height."""
         states = [node.participant.state for node in self.nodes if node.participant and node.honest]
         tips = [state.height for state in states]
         return min(tips) == max(tips) and all(
             state.account(client.account).nonce == len(client.sent) for client in self.clients for state in states
         )
+
+
+def _nothing() -> None:
+    """The ending of a fault that has ended."""

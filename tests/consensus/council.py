@@ -4,35 +4,32 @@ The machine never checks signatures (they are settled at the door), so a stand-i
 """
 
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
+from node.simulation.statements import DELTA_MS as DELTA_MS
+from node.simulation.statements import HEIGHT as HEIGHT
+from node.simulation.statements import X as X
+from node.simulation.statements import Y as Y
+from node.simulation.statements import at as at
+from node.simulation.statements import authority_set as authority_set
+from node.simulation.statements import certificate as certificate
+from node.simulation.statements import proposal as proposal
+from node.simulation.statements import stand_in as stand_in
 from protocol.consensus import outputs as out
 from protocol.consensus.height import AuthorityHeight
 from protocol.consensus.height_state import HeightRules
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import GuardClass, Now
-from protocol.messages.genesis import AuthorityRecord
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.codec import encode
 from protocol.primitives.units import (
-    AccountId,
     AuthorityId,
     BlockHash,
     DurationMs,
-    Height,
-    MonotonicMs,
-    NodeId,
-    Signature,
-    TimestampMs,
     View,
 )
 
-HEIGHT = Height(8)
-"""8 mod 4 = 0, so view v is led by authority v mod 4."""
-DELTA = 100
-X, Y = BlockHash(b"x" * 32), BlockHash(b"y" * 32)
-
+DELTA = DELTA_MS
 
 _KINDS: dict[type[ProposalBody | VoteBody | FinalBody], MessageKind] = {
     ProposalBody: MessageKind.PROPOSAL,
@@ -41,45 +38,12 @@ _KINDS: dict[type[ProposalBody | VoteBody | FinalBody], MessageKind] = {
 }
 
 
-def authority_set(n: int, kind: type[AuthoritySet] = AuthoritySet) -> AuthoritySet:
-    """Members whose keys sort by their number."""
-    return kind(
-        tuple(
-            AuthorityRecord(
-                AuthorityId(bytes((number,)) * 32), AccountId(bytes(32)), NodeId(bytes((number,)) * 32), str(number)
-            )
-            for number in range(n)
-        )
-    )
-
-
-def at(milliseconds: int) -> Now:
-    """A moment on both clocks."""
-    return Now(MonotonicMs(milliseconds), TimestampMs(1_000_000 + milliseconds))
-
-
-def stand_in(*parts: object) -> Signature:
-    """64 bytes that differ for each statement."""
-    return Signature(blake2b(repr(parts).encode(), digest_size=64).digest())
-
-
-def proposal(view: int, block_hash: BlockHash, base: int = 0) -> ProposalBody:
-    return ProposalBody(HEIGHT, View(view), block_hash, View(base))
-
-
 def vote(view: int, block_hash: BlockHash) -> VoteBody:
     return VoteBody(HEIGHT, View(view), block_hash)
 
 
 def final(view: int, block_hash: BlockHash | None) -> FinalBody:
     return FinalBody(HEIGHT, View(view), block_hash)
-
-
-def certificate(
-    kind: CertificateKind, view: int, block_hash: BlockHash | None, signers: tuple[int, ...] = (0, 1, 2)
-) -> Certificate:
-    signatures = tuple(stand_in(kind, view, block_hash, signer) for signer in signers)
-    return Certificate(kind, HEIGHT, View(view), block_hash, signers, signatures)
 
 
 def voted(view: int, block_hash: BlockHash) -> Certificate:

@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from node.simulation.profiles import PROFILES
 from node.simulation.world import Options, World
 from protocol.consensus.height_state import SeenProposal
 from protocol.engine.bodies import BodyMismatch
@@ -21,7 +22,7 @@ from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.units import BlockHash, Height, NodeId, TimestampMs, View
 
-IDLE = Options(faults=(), followers=0, heartbeat_ms=10_000_000)
+IDLE = Options(profile=PROFILES["none"], followers=0, heartbeat_ms=10_000_000)
 X = BlockHash(b"x" * 32)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from node.simulation.disk import SimulatedDisk
+from node.simulation.disk import Durable, SimulatedDisk
 from node.simulation.market import MarketOptions, run_market_seed
+from node.simulation.profiles import PROFILES
 from node.simulation.run import SimulationFailed
-from protocol.messages.effects import CommitBlock, Delete, Put, Table
+from protocol.messages.effects import Put, Table
 
 SEEDS = range(10)
 
@@ -23,7 +24,7 @@ def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
 
 
 def test_without_faults_every_job_that_is_not_cancelled_finishes() -> None:
-    outcome = run_market_seed(1, MarketOptions(faults=(), failing_share=0.0, cancelled_share=0.0))
+    outcome = run_market_seed(1, MarketOptions(profile=PROFILES["none"], failing_share=0.0, cancelled_share=0.0))
     assert (outcome.finished, outcome.failed, outcome.cancelled) == (20, 0, 0)
 
 
@@ -33,13 +34,13 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 
 def forget(monkeypatch: pytest.MonkeyPatch, table: Table) -> None:
     """Rows of this table never reach the disk."""
-    commit = SimulatedDisk.commit
+    write = SimulatedDisk.write
 
-    def commit_without(disk: SimulatedDisk, effect: Put | Delete | CommitBlock) -> None:
+    def write_without(disk: SimulatedDisk, effect: Durable) -> None:
         if not (isinstance(effect, Put) and effect.table is table):
-            commit(disk, effect)
+            write(disk, effect)
 
-    monkeypatch.setattr(SimulatedDisk, "commit", commit_without)
+    monkeypatch.setattr(SimulatedDisk, "write", write_without)
 
 
 def test_a_provider_that_does_not_write_down_what_it_was_paid_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

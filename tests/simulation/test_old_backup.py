@@ -1,15 +1,15 @@
 """An authority that comes back with a disk of long ago: it must not sign again what it signed since."""
 
-import copy
 from dataclasses import replace
 
 import pytest
 
+from node.simulation.profiles import PROFILES
 from node.simulation.world import Options, World
 from protocol.engine.replica import Replica
 from protocol.primitives.units import Hash
 
-STEADY = Options(faults=(), followers=0, heartbeat_ms=1_000)
+STEADY = Options(profile=PROFILES["none"], followers=0, heartbeat_ms=1_000)
 
 
 def _run(world: World, more_ms: int) -> None:
@@ -26,9 +26,9 @@ def test_with_a_backup_and_no_blocks_from_others_nothing_is_signed_at_heights_th
     world.begin()
     _run(world, 2_500 + 1_000 * position)
     node = world.nodes[0]
-    backup = copy.deepcopy(node.disk)
+    backup = node.disk.copy()
     _run(world, 6_000)
-    world.crash(node)
+    assert world.lose_signatures(node)
     _run(world, 20_000)
     node.disk = backup
     monkeypatch.setattr(Replica, "_on_blocks", lambda *arguments: None)
@@ -47,9 +47,9 @@ def test_a_backup_that_may_catch_up_ends_in_an_authority_that_signs_again() -> N
     world.begin()
     _run(world, 2_500)
     node = world.nodes[0]
-    backup = copy.deepcopy(node.disk)
+    backup = node.disk.copy()
     _run(world, 6_000)
-    world.crash(node)
+    assert world.lose_signatures(node)
     _run(world, 20_000)
     node.disk = backup
     node.start(Hash(b"b" * 32))

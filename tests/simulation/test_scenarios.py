@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from node.simulation.checkers import Violation
-from node.simulation.disk import SimulatedDisk
 from node.simulation.member import SimulatedNode
+from node.simulation.profiles import PROFILES
 from node.simulation.world import Options, World
 from protocol.engine.replica import Replica
 from protocol.engine.restored import OBSERVER_KEY
@@ -14,9 +14,9 @@ from protocol.engine.standing import OBSERVER_DISTANCE, SignaturesLost
 from protocol.ledger.errors import BlockInvalid
 from protocol.messages.effects import GuardClass, Table
 from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX
-from protocol.primitives.units import AuthorityId, Hash, Height
+from protocol.primitives.units import AuthorityId, Hash
 
-FAIR = Options(faults=(), followers=1, heartbeat_ms=1_000)
+FAIR = Options(profile=PROFILES["none"], followers=1, heartbeat_ms=1_000)
 IDLE = replace(FAIR, heartbeat_ms=10_000_000)
 
 
@@ -122,9 +122,9 @@ def test_at_genesis_nobody_is_an_observer() -> None:
 def test_an_authority_whose_disk_is_lost_signs_only_three_heights_above_the_highest_tip() -> None:
     world = _world(replace(FAIR, followers=0), 10_000)
     lost = world.nodes[0]
-    world.crash(lost)
+    assert world.lose_signatures(lost)
     tip = max(_tips(world))
-    lost.disk = SimulatedDisk(world.genesis)
+    lost.disk = world.new_disk()
     assert lost.keys.authority is not None
     key = AuthorityId(lost.keys.authority.public)
     signed: list[int] = []
@@ -154,11 +154,11 @@ def test_an_observer_that_restarts_is_still_an_observer() -> None:
     _transfer(world)
     _run(world, 1_000)
     lost = world.nodes[0]
-    for _ in range(2):
+    assert world.lose_signatures(lost)
+    lost.disk = world.new_disk()
+    for life in range(2):
         world.crash(lost)
-        if _ == 0:
-            lost.disk = SimulatedDisk(world.genesis)
-        lost.start(Hash(bytes((_,)) * 32))
+        lost.start(Hash(bytes((life,)) * 32))
         world.relink()
         _run(world, 3_000)
         assert _replica(lost).observing
@@ -172,9 +172,10 @@ def test_an_old_backup_makes_an_observer_and_an_honest_restart_does_not() -> Non
     world.relink()
     _run(world, 500)
     assert not _replica(node).observing
-    world.crash(node)
-    node.disk.guard.rows.clear()
-    node.disk.guard.watermark = Height(2)
+    assert world.lose_signatures(node)
+    old = world.new_disk()
+    old.take_ledger(node.disk)
+    node.disk = old
     node.start(Hash(b"b" * 32))
     world.relink()
     _run(world, 500)
@@ -217,6 +218,6 @@ def test_the_guard_is_asked_for_three_classes_and_keeps_nothing_of_closed_height
     world = _world(FAIR, 20_000)
     for node in world.nodes[:4]:
         guard = node.disk.guard
-        assert guard.watermark == node.disk.tip
-        assert all(position.height > guard.watermark for position, _ in guard.rows.values())
-        assert all(position.guard_class in GuardClass for position, _ in guard.rows.values())
+        assert guard.watermark() == node.disk.tip
+        assert all(position.height > guard.watermark() for position, _ in guard.held())
+        assert all(position.guard_class in GuardClass for position, _ in guard.held())

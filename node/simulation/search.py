@@ -1,13 +1,18 @@
-"""Every run of the shipped machine with three honest authorities and one liar, up to a number of views.
+"""Every run of the shipped machine of one height: three honest authorities and one liar, up to a number of views.
 
 Messages are a growing soup: whatever was signed may arrive at any time, never, or again. The liar's signature is on
 everything; as a leader it proposes anything. Timers fire whenever they like. Certificates arrive whole, since a machine
 makes the same of Q ballots. Bodies are good and here. Decisions are not delivered: they would only end a height sooner.
+
+Law: no state may hold two decisions (``Disagreement``). From every state, once the liar says nothing more and what the
+honest ones say arrives in time, a block is decided (``Stuck``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from typing import NamedTuple
 
+from node.simulation.statements import DELTA_MS, HEIGHT, X, Y, at, authority_set, certificate, proposal, stand_in
 from protocol.consensus import outputs as out
 from protocol.consensus.height import AuthorityHeight
 from protocol.consensus.height_state import HeightRules
@@ -15,7 +20,12 @@ from protocol.messages.consensus import Certificate, CertificateKind, FinalBody,
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.codec import decode
 from protocol.primitives.units import BlockHash, DurationMs, View
-from tests.consensus.council import DELTA, HEIGHT, X, Y, at, authority_set, certificate, proposal, stand_in
+
+AUTHORITIES = 4
+RECOVERY_ROUNDS_MAX = 60
+"""Rounds of timely delivery within which a block has to be decided; a handful do."""
+REPORT_EVERY = 1000
+"""States from one call of ``progress`` to the next."""
 
 Key = tuple[object, ...]
 Said = tuple[MessageKind, View, BlockHash]
@@ -25,6 +35,10 @@ SKIP = BlockHash(b"")
 
 class Disagreement(Exception):
     """Two blocks are decided, or a machine holds certificates that exclude each other."""
+
+
+class Stuck(Exception):
+    """A state from which the honest authorities decide nothing by themselves."""
 
 
 class Walker(NamedTuple):
@@ -50,19 +64,29 @@ class Search:
     """
 
     def __init__(
-        self, liar: int, views: int, machine_type: type[AuthorityHeight] = AuthorityHeight, short: int = 0
+        self,
+        liar: int,
+        views: int,
+        machine_type: type[AuthorityHeight] = AuthorityHeight,
+        short: int = 0,
+        progress: Callable[[int], None] = lambda states: None,
     ) -> None:
-        self._authorities = authority_set(4)
+        """``short`` is taken from the quorum; ``progress`` hears of the number of states now and then."""
+        self._authorities = authority_set(AUTHORITIES)
         self._quorum = self._authorities.quorum - short
         self._views = views
         self._liar = liar
-        self._honest = tuple(number for number in range(4) if number != liar)
-        self._rules = HeightRules(self._authorities, HEIGHT, DurationMs(DELTA), DurationMs(10 * DELTA))
+        self._honest = tuple(number for number in range(AUTHORITIES) if number != liar)
+        self._rules = HeightRules(self._authorities, HEIGHT, DurationMs(DELTA_MS), DurationMs(10 * DELTA_MS))
         self._machine_type = machine_type
+        self._progress = progress
         self.seen: set[Key] = set()
+        self._recovers: set[bytes] = set()
+        self.endings = 0
+        """States of the last view in which nothing is left to happen."""
 
     def run(self) -> int:
-        """Number of states, none of which disagrees. Raises ``Disagreement``."""
+        """Number of states, none of which disagrees or is stuck. Raises ``Disagreement`` or ``Stuck``."""
         walkers: list[Walker] = []
         for number in self._honest:
             machine = self._machine_type(self._rules)
@@ -75,12 +99,17 @@ class Search:
             if key in self.seen:
                 continue
             self.seen.add(key)
+            if len(self.seen) % REPORT_EVERY == 0:
+                self._progress(len(self.seen))
             self._check(state)
+            self._check_recovery(state)
             if state.phase < self._views:
                 waiting.append(State(state.phase + 1, state.walkers))
+            moved = False
             for position, walker in self._next(state):
-                walkers_after = (*state.walkers[:position], walker, *state.walkers[position + 1 :])
-                waiting.append(State(state.phase, walkers_after))
+                moved = True
+                waiting.append(_with(state, position, walker))
+            self.endings += not moved and state.phase == self._views
         return len(self.seen)
 
     def _canonical(self, state: State) -> Key:
@@ -102,6 +131,83 @@ class Search:
         }
         if len(decided) > 1:
             raise Disagreement(f"two blocks decided after {len(self.seen)} states")
+
+    def _check_recovery(self, state: State) -> None:
+        """Let the liar fall silent and everything else arrive in time, until a block is decided."""
+        passed: list[bytes] = []
+        for _ in range(RECOVERY_ROUNDS_MAX):
+            key = _whole_key(state)
+            if key in self._recovers or self._honestly_decided(state):
+                self._recovers.update(passed)
+                return
+            passed.append(key)
+            further = self._delivered(state)
+            if further is None:
+                further = self._timed_out(state)
+            state = further
+        views = [walker.machine.current for walker in state.walkers]
+        raise Stuck(f"nothing is decided by views {views}, found after {len(self.seen)} states")
+
+    def _honestly_decided(self, state: State) -> bool:
+        return any(
+            held.kind is CertificateKind.DECIDED for held in self._honest_certificates(state, CertificateKind.DECIDED)
+        )
+
+    def _honest_certificates(self, state: State, *kinds: CertificateKind) -> Iterator[Certificate]:
+        """Certificates that the honest can make without the liar."""
+        said = [statement for walker in state.walkers for statement in walker.signed]
+        for statement in sorted(set(said)):
+            if said.count(statement) < self._quorum:
+                continue
+            message, view, block_hash = statement
+            kind = CertificateKind.VOTED if message is MessageKind.VOTE else CertificateKind.DECIDED
+            if block_hash == SKIP:
+                kind = CertificateKind.SKIPPED
+            if kind in kinds:
+                yield certificate(kind, view, block_hash or None)
+
+    def _delivered(self, state: State) -> State | None:
+        """The first thing that an honest authority holds or says and another one lacks, delivered; ``None``: none."""
+        held = dict.fromkeys(
+            (each.kind, each.view, each.block_hash) for walker in state.walkers for each in walker.machine.held.all()
+        )
+        made = self._honest_certificates(state, CertificateKind.VOTED, CertificateKind.SKIPPED)
+        held |= dict.fromkeys((each.kind, each.view, each.block_hash) for each in made)
+        for position, walker in enumerate(state.walkers):
+            number = self._honest[position]
+            for kind, view, block_hash in held:
+                each = certificate(kind, view, block_hash)
+                if _news(walker.machine, each):
+                    return _with(state, position, self._given(walker, number, each))
+            if self._leader(walker.machine.current) != self._liar:
+                for body in self._proposals(state, walker.machine):
+                    machine = walker.machine.copy()
+                    outputs = machine.proposal(body, stand_in(body), (), at(0))
+                    return _with(state, position, self._after(Walker(machine, walker.signed), number, outputs))
+        return None
+
+    def _timed_out(self, state: State) -> State:
+        """Nothing is under way: delayed leaders propose, or those in the lowest view give it up."""
+        for position, walker in enumerate(state.walkers):
+            if walker.machine.waits_for_block:
+                machine = walker.machine.copy()
+                outputs = machine.tick(at(machine.delta(machine.current) // 2))
+                return _with(
+                    state, position, self._after(Walker(machine, walker.signed), self._honest[position], outputs)
+                )
+        lowest = min(walker.machine.current for walker in state.walkers)
+        for position, walker in enumerate(state.walkers):
+            if walker.machine.current == lowest:
+                machine = walker.machine.copy()
+                outputs = machine.tick(at(3 * machine.delta(lowest)))
+                after = self._after(Walker(machine, walker.signed), self._honest[position], outputs)
+                state = _with(state, position, after)
+        return state
+
+    def _leader(self, view: View) -> int:
+        leader = self._authorities.index_of(self._authorities.leader(HEIGHT, view))
+        assert leader is not None
+        return leader
 
     def _settled(self, state: State) -> State:
         """The state once everything that takes no choice away has been delivered."""
@@ -149,10 +255,9 @@ class Search:
         view = machine.current
         if view in machine.proposals or view in machine.voted or view in machine.final:
             return []
-        leader = self._authorities.index_of(self._authorities.leader(HEIGHT, view))
+        leader = self._leader(view)
         if leader == self._liar:
             return [proposal(view, block_hash, base) for block_hash in (X, Y) for base in range(view)]
-        assert leader is not None
         signed = state.walkers[self._honest.index(leader)].machine.proposed.get(view)
         return [signed] if signed is not None else []
 
@@ -186,6 +291,10 @@ class Search:
                     pass
             walker = self._after(walker, number, more)
         return walker
+
+
+def _with(state: State, position: int, walker: Walker) -> State:
+    return State(state.phase, (*state.walkers[:position], walker, *state.walkers[position + 1 :]))
 
 
 def _said(signed: out.Sign) -> frozenset[Said]:
@@ -232,3 +341,18 @@ def _key(walker: Walker, phase: int, views: int) -> Key:
             if phase <= view <= views
         ),
     )
+
+
+def _whole_key(state: State) -> bytes:
+    """All that a timely future depends on, as a hash."""
+    whole = [
+        (
+            walker.machine.current,
+            sorted(walker.signed),
+            [(each.kind, each.view, each.block_hash) for each in walker.machine.held.all()],
+            sorted((view, seen.body) for view, seen in walker.machine.proposals.items()),
+            sorted(walker.machine.proposed.items()),
+        )
+        for walker in state.walkers
+    ]
+    return blake2b(repr(whole).encode(), digest_size=16).digest()
