@@ -63,6 +63,13 @@ def shorten(reason: str) -> str:
     return reason if len(reason) <= TEXT_BYTES_MAX else reason[: TEXT_BYTES_MAX - 1] + "…"
 
 
+def told_with_ban(reason: str, ban_ms: int) -> str:
+    """A reason for a Goodbye that also says when to come back."""
+    ban = f"; banned for {ban_ms / 1000:g} s" if ban_ms > 0 else ""
+    room = TEXT_BYTES_MAX - len(ban)
+    return (reason if len(reason) <= room else reason[: room - 1] + "…") + ban
+
+
 @contextmanager
 def only_own_cancellation() -> Iterator[None]:
     """Turn a cancellation that nobody asked this task for into a connection error.
@@ -176,6 +183,11 @@ class Link:
         self._opened_ms = int(asyncio.get_running_loop().time() * 1000)
         self._received = self._sent = self._bytes_received = self._bytes_sent = self._dropped = 0
 
+    @property
+    def host(self) -> str:
+        """The address at the other end, without its port."""
+        return self._endpoint.rpartition(":")[0].strip("[]")
+
     def facts(self) -> LinkFacts:
         """A snapshot for people."""
         return LinkFacts(
@@ -211,8 +223,9 @@ class Link:
         self._closing.set()
         self._work.set()
 
-    async def run(self, deliver: Deliver) -> LinkEnd:
-        """Read and write until the link ends; the socket is closed on return."""
+    async def run(self, deliver: Deliver, misbehaviour_ban_ms: int = 0) -> LinkEnd:
+        """Read and write until the link ends; the socket is closed on return. A peer that broke a rule is told for how
+        long it will be turned away."""
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(self._read(deliver))
             writing = tasks.create_task(self._write())
@@ -221,7 +234,8 @@ class Link:
             for task in rest:
                 task.cancel()
         end = next(iter(sorted(done, key=(reading, writing, lingering).index))).result()
-        await say_goodbye(self._socket, end.reason, self._policy.linger_ms)
+        told = told_with_ban(end.reason, misbehaviour_ban_ms) if end.misbehaved else end.reason
+        await say_goodbye(self._socket, told, self._policy.linger_ms)
         return end
 
     async def _linger(self) -> LinkEnd:

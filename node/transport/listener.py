@@ -1,8 +1,9 @@
 """The accepting side: TCP, TLS, the WebSocket upgrade, and a bound on connections that have not become links.
 
 Law: a connection that has not greeted us in time is closed, and there are never more than
-``PENDING_CONNECTIONS_MAX`` of them, counted from the TCP connection on: the oldest goes first. So a stranger who only
-connects, or stops half-way, can't take the descriptors that the node needs.
+``PENDING_CONNECTIONS_MAX`` of them, counted from the TCP connection on. Room is made at the address with the most of
+them: the oldest that has proved no key yet goes first. So a stranger who only connects, or stops half-way, can't take
+the descriptors that the node needs, nor crowd out those who come from elsewhere or go on.
 """
 
 import asyncio
@@ -16,8 +17,10 @@ from aiohttp import web
 from node.transport.certificates import WrongPeerKey, proved_node
 from node.transport.endpoints import format_endpoint
 from node.transport.link import CONNECTION_ERRORS, Socket
+from node.transport.neighbours import Neighbours, neighbour_of
 from node.transport.policy import LinkPolicy
 from protocol.primitives.limits import FRAME_BYTES_MAX, PENDING_CONNECTIONS_MAX
+from protocol.primitives.units import MonotonicMs
 
 SWEEP_SECONDS = 1.0
 NO_DESCRIPTOR_SECONDS = 0.1
@@ -28,19 +31,38 @@ Greeted = Callable[[], None]
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 
+class _Pending:
+    """A connection that is no link yet."""
+
+    __slots__ = ("connection", "place", "proved", "until")
+
+    def __init__(self, connection: socket.socket, place: str, until: float) -> None:
+        self.connection = connection
+        self.place = place
+        self.until = until
+        """When it must have greeted us."""
+        self.proved = False
+        """Its TLS handshake is done."""
+
+
 class Listener:
     """Accepts connections and hands each upgraded socket to ``accept``, which runs it to its end."""
 
     def __init__(
-        self, context: ssl.SSLContext, policy: LinkPolicy, accept: Callable[[Socket, str, Greeted], Awaitable[None]]
+        self,
+        context: ssl.SSLContext,
+        policy: LinkPolicy,
+        neighbours: Neighbours,
+        accept: Callable[[Socket, str, Greeted], Awaitable[None]],
     ) -> None:
+        self._neighbours = neighbours
         self._context = context
         self._policy = policy
         self._accept = accept
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
-        self._pending: dict[web.RequestHandler, tuple[socket.socket, float]] = {}
-        """The connection behind each protocol, and until when it may take to greet us; oldest first."""
+        self._pending: dict[web.RequestHandler, _Pending] = {}
+        """The connection behind each protocol, oldest first."""
         self._untouched: dict[web.RequestHandler, socket.socket] = {}
         """Connections that no transport owns yet: nobody else would close them."""
 
@@ -84,15 +106,19 @@ class Listener:
         with listening:
             while True:
                 try:
-                    connection, _ = await self._loop.sock_accept(listening)
+                    connection, address = await self._loop.sock_accept(listening)
                 except OSError:
                     await asyncio.sleep(NO_DESCRIPTOR_SECONDS)
                     continue
+                host, now = str(address[0]), self._loop.time()
+                if not self._neighbours.may_connect(host, MonotonicMs(int(now * 1000))):
+                    connection.close()
+                    continue
                 while len(self._pending) >= PENDING_CONNECTIONS_MAX:
-                    self._cut(next(iter(self._pending)))
+                    self._cut(self._least_deserving())
                 protocol = self._web()
-                until = self._loop.time() + 2 * self._policy.greeting_timeout_ms / 1000
-                self._pending[protocol] = (connection, until)
+                until = now + 2 * self._policy.greeting_timeout_ms / 1000
+                self._pending[protocol] = _Pending(connection, neighbour_of(host), until)
                 self._untouched[protocol] = connection
                 spawn(self._secure(protocol, connection))
 
@@ -110,19 +136,29 @@ class Listener:
         except (OSError, ssl.SSLError, TimeoutError):
             self._cut(protocol)
 
+    def _least_deserving(self) -> web.RequestHandler:
+        counts: dict[str, int] = {}
+        for pending in self._pending.values():
+            counts[pending.place] = counts.get(pending.place, 0) + 1
+        return min(self._pending, key=lambda protocol: self._merit(self._pending[protocol], counts))
+
+    @staticmethod
+    def _merit(pending: _Pending, counts: dict[str, int]) -> tuple[int, bool, float]:
+        return -counts[pending.place], pending.proved, pending.until
+
     def _cut(self, protocol: web.RequestHandler) -> None:
         """End a connection at whatever stage it is; its transport sees the end and closes the descriptor."""
         pending = self._pending.pop(protocol, None)
         if pending is not None:
             with contextlib.suppress(OSError):  # closed already
-                pending[0].shutdown(socket.SHUT_RDWR)
+                pending.connection.shutdown(socket.SHUT_RDWR)
 
     async def _sweep(self) -> None:
         """Close connections that took too long to become links. Runs until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = self._loop.time()
-            for protocol in [protocol for protocol, (_, until) in self._pending.items() if until < now]:
+            for protocol in [protocol for protocol, pending in self._pending.items() if pending.until < now]:
                 self._cut(protocol)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -130,6 +166,9 @@ class Listener:
             proved_node(None if request.transport is None else request.transport.get_extra_info("ssl_object"))
         except WrongPeerKey as error:
             return self._closing_response(403, str(error))
+        waiting = self._pending.get(request.protocol)
+        if waiting is not None:
+            waiting.proved = True
         websocket = web.WebSocketResponse(
             compress=False,
             heartbeat=self._policy.heartbeat_ms / 1000,

@@ -4,6 +4,7 @@ import random
 
 import msgspec
 
+from protocol.gossip.policy import Rate
 from protocol.primitives.limits import LINK_QUEUE_BYTES_MAX, LINK_QUEUE_MESSAGES_MAX
 
 
@@ -43,6 +44,12 @@ class LinkPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """For the last messages and the closing handshake of a link that ends."""
     queue_messages_max: int = LINK_QUEUE_MESSAGES_MAX
     queue_bytes_max: int = LINK_QUEUE_BYTES_MAX
+    connections_per_address: Rate = Rate(10, 64)
+    """New connections from one address; each may cost a TLS handshake of 3 ms."""
+    links_per_address_max: int = 16
+    """Accepted links from one address: a quarter of all, so that a crowd with one address leaves room for others."""
+    loopback_exempt: bool = True
+    """Development networks live on one address."""
 
 
 class Backoff:

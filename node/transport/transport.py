@@ -6,6 +6,7 @@ incarnation rose) always replaces its old link.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 
@@ -25,8 +26,10 @@ from node.transport.link import (
     close_socket,
     greet,
     say_goodbye,
+    told_with_ban,
 )
 from node.transport.listener import Greeted, Listener
+from node.transport.neighbours import Neighbours
 from node.transport.peer_exchange import PeerExchange
 from node.transport.peer_store import PeerStore
 from node.transport.policy import DialPolicy, LinkPolicy
@@ -106,7 +109,8 @@ class Transport:
             self._dial_policy, peer_store, self._links, self._attempt, self._spawn, on_event, identity.node_id
         )
         self._exchange = PeerExchange(peer_store, genesis_hash, self._dialer, self._dial_policy, on_event)
-        self._listener = Listener(identity.server_context, self._link_policy, self._accept)
+        self._neighbours = Neighbours(self._link_policy)
+        self._listener = Listener(identity.server_context, self._link_policy, self._neighbours, self._accept)
 
     # Start and stop
 
@@ -196,9 +200,10 @@ class Transport:
         self._dialer.forget(node)
 
     def disconnect(self, peer: NodeId, reason: str, ban_ms: int = 0) -> None:
-        """Close a link; with ``ban_ms`` the peer is turned away and not dialed for so long."""
+        """Close a link; with ``ban_ms`` the peer is turned away and not dialed for so long, and told so."""
         if ban_ms > 0:
             self._ban(peer, ban_ms)
+            reason = told_with_ban(reason, ban_ms)
         link = self._links.get(peer)
         if link is not None:
             link.close(LinkEnd(reason), flush=False)
@@ -214,7 +219,10 @@ class Transport:
         self._on_event("peer.banned", {"peer": peer.hex(), "ban_ms": ban_ms})
 
     def _is_banned(self, peer: NodeId) -> bool:
-        return self._banned_until.get(peer, 0.0) > asyncio.get_running_loop().time()
+        return self._ban_seconds_left(peer) > 0
+
+    def _ban_seconds_left(self, peer: NodeId) -> int:
+        return math.ceil(self._banned_until.get(peer, 0.0) - asyncio.get_running_loop().time())
 
     # Making links
 
@@ -273,7 +281,7 @@ class Transport:
             if peer == self._identity.node_id:
                 raise LinkRefused("this is our own address")
             if self._is_banned(peer):
-                raise LinkRefused("banned for now")
+                raise LinkRefused(f"banned for {self._ban_seconds_left(peer)} s more")
             async with asyncio.timeout(self._link_policy.greeting_timeout_ms / 1000):
                 hello, record = await greet(socket, self._make_hello(), peer)
             link = Link(socket, peer, record, endpoint, outbound, self._link_policy)
@@ -298,6 +306,8 @@ class Transport:
         if present is None:
             if len(self._links) >= self._dial_policy.links_max and not self._dialer.wants(link.peer):
                 raise LinkRefused("no room for more links")
+            if not link.outbound and not self._neighbours.has_room(link.host) and not self._dialer.wants(link.peer):
+                raise LinkRefused("no room for more links from one address")
         elif not self._supersedes(link, present):
             raise LinkRefused("another link to this node stays")
         else:
@@ -305,6 +315,8 @@ class Transport:
             present.close(LinkEnd("another link to this node took over"), flush=False)
             self._remove(present, "another link to this node took over")
         self._links[link.peer] = link
+        if not link.outbound:
+            self._neighbours.linked(link.host)
 
     def _supersedes(self, new: Link, present: Link) -> bool:
         if new.record.incarnation != present.record.incarnation:
@@ -322,7 +334,7 @@ class Transport:
             self._on_link_up(link.peer, hello, link.record)
             self._exchange.ask(link)
             self._dialer.reconsider()
-            end = await link.run(self._deliver)
+            end = await link.run(self._deliver, self._dial_policy.misbehaviour_ban_ms)
         finally:
             self._remove(link, end.reason)
             link.ended.set()
@@ -334,6 +346,8 @@ class Transport:
     def _remove(self, link: Link, reason: str) -> None:
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
+            if not link.outbound:
+                self._neighbours.unlinked(link.host)
             self._on_event("link.down", {"peer": link.peer.hex(), "reason": reason})
             self._on_link_down(link.peer, reason)
 

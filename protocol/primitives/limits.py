@@ -96,6 +96,9 @@ DIAL_TARGETS_MAX = 256
 PENDING_CONNECTIONS_MAX = 128
 """Accepted connections that have not yet greeted us. Each costs a TLS handshake (3 ms) and a socket."""
 
+NEIGHBOURS_REMEMBERED_MAX = 4096
+"""Addresses whose rate of new connections is remembered; a quarter of a megabyte."""
+
 GOSSIP_OBJECTS_MAX = 20_000
 GOSSIP_OBJECT_BYTES_TOTAL_MAX = 64 * 1024 * 1024
 """Live gossip objects whose bodies a node serves; the next to expire go first."""

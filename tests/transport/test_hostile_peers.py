@@ -105,9 +105,12 @@ async def test_peer_that_misbehaved_is_turned_away_for_a_while() -> None:
         async with raw_link("mallory", b) as socket:
             await socket.send_bytes(b"\xff")
             await b.until(lambda: bool(b.reasons("peer.misbehaved")))
+            farewell = (await _last_words(socket))[-1]
+            assert isinstance(farewell, Goodbye)
+            assert farewell.reason.endswith("; banned for 10 s")
         async with raw_socket("mallory", b) as socket:
             messages = await _last_words(socket)
-        assert messages == [Goodbye("banned for now")]
+        assert messages == [Goodbye("banned for 10 s more")]
         assert b.linked() == []
 
 

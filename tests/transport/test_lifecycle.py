@@ -103,8 +103,8 @@ async def test_disconnected_peer_is_told_why_and_kept_out_while_banned() -> None
     async with RecordingNode("a") as a, RecordingNode("b") as b:
         await link_up(a, b, keep=True)
         b.transport.disconnect(a.node_id, "gossip score too low", 60_000)
-        await a.until(lambda: a.reasons("link.down") == ["peer said goodbye: gossip score too low"])
-        await a.until(lambda: any("banned for now" in reason for reason in a.reasons("link.refused")))
+        await a.until(lambda: a.reasons("link.down") == ["peer said goodbye: gossip score too low; banned for 60 s"])
+        await a.until(lambda: any("banned for 60 s more" in reason for reason in a.reasons("link.refused")))
         assert b.linked() == []
 
 
