@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from protocol.primitives.codec import Message
@@ -72,34 +73,38 @@ def _branch_digest(left: Hash, right: Hash) -> Hash:
     return Hash(blake2b(_BRANCH + left + right, digest_size=32).digest())
 
 
-class _Page:
-    """Never changed once made."""
+class _Page(msgspec.Struct, gc=False):
+    """Never changed once made. Nodes form no cycles: the collector need not walk through hundreds of thousands."""
 
-    __slots__ = ("digest", "entries")
-
-    def __init__(self, entries: bytes) -> None:
-        self.entries = entries
-        self.digest = _page_digest(entries)
+    entries: bytes
+    digest: Hash
 
     @property
     def rows(self) -> int:
         return len(self.entries) // ENTRY_BYTES
 
 
-class _Branch:
+class _Branch(msgspec.Struct, gc=False):
     """Never changed once made: the tree of an earlier time stands while a later one shares most of its nodes."""
 
-    __slots__ = ("digest", "left", "right", "rows")
-
-    def __init__(self, left: "_Node", right: "_Node") -> None:
-        self.left = left
-        self.right = right
-        self.rows: int = left.rows + right.rows
-        self.digest: Hash = _branch_digest(left.digest, right.digest)
+    left: "_Page | _Branch"
+    right: "_Page | _Branch"
+    rows: int
+    digest: Hash
 
 
 _Node = _Page | _Branch
-_EMPTY = _Page(b"")
+
+
+def _page(entries: bytes) -> _Page:
+    return _Page(entries, _page_digest(entries))
+
+
+def _branch(left: _Node, right: _Node) -> _Branch:
+    return _Branch(left, right, left.rows + right.rows, _branch_digest(left.digest, right.digest))
+
+
+_EMPTY = _page(b"")
 
 
 class StateTree:
@@ -215,7 +220,7 @@ class _Update:
         if left is node.left and right is node.right:
             return node
         if left.rows + right.rows > PAGE_ROWS_MAX:
-            return _Branch(left, right)
+            return _branch(left, right)
         assert isinstance(left, _Page)
         assert isinstance(right, _Page)
         self._touched[_page_key(prefix, depth + 1)] = None
@@ -246,11 +251,11 @@ class _Update:
             rows, boundary, key=lambda row: entries[row * ENTRY_BYTES : row * ENTRY_BYTES + PLACE_BYTES]
         )
         left = self._built(entries[:middle], depth + 1, prefix)
-        return _Branch(left, self._built(entries[middle:], depth + 1, right_prefix))
+        return _branch(left, self._built(entries[middle:], depth + 1, right_prefix))
 
     def _noted(self, entries: bytes, depth: int, prefix: int) -> _Page:
         self._touched[_page_key(prefix, depth)] = entries or None
-        return _Page(entries)
+        return _page(entries)
 
 
 def _pages(node: _Node, depth: int, prefix: int) -> Iterator[tuple[bytes, bytes]]:
@@ -267,8 +272,8 @@ def _from_pages(
     if first == last:
         return _EMPTY
     if last - first == 1 and keys[first] == _page_key(prefix, depth):
-        return _Page(pages[keys[first]])
+        return _page(pages[keys[first]])
     right_prefix = prefix | 1 << DEPTH_MAX - 1 - depth
     middle = bisect_left(keys, right_prefix.to_bytes(PLACE_BYTES, "big"), first, last)
     left = _from_pages(pages, keys, first, middle, depth + 1, prefix)
-    return _Branch(left, _from_pages(pages, keys, middle, last, depth + 1, right_prefix))
+    return _branch(left, _from_pages(pages, keys, middle, last, depth + 1, right_prefix))
