@@ -39,7 +39,7 @@ def _kill_processes(folder: Path, points: int, seed: int) -> None:
         f"lives: {lives}\n"
         f"payments: {payments}\n"
         f"jobs: {found.jobs}, {found.jobs_done} done, {found.jobs_cut_short_and_charged} cut short and charged for "
-        f"what had come, {found.charged} base units in all\n"
+        f"what had come; {found.charged} base units in all, {found.set_off} of them set against what providers owed\n"
         f"guards: {found.guard_positions} signed positions compared\n"
         "nothing lost, nothing doubled"
     )

@@ -9,6 +9,7 @@ from node.runtime.control import RunRequest
 from tests.kill.market import MODEL, Market
 
 JOB_MS = 15_000
+RUN_BYTES_MAX = 12
 PAUSE_SECONDS = 0.02
 UNREACHABLE_PAUSE_SECONDS = 0.25
 
@@ -18,6 +19,7 @@ class Run:
     """One job as its user saw it."""
 
     text: str
+    """The input; ``RUN_BYTES_MAX`` bytes at most."""
     request: str = ""
     output: bytes = b""
     finished: bool = False

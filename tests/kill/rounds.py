@@ -43,6 +43,7 @@ class Figures:
     jobs_done: int = 0
     jobs_cut_short_and_charged: int = 0
     charged: int = 0
+    set_off: int = 0
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class Run:
         found = audit_jobs(self.market, self.jobs.runs)
         figures = self.figures
         figures.jobs, figures.jobs_done, figures.charged = found.jobs, found.done, found.charged
-        figures.jobs_cut_short_and_charged = found.interrupted_charged
+        figures.jobs_cut_short_and_charged, figures.set_off = found.cut_short_charged, found.set_off
         figures.height, figures.views_later = self.chain.height, self.chain.views_later
         figures.lives = {node.name: node.lives for node in self.market.nodes}
         answers = [payment.answer for payment in self.book.payments]
