@@ -13,11 +13,23 @@ from node.runtime.announcements import Announcements
 from node.runtime.door import Door
 from node.runtime.executor import EffectExecutor
 from node.runtime.timers import Timers
+from node.runtime.turnstile import Turnstile, cost_us
 from node.runtime.work import WorkPump
 from node.store.database import Store
 from node.transport.transport import Transport
 from protocol.engine.engine import Engine
-from protocol.engine.inputs import BodyBroken, BodyOffered, Input, Misbehaved, Received, Signed, TimerFired
+from protocol.engine.inputs import (
+    BodyBroken,
+    BodyOffered,
+    Input,
+    LinkDown,
+    Misbehaved,
+    Received,
+    Signed,
+    TimerFired,
+    Unexpected,
+)
+from protocol.engine.usefulness import DoorWork, Use
 from protocol.market.buyer_job import RequestInvalid
 from protocol.messages import effects as effect_types
 from protocol.messages.effects import Effect, Now, SignAndSend
@@ -64,6 +76,7 @@ class EngineLoop:
         self._transport: Transport | None = None
         self._executor: EffectExecutor | None = None
         self._timers = Timers(clock, self._timer_fired)
+        self._turnstile = Turnstile(lambda peer: peer in engine.replica.seats, lambda: clock().monotonic_ms)
         self._answering: dict[NodeId, None] = {}
         """Peers for whom decided blocks are being read."""
         self._reading = asyncio.Semaphore(1)
@@ -89,29 +102,50 @@ class EngineLoop:
             raise
         self._executor.submit(effects)
 
-    async def receive(self, peer: NodeId, messages: tuple[WireMessage, ...]) -> None:
-        """Messages of one peer, in order; while this runs the peer is not read from.
+    async def receive(self, peer: NodeId, messages: tuple[WireMessage, ...], size: int) -> None:
+        """Messages of one peer, in order, from a frame of ``size`` bytes; while this runs the peer is not read from.
 
         Raises ``RemoteProtocolError`` when a message is malformed inside.
         """
+        each = size // max(1, len(messages))
         for message in messages:
-            if isinstance(message, Push) and not self._is_wanted(peer, message):
-                continue
-            if not self.engine.expects(peer, message):
-                continue
-            if await self._door.admit(self.engine.checks(message)):
-                self.feed(Received(peer, message))
-            elif isinstance(message, Push):
-                self.feed(BodyBroken(peer, message.envelope))
-            else:
-                self.feed(Misbehaved(peer, f"a {type(message).__name__} with a signature that does not hold"))
+            await self._turnstile.enter(peer)
+            use, signatures = await self._handle(peer, message)
+            self._turnstile.pay(peer, cost_us(each, signatures), useful=use in (Use.USEFUL, Use.NEUTRAL))
+        if not messages:
+            await self._turnstile.enter(peer)
+            self._turnstile.pay(peer, cost_us(size, 0), useful=False)  # the transport alone had to do with it
         # A peer that always has one more frame ready would otherwise keep the loop from everybody else.
         await asyncio.sleep(0)
+
+    async def _handle(self, peer: NodeId, message: WireMessage) -> tuple[Use, int]:
+        """Of what use a message was, and how many signatures had to be checked for it."""
+        if isinstance(message, Push) and not self._is_wanted(peer, message):
+            return Use.CHATTER, 0
+        if not self.engine.expects(peer, message):
+            self.feed(Unexpected(peer, message))
+            return Use.CHATTER, 0
+        message = self.engine.readable(message)
+        checks = self.engine.checks(message)
+        held, fresh = await self._door.examine(checks)
+        if held:
+            self.feed(Received(peer, message, DoorWork(len(checks), fresh)))
+            return self.engine.usefulness.last, fresh
+        if isinstance(message, Push):
+            self.feed(BodyBroken(peer, message.envelope))
+        else:
+            self.feed(Misbehaved(peer, f"a {type(message).__name__} with a signature that does not hold"))
+        return Use.USELESS, fresh
 
     def _is_wanted(self, peer: NodeId, message: Push) -> bool:
         """Ask the router before the signature is checked: most bodies that are not wanted cost a hash."""
         self.feed(BodyOffered(peer, message.envelope))
         return self.engine.body_wanted
+
+    def link_down(self, peer: NodeId) -> None:
+        """A link is gone."""
+        self._turnstile.forget(peer)
+        self.feed(LinkDown(peer))
 
     def stop_timers(self) -> None:
         """No timer fires any more."""
@@ -182,4 +216,6 @@ class EngineLoop:
         finally:
             del self._answering[effect.to]
         assert self._transport is not None
+        size = sum(len(decided.block) for decided in blocks)
+        self._turnstile.pay(effect.to, cost_us(size, 0), useful=False)
         self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height))

@@ -102,6 +102,10 @@ class EngineParticipant:
         """One of the engine's timers has come."""
         return self.engine.step(TimerFired(key), now)
 
+    def readable(self, message: wire.WireMessage) -> wire.WireMessage:
+        """What of a message the door can check."""
+        return self.engine.readable(message)
+
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
         """What the door has to verify."""
         return self.engine.checks(message)

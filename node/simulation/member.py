@@ -55,6 +55,7 @@ class Participant(Protocol):
     def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]: ...
     def submit(self, envelope_bytes: bytes, now: Now) -> list[Effect]: ...
     def timer(self, key: TimerKey, now: Now) -> list[Effect]: ...
+    def readable(self, message: wire.WireMessage) -> wire.WireMessage: ...
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]: ...
 
 
@@ -208,9 +209,10 @@ class SimulatedNode:
             if participant is None:
                 return
             try:
-                if not self._around.verifier.hold(participant.checks(message)):
+                readable = participant.readable(message)
+                if not self._around.verifier.hold(participant.checks(readable)):
                     raise SignatureInvalid(f"a {type(message).__name__} with a broken signature")
-                effects = participant.receive(peer, message, self.now())
+                effects = participant.receive(peer, readable, self.now())
             except RemoteProtocolError as error:
                 if peer in self._around.liars:
                     continue

@@ -17,6 +17,7 @@ from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.payouts import Payouts
 from protocol.engine.replica import Replica
 from protocol.engine.shop import RENEW_TIMER, Shop
+from protocol.engine.usefulness import Usefulness
 from protocol.gossip.router import GossipRouter
 from protocol.gossip.verdicts import ACCEPTED, SIGNATURE_BROKEN
 from protocol.ledger.mempool import TransactionRejected
@@ -93,14 +94,19 @@ class Engine:
         self._node = node
         self._facts = LedgerFacts(replica.state)
         self._judge = Judge(replica, book, self._facts)
+        self.usefulness = Usefulness(gossip.conduct, replica.mempool)
         self._market_wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._payouts = Payouts(account)
         self._demand: dict[MessageId, None] = {}
         """Bids that are being signed for gossip."""
         self._wishes = 0
 
+    def readable(self, message: wire.WireMessage) -> wire.WireMessage:
+        """What of a message can be checked by what is known now; ``checks`` is asked about it in the same moment."""
+        return self.replica.readable(message)
+
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
-        """What the door has to verify before ``message`` may be received."""
+        """What the door has to verify before a ``readable`` message may be received."""
         return message_checks(self.replica.state.genesis_hash, message, self.replica)
 
     def expects(self, peer: NodeId, message: wire.WireMessage) -> bool:
@@ -118,6 +124,9 @@ class Engine:
                 effects = self._link_down(happened.peer, now)
             case inputs.Received():
                 effects = self._received(happened.peer, happened.message, now)
+                effects += self._judge_use(happened, effects, now)
+            case inputs.Unexpected():
+                effects = self.usefulness.unexpected(happened.peer, happened.message, now.monotonic_ms)
             case inputs.Misbehaved():
                 effects = [
                     Notify(PeerMisbehaved(happened.peer, happened.reason)),
@@ -200,6 +209,7 @@ class Engine:
         ]
 
     def _link_down(self, peer: NodeId, now: Now) -> list[Effect]:
+        self.usefulness.forget(peer)
         return [
             *self.replica.link_down(peer, now),
             *self.gossip.link_down(peer, now),
@@ -223,6 +233,12 @@ class Engine:
                 return []  # the transport's own
             case _:
                 return self.replica.receive(peer, message, now)
+
+    def _judge_use(self, happened: inputs.Received, effects: list[Effect], now: Now) -> list[Effect]:
+        peer = happened.peer
+        return self.usefulness.received(
+            peer, happened.message, happened.work, effects, now.monotonic_ms, authority=peer in self.replica.seats
+        )
 
     def _pushed(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:
         envelope, payload = open_envelope(envelope_bytes)

@@ -6,12 +6,10 @@ blocks and executes them.
 """
 
 from protocol.consensus.outputs import Equivocation
-from protocol.consensus.timing import RESEND_MS
 from protocol.engine.bodies import open_body
-from protocol.engine.replica_door import open_ballot, open_statement
+from protocol.engine.replica_door import MisplacedMessage, open_ballot
 from protocol.engine.replica_height import CATCH_UP, OPEN, PULL, PUSH, RESEND, STANDING, WAKE
 from protocol.engine.replica_sync import ReplicaSync
-from protocol.engine.standing import StandingInquiry
 from protocol.ledger.signatures import open_transaction
 from protocol.messages import wire
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, ProposalBody
@@ -19,14 +17,12 @@ from protocol.messages.effects import (
     Effect,
     Notify,
     Now,
-    SetTimer,
     TimerKey,
 )
 from protocol.messages.envelope import open_envelope
 from protocol.primitives.units import (
     AuthorityId,
     Hash,
-    MonotonicMs,
     NodeId,
 )
 
@@ -39,20 +35,15 @@ class Replica(ReplicaSync):
     def start(self, nonce: Hash, now: Now) -> list[Effect]:
         """First input of this life; ``nonce`` is fresh and makes old answers about our standing worthless."""
         self._committed_at = now.monotonic_ms
-        if self.own is not None:
-            restored = self._restored
-            self._machine = self._new_machine()
-            for block_bytes in restored.bodies:
+        self._nonce = nonce
+        self._machine = self._new_machine()
+        if self._machine is not None:
+            for block_bytes in self._restored.bodies:
                 block, block_hash = open_body(block_bytes)
                 self._bodies.restore(block_hash, block, block_bytes)
-            positions = (position for position, _ in restored.guard_rows)
-            self.inquiry = StandingInquiry(
-                nonce, self.own, self.authorities, positions, restored.guard_watermark, restored.observer
-            )
-            self._carry_out(self._machine.restore(restored.certificates, now), now)
-            self._settle_standing(now)
-            if self.first_signing_height is None:
-                self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
+            self._carry_out(self._machine.restore(self._restored.certificates, now), now)
+        self._inquire(now)
+        self._settle_standing(now)
         return self._taken()
 
     def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
@@ -60,7 +51,7 @@ class Replica(ReplicaSync):
         self._links[peer] = None
         if self.tip:
             self._send(peer, wire.TipNotice(self.tip))
-        if peer in self._authority_nodes:
+        if peer in self.seats:
             self._ask_standing(peer)
             self._push([pending.envelope_bytes for pending in self._first_pending()], (peer,))
         return self._taken()
@@ -82,11 +73,11 @@ class Replica(ReplicaSync):
         """
         match message:
             case wire.Proposal() | wire.CertificateNotice() | wire.CertificateRequest():
-                return peer in self._authority_nodes
+                return peer in self.seats
             case wire.BodyRequest() | wire.Body() | wire.StandingRequest() | wire.Standing():
-                return peer in self._authority_nodes
+                return peer in self.seats
             case wire.Blocks():
-                return peer in self._authority_nodes or self._catch_up.has_asked(peer)
+                return peer in self.seats or self._catch_up.has_asked(peer)
             case _:
                 return True
 
@@ -180,7 +171,8 @@ class Replica(ReplicaSync):
     # Consensus messages
 
     def _on_proposal(self, peer: NodeId, message: wire.Proposal, now: Now) -> None:
-        envelope, body = open_statement(message.envelope, ProposalBody, self.authorities)
+        envelope, body = open_envelope(message.envelope)
+        assert isinstance(body, ProposalBody), "settled at the door"
         if not self._concerns_open_height(peer, body.height, now):
             return
         machine = self._open_machine()
@@ -195,8 +187,11 @@ class Replica(ReplicaSync):
 
     def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None:
         """A late one of the height just closed is remembered: its signer may ask for it after losing its disk."""
-        envelope, body = open_ballot(message.envelope, self.authorities)
+        envelope, body = open_ballot(message.envelope)
         signer = AuthorityId(envelope.sender)
+        authorities = self.seats.at(body.height)
+        if authorities is not None and not authorities.counts(signer):
+            raise MisplacedMessage("a ballot signed by a key that is no authority")
         if self._previous is not None and body.height == self.tip == self._previous.rules.height:
             late = self._previous.ballot(signer, body, envelope.signature, now)
             self._effects.extend(Notify(output) for output in late if isinstance(output, Equivocation))

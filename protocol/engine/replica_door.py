@@ -2,13 +2,14 @@
 
 Law: a check may be left out only where the message will be ignored *whenever* it is handled: heights that are closed
 (ballots: below the tip, whose late ones are remembered), certificates and statements that are held already. All that
-stays so, however late the message comes through the door.
+stays so, however late the message comes through the door. Checks are made against the set of the message's own height,
+which never changes; what is of a height whose set is not known yet passes as a hint and as nothing else.
 """
-
-from typing import TypeVar
 
 from protocol.consensus.height import AuthorityHeight
 from protocol.engine.bodies import open_body
+from protocol.engine.seats import HEIGHTS_KNOWN_AHEAD, Seats
+from protocol.ledger.blocks import decode_block
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.signatures import block_checks, transaction_checks
 from protocol.messages import wire
@@ -23,35 +24,24 @@ from protocol.messages.consensus import (
 )
 from protocol.messages.envelope import Envelope, open_envelope, signature_check
 from protocol.messages.quorum import AuthoritySet, certificate_checks
-from protocol.primitives.codec import Message
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import AuthorityId, Hash, Height
-
-Statement = TypeVar("Statement", bound=Message)
 
 
 class MisplacedMessage(RemoteProtocolError):
     """A message that is well formed but can't be what it claims to be."""
 
 
-def open_statement(received: bytes, kind: type[Statement], authorities: AuthoritySet) -> tuple[Envelope, Statement]:
-    """An envelope with this payload from a member of the set. Does not check the signature."""
-    envelope, body = open_envelope(received)
-    if not isinstance(body, kind):
-        raise MisplacedMessage(f"expected {kind.__name__}, got {type(body).__name__}")
-    if AuthorityId(envelope.sender) not in authorities:
-        raise MisplacedMessage(f"{kind.__name__} signed by a key that is no authority")
-    return envelope, body
+class BeyondReach(RemoteProtocolError):
+    """A message of a height whose authorities are not known here yet; ``readable`` makes a hint of it."""
 
 
-def open_ballot(received: bytes, authorities: AuthoritySet) -> tuple[Envelope, VoteBody | FinalBody]:
-    """A VOTE or FINAL of a member of the set. Does not check the signature."""
+def open_ballot(received: bytes) -> tuple[Envelope, VoteBody | FinalBody]:
+    """A VOTE or FINAL of whoever. Checks neither signature nor membership."""
     envelope, body = open_envelope(received)
     if not isinstance(body, VoteBody | FinalBody):
         raise MisplacedMessage(f"a ballot holds a {type(body).__name__}")
-    if AuthorityId(envelope.sender) not in authorities:
-        raise MisplacedMessage("a ballot signed by a key that is no authority")
     return envelope, body
 
 
@@ -69,9 +59,68 @@ def open_decided(decided: DecidedBlock) -> Block:
 class ReplicaDoor:
     """Checks for one replica; reads its machine and tip, changes nothing."""
 
-    def __init__(self, genesis_hash: Hash, authorities: AuthoritySet) -> None:
+    def __init__(self, genesis_hash: Hash, seats: Seats) -> None:
         self._genesis_hash = genesis_hash
-        self._authorities = authorities
+        self._seats = seats
+
+    # What is within reach
+
+    def readable(self, message: wire.WireMessage, tip: Height) -> wire.WireMessage:
+        """The message, or what of it can be checked: a hint of its sender's tip, the first of its blocks, an answer
+        about our standing without the proof of its tip.
+
+        Raises ``MalformedMessage``.
+        """
+        match message:
+            case wire.Proposal() | wire.Ballot():
+                _, body = open_envelope(message.envelope)
+                if not isinstance(body, ProposalBody | VoteBody | FinalBody):
+                    return message
+                return message if _within_reach(body.height, tip) else wire.TipNotice(Height(body.height - 1))
+            case wire.CertificateNotice(certificate):
+                if _within_reach(certificate.height, tip):
+                    return message
+                decided = certificate.kind is CertificateKind.DECIDED
+                return wire.TipNotice(Height(certificate.height if decided else certificate.height - 1))
+            case wire.Standing():
+                _, attestation = open_envelope(message.attestation)
+                if not isinstance(attestation, Attestation) or _within_reach(attestation.tip, tip):
+                    return message
+                return wire.Standing(message.attestation, None, message.yours)
+            case wire.Blocks():
+                count = len(self._sets_of(message, tip))
+                return message if count == len(message.blocks) else wire.Blocks(message.blocks[:count], message.tip)
+            case _:
+                return message
+
+    def _sets_of(self, message: wire.Blocks, tip: Height) -> list[AuthoritySet | None]:
+        """The set that each block is decided by, up to the first one whose set nothing tells; ``None`` where the block
+        will be ignored.
+
+        A decided header names the next height's set, so blocks can be followed as far as no new set comes in.
+        """
+        sets: list[AuthoritySet | None] = []
+        named: dict[Height, AuthoritySet | None] = {}
+        for decided in message.blocks:
+            height = decided.certificate.height
+            if height <= tip:
+                sets.append(None)
+                continue
+            found = self._seats.at(height) or named.get(height)
+            if found is None:
+                break
+            sets.append(found)
+            header = decode_block(decided.block).header
+            named[Height(header.height + 1)] = self._seats.of_hash(header.next_authorities_hash)
+        return sets
+
+    def _set(self, height: Height) -> AuthoritySet:
+        found = self._seats.at(height)
+        if found is None:
+            raise BeyondReach(f"the authorities of height {height} are not known yet")
+        return found
+
+    # Checks
 
     def checks(self, message: wire.WireMessage, tip: Height, machine: AuthorityHeight | None) -> list[SignatureCheck]:
         """What must hold before the replica may be given the message. Raises ``RemoteProtocolError``."""
@@ -86,20 +135,23 @@ class ReplicaDoor:
                 block, _ = open_body(message.block)
                 return self._block(block) if block.header.height > tip else []
             case wire.Blocks():
-                return [check for decided in message.blocks for check in self._decided(decided, tip)]
+                return self._blocks(message, tip)
             case wire.Transactions():
                 return [check for received in message.envelopes for check in self._transaction(received)]
             case wire.Standing():
-                return self._standing(message)
+                return self._standing(message, tip)
             case _:
                 return []
 
     def _proposal(self, message: wire.Proposal, tip: Height, machine: AuthorityHeight | None) -> list[SignatureCheck]:
-        envelope, body = open_statement(message.envelope, ProposalBody, self._authorities)
-        if body.view < 1 or self._authorities.leader(body.height, body.view) != AuthorityId(envelope.sender):
-            raise MisplacedMessage("a proposal of another authority than the view's leader")
+        envelope, body = open_envelope(message.envelope)
+        if not isinstance(body, ProposalBody):
+            raise MisplacedMessage(f"a proposal holds a {type(body).__name__}")
         if body.height <= tip:
             return []
+        authorities = self._set(body.height)
+        if body.view < 1 or authorities.leader(body.height, body.view) != AuthorityId(envelope.sender):
+            raise MisplacedMessage("a proposal of another authority than the view's leader")
         block, block_hash = open_body(message.block)
         if (block.header.height, block_hash) != (body.height, body.block_hash):
             raise MisplacedMessage("a proposal beside another block")
@@ -110,15 +162,32 @@ class ReplicaDoor:
             if certificate.kind is CertificateKind.DECIDED:
                 raise MisplacedMessage("a decided certificate justifies no proposal")
             checks += self._certificate(certificate, tip, machine)
-        return checks + self._block(block)
+        return checks + self._parent(block) + self._block(block)
+
+    def _parent(self, block: Block) -> list[SignatureCheck]:
+        """The signatures of the certificate that a new block carries of its parent: signers are paid by it.
+
+        A leader makes the block alone, so its word is checked; a block that a quorum has certified needs no more.
+        """
+        certificate, header = block.parent_certificate, block.header
+        if certificate is None:
+            return []  # right for block 1 alone; executing tells
+        if certificate.kind is not CertificateKind.DECIDED:
+            raise MisplacedMessage("a block beside a parent certificate that decides nothing")
+        if (certificate.height + 1, certificate.block_hash) != (header.height, header.parent):
+            raise MisplacedMessage("a block beside the certificate of another parent")
+        return certificate_checks(self._genesis_hash, self._set(certificate.height), certificate)
 
     def _ballot(self, message: wire.Ballot, tip: Height, machine: AuthorityHeight | None) -> list[SignatureCheck]:
-        envelope, body = open_ballot(message.envelope, self._authorities)
+        envelope, body = open_ballot(message.envelope)
         if body.height < tip:
             return []
+        authorities, signer = self._set(body.height), AuthorityId(envelope.sender)
+        if not authorities.counts(signer):
+            raise MisplacedMessage("a ballot signed by a key that is no authority")
         if machine is not None and body.height == machine.rules.height:
             tally = machine.votes if isinstance(body, VoteBody) else machine.finals
-            index = self._authorities.index_of(AuthorityId(envelope.sender))
+            index = authorities.index_of(signer)
             said = tally.said(body.view, index) if index is not None else None
             if said == (body.block_hash, envelope.signature):
                 return []
@@ -127,9 +196,9 @@ class ReplicaDoor:
     def _certificate(
         self, certificate: Certificate, tip: Height, machine: AuthorityHeight | None
     ) -> list[SignatureCheck]:
-        checks = certificate_checks(self._genesis_hash, self._authorities, certificate)
         if certificate.height <= tip:
             return []
+        checks = certificate_checks(self._genesis_hash, self._set(certificate.height), certificate)
         if (
             machine is not None
             and certificate.height == machine.rules.height
@@ -140,19 +209,33 @@ class ReplicaDoor:
                 return []
         return checks
 
-    def _decided(self, decided: DecidedBlock, tip: Height) -> list[SignatureCheck]:
-        if decided.certificate.height <= tip:
-            return []
-        block = open_decided(decided)
-        checks = certificate_checks(self._genesis_hash, self._authorities, decided.certificate)
-        return checks + self._block(block)
+    def _blocks(self, message: wire.Blocks, tip: Height) -> list[SignatureCheck]:
+        sets = self._sets_of(message, tip)
+        if len(sets) < len(message.blocks):
+            raise BeyondReach("decided blocks of heights whose authorities are not known yet")
+        checks: list[SignatureCheck] = []
+        for decided, authorities in zip(message.blocks, sets, strict=True):
+            if authorities is None:
+                continue
+            block = open_decided(decided)
+            if block.header.authorities_hash != authorities.hash():
+                raise MisplacedMessage(
+                    f"block {block.header.height} is decided by other authorities than this ledger names: "
+                    "another network, or one that was recovered out of band"
+                )
+            checks += certificate_checks(self._genesis_hash, authorities, decided.certificate)
+            checks += self._block(block)
+        return checks
 
-    def _standing(self, message: wire.Standing) -> list[SignatureCheck]:
-        envelope, attestation = open_statement(message.attestation, Attestation, self._authorities)
+    def _standing(self, message: wire.Standing, tip: Height) -> list[SignatureCheck]:
+        envelope, attestation = open_envelope(message.attestation)
+        if not isinstance(attestation, Attestation) or not self._seats.seated(AuthorityId(envelope.sender)):
+            raise MisplacedMessage("an answer about our standing that no authority gave")
         checks = [signature_check(self._genesis_hash, envelope)]
-        if message.decided is not None:
+        if message.decided is not None and attestation.tip > tip:
+            certificate = message.decided.certificate
             open_decided(message.decided)
-            checks += certificate_checks(self._genesis_hash, self._authorities, message.decided.certificate)
+            checks += certificate_checks(self._genesis_hash, self._set(certificate.height), certificate)
         for received in message.yours:
             statement, body = open_envelope(received)
             if not isinstance(body, ProposalBody | VoteBody | FinalBody) or statement.sender != attestation.asker:
@@ -171,3 +254,7 @@ class ReplicaDoor:
             return block_checks(self._genesis_hash, block)
         except NotATransaction as error:
             raise MisplacedMessage(str(error)) from None
+
+
+def _within_reach(height: Height, tip: Height) -> bool:
+    return height <= tip + HEIGHTS_KNOWN_AHEAD

@@ -14,6 +14,7 @@ from protocol.engine.bodies import Bodies
 from protocol.engine.catch_up import AnswerLimits, CatchUp
 from protocol.engine.replica_door import ReplicaDoor
 from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key
+from protocol.engine.seats import Seats
 from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
 from protocol.ledger.errors import BlockInvalid
@@ -44,6 +45,7 @@ from protocol.messages.effects import (
 from protocol.messages.genesis import Genesis
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.codec import encode
+from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import (
@@ -88,35 +90,48 @@ class HeightDriver:
         self.genesis = genesis
         self.state = state
         self.mempool = mempool
-        self.authorities = AuthoritySet.from_genesis(genesis)
-        self.own = own if own is not None and own in self.authorities else None
         self.own_node = own_node
+        self.seats = self._make_seats()
+        self.key = own
+        """The authority key that this node holds, seated or not; ``None`` on a node that has none."""
         self.last_decided = last_decided
-        self.door = ReplicaDoor(state.genesis_hash, self.authorities)
+        self.door = ReplicaDoor(state.genesis_hash, self.seats)
         self.inquiry: StandingInquiry | None = None
         self.first_signing_height: Height | None = None
         """From where on this authority signs; ``None`` until its standing is known."""
         self._restored = restored
         self._links: dict[NodeId, None] = {}
-        self._nodes = {record.authority: record.node for record in self.authorities.records}
-        self._authority_nodes = {record.node: record.authority for record in self.authorities.records}
         self._effects: list[Effect] = []
         self._halted = False
         self._machine: AuthorityHeight | None = None
         self._previous: AuthorityHeight | None = None
         self._bodies = Bodies()
-        self._catch_up = CatchUp(self._authority_nodes)
+        self._catch_up = CatchUp(self.seats)
         self._answers = AnswerLimits()
         self._certificate_answers = AnswerLimits()
         self._attesting: dict[tuple[Hash, Height], tuple[NodeId, DecidedBlock | None]] = {}
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0
-        self._resending = self._pulling = self._pushing = False
+        self._resending = self._pulling = self._pushing = self._asking = False
+        self._nonce = Hash(bytes(32))
         self._stuck: dict[MessageId, None] = {}
         self._open_at: MonotonicMs | None = None
         self._committed_at = MonotonicMs(0)
 
+    def _make_seats(self) -> Seats:
+        return Seats(self.state, self.own_node)
+
     # What other rooms may ask
+
+    @property
+    def authorities(self) -> AuthoritySet:
+        """The set that decides the open height."""
+        return self.seats.deciding
+
+    @property
+    def own(self) -> AuthorityId | None:
+        """Our authority key, if it has a seat at the open height; a suspended one has."""
+        return self.key if self.key is not None and self.key in self.authorities else None
 
     @property
     def tip(self) -> Height:
@@ -135,7 +150,11 @@ class HeightDriver:
 
     def unlinked_authorities(self) -> tuple[NodeId, ...]:
         """Nodes of other authorities that there is no link to: gossip has to reach them."""
-        return tuple(node for node in self._authority_nodes if node not in self._links and node != self.own_node)
+        return tuple(node for node in self.seats.deciding_nodes() if node not in self._links)
+
+    def readable(self, message: wire.WireMessage) -> wire.WireMessage:
+        """What of a message the door can check by what is known here now: ask ``checks`` about it at once."""
+        return self.door.readable(message, self.tip)
 
     def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
         """What the door must verify before ``receive``. Raises ``RemoteProtocolError`` on a wrong structure."""
@@ -273,8 +292,9 @@ class HeightDriver:
         if self._pulling or not self._bodies.wanted:
             return
         self._pull_turn += 1
+        records = self.authorities.records
         for block_hash, signers in self._bodies.wanted.items():
-            nodes = [self.authorities.records[signer].node for signer in signers]
+            nodes = [records[signer].node for signer in signers]
             linked = [node for node in nodes if node in self._links] or list(self._linked_authorities())
             if linked:
                 peer = linked[self._pull_turn % len(linked)]
@@ -303,12 +323,18 @@ class HeightDriver:
         self.last_decided = decided
         self._committed_at = now.monotonic_ms
         self._answers.committed(header.height, now.monotonic_ms)
-        for peer in self._links:
-            if peer not in self._authority_nodes:
-                self._send(peer, wire.TipNotice(header.height))
+        self._tell_tip(header.height)
         if self._machine is not None:
             self._machine.decided = certificate
-            self._next_height(now)
+        self._next_height(now)
+
+    def _tell_tip(self, height: Height) -> None:
+        """Who decides learns by certificates; everybody else is told, and nodes that only follow tell all."""
+        deciders = dict.fromkeys(record.node for record in (self.seats.at(height) or self.authorities).records)
+        took_part = self._machine is not None
+        for peer in self._links:
+            if not took_part or peer not in deciders:
+                self._send(peer, wire.TipNotice(height))
 
     def _next_height(self, now: Now) -> None:
         self._previous, self._machine = self._machine, self._new_machine()
@@ -317,13 +343,20 @@ class HeightDriver:
         self._resending = self._pulling = False
         self._open_at = None
         self._effects += [CancelTimer(WAKE), CancelTimer(RESEND), CancelTimer(PULL)]
+        self._inquire(now)
+        if self.inquiry is not None:
+            if self.first_signing_height is None:
+                self.first_signing_height = self.inquiry.first_height(self.tip, self.authorities)
+            else:
+                self.inquiry.closed(Height(self.tip - 1))
         if self._may_sign():
-            assert self.inquiry is not None
-            self.inquiry.closed(Height(self.tip - 1))
             self._permit(now)
         self._plan_opening(now)
 
-    def _new_machine(self) -> AuthorityHeight:
+    def _new_machine(self) -> AuthorityHeight | None:
+        """The machine of the open height; ``None`` where our key has no seat and this node follows."""
+        if self.own is None:
+            return None
         parameters = self.state.parameters
         rules = HeightRules(self.authorities, Height(self.tip + 1), parameters.delta_ms, parameters.delta_cap_ms)
         return self.machine_type(rules)
@@ -331,11 +364,33 @@ class HeightDriver:
     # Signing and opening
 
     def _may_sign(self) -> bool:
-        return self.first_signing_height is not None and self.tip + 1 >= self.first_signing_height
+        """Our key has a seat at the open height, is not suspended, and its standing is settled."""
+        settled = self.first_signing_height is not None and self.tip + 1 >= self.first_signing_height
+        return settled and self.key is not None and self.authorities.counts(self.key)
+
+    def _inquire(self, now: Now) -> None:
+        """Ask about our standing as soon as our key has a seat in sight: before its first height, and at a start."""
+        if self.key is None or not self.seats.seated(self.key) or self.first_signing_height is not None:
+            return
+        if self.inquiry is None:
+            restored = self._restored
+            nonce = digest(Domain.STANDING_NONCE, self._nonce, self.tip.to_bytes(8, "big"))
+            positions = (position for position, _ in restored.guard_rows)
+            self.inquiry = StandingInquiry(nonce, self.key, positions, restored.guard_watermark, restored.observer)
+        if not self._asking:
+            self._asking = True
+            for peer in self._links:
+                self._ask_standing(peer)
+            self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
+
+    def _ask_standing(self, peer: NodeId) -> None:
+        if self.inquiry is not None and self.first_signing_height is None and peer in self.seats:
+            self._send(peer, wire.StandingRequest(self.inquiry.nonce, self.inquiry.own))
 
     def _permit(self, now: Now) -> None:
         """Let the machine of the open height sign, given what the guard held at that height when we started."""
-        assert self.own is not None
+        own = self.own
+        assert own is not None
         assert self.inquiry is not None
         if self.inquiry.observer:
             self.inquiry.recovered(self.tip)
@@ -345,7 +400,7 @@ class HeightDriver:
             for position, payload in self._restored.guard_rows
             if position.height == self.tip + 1
         }
-        self._carry_out(self._open_machine().permit(self.own, guard, now), now)
+        self._carry_out(self._open_machine().permit(own, guard, now), now)
 
     def _plan_opening(self, now: Now) -> None:
         """Open the next height when there is work, after a short wait for more of it, or when a heartbeat is due."""
@@ -382,7 +437,8 @@ class HeightDriver:
         self._effects.append(Send(peer, message))
 
     def _linked_authorities(self) -> tuple[NodeId, ...]:
-        return tuple(node for node in self._links if node in self._authority_nodes and node != self.own_node)
+        deciders = dict.fromkeys(self.seats.deciding_nodes())
+        return tuple(node for node in self._links if node in deciders)
 
     def _send_authorities(self, message: wire.WireMessage) -> None:
         self._effects.extend(Send(peer, message) for peer in self._linked_authorities())

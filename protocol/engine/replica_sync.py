@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from itertools import islice
 
 from protocol.consensus.timing import RESEND_MS
-from protocol.engine.bodies import Bodies
 from protocol.engine.catch_up import ANSWER_TIMEOUT_MS
 from protocol.engine.replica_door import open_decided
 from protocol.engine.replica_height import CATCH_UP, PUSH, STANDING, HeightDriver
 from protocol.engine.restored import OBSERVER_KEY
-from protocol.engine.standing import SignaturesLost, signatures_of
+from protocol.engine.standing import SignaturesLost, open_attestation, signatures_of
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.errors import BlockInvalid, NotATransaction
 from protocol.ledger.mempool import TransactionRejected
@@ -104,8 +103,6 @@ class ReplicaSync(HeightDriver):
                 self._halt(f"block {block_hash.hex()} at height {self.tip + 1} is decided but fails here: {refusal}")
                 return
             self._commit(execution, decided.certificate, now)
-            if self._machine is None:
-                self._bodies = Bodies()
         self._catch_up.answered(peer, message.tip if self.tip > before else None)
         self._ask_blocks(now)
 
@@ -123,7 +120,7 @@ class ReplicaSync(HeightDriver):
             accepted.append(received)
         if not accepted:
             return
-        if peer not in self._authority_nodes:
+        if peer not in self.seats:
             self._push(accepted, tuple(node for node in self._linked_authorities() if node != peer))
         self._work_arrived(now)
 
@@ -169,22 +166,20 @@ class ReplicaSync(HeightDriver):
 
     # Standing
 
-    def _ask_standing(self, peer: NodeId) -> None:
-        if self.inquiry is not None and self.first_signing_height is None:
-            self._send(peer, wire.StandingRequest(self.inquiry.nonce, self.inquiry.own))
-
     def _repeat_standing(self, now: Now) -> None:
-        """Ask those who still owe an answer, until we know whether we may sign."""
-        if self.inquiry is None or self.first_signing_height is not None:
+        """Ask those who still owe an answer, until we know whether we may sign or have no seat in sight any more."""
+        self._asking = False
+        if self.inquiry is None or self.first_signing_height is not None or not self.seats.seated(self.inquiry.own):
             return
-        for authority in self.inquiry.unanswered():
-            if self._nodes[authority] in self._links:
-                self._ask_standing(self._nodes[authority])
+        for record in self.inquiry.unanswered(self.authorities):
+            if record.node in self._links:
+                self._ask_standing(record.node)
+        self._asking = True
         self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
     def _on_standing_request(self, peer: NodeId, message: wire.StandingRequest, now: Now) -> None:
         """Attest our tip under the nonce; the answer leaves once the attestation is signed."""
-        if self.own is None or self._authority_nodes.get(peer) != message.authority:
+        if self.key is None or not self.seats.seated(self.key) or not self.seats.holds(peer, message.authority):
             return
         if not self._answers.allow(peer, now.monotonic_ms):
             return
@@ -199,7 +194,7 @@ class ReplicaSync(HeightDriver):
         if peer is None:
             return
         machines = [machine for machine in (self._machine, self._previous) if machine is not None]
-        yours = signatures_of(AuthorityId(attestation.asker), self.authorities, machines, decided)
+        yours = signatures_of(AuthorityId(attestation.asker), self.seats.at(self.tip), machines, decided)
         self._send(peer, wire.Standing(envelope_bytes, decided, yours))
 
     def _on_standing(self, peer: NodeId, message: wire.Standing, now: Now) -> None:
@@ -209,20 +204,20 @@ class ReplicaSync(HeightDriver):
             self.first_signing_height = None
             if self._machine is not None:
                 self._machine.own = None
+            self._asking = True
             self._effects += [
                 Put(Table.STANDING, OBSERVER_KEY, b"\x01"),
                 Notify(SignaturesLost(self.inquiry.own)),
                 SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)),
             ]
-        if message.decided is not None:
-            self._hint(peer, message.decided.certificate.height, now)
+        self._hint(peer, open_attestation(message.attestation).tip, now)
         self._settle_standing(now)
 
     def _settle_standing(self, now: Now) -> None:
         """Sign from now on, or from T + 3 on, once enough authorities have answered."""
         if self.inquiry is None or self.first_signing_height is not None:
             return
-        self.first_signing_height = self.inquiry.first_height(self.tip)
+        self.first_signing_height = self.inquiry.first_height(self.tip, self.authorities)
         if self._may_sign():
             self._permit(now)
             self._plan_opening(now)

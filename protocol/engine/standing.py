@@ -20,6 +20,7 @@ from protocol.messages.blocks import DecidedBlock
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import GuardPosition
 from protocol.messages.envelope import open_envelope, seal
+from protocol.messages.genesis import AuthorityRecord
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet, certified_statement
 from protocol.messages.wire import Standing
@@ -46,14 +47,12 @@ class StandingInquiry:
         self,
         nonce: Hash,
         own: AuthorityId,
-        authorities: AuthoritySet,
         known: Iterable[GuardPosition],
         watermark: Height,
         observer: bool,
     ) -> None:
         self.nonce = nonce
         self.own = own
-        self.authorities = authorities
         self._known = {_position_key(position): None for position in known}
         self._watermark = watermark
         self.observer = observer
@@ -75,39 +74,47 @@ class StandingInquiry:
         self._watermark = max(self._watermark, tip)
 
     def answer(self, standing: Standing, tip: Height) -> bool:
-        """Count an answer whose signatures hold; ``tip`` is our own. True if it makes us an observer just now.
+        """Take an answer whose signatures hold; ``tip`` is our own. True if it makes us an observer just now.
 
-        Answers to a question of an earlier life are ignored. Raises ``RemoteProtocolError`` on a tip without proof.
+        A tip above ours counts with its proof alone, a lower one adds nothing to what we know. Answers to a question of
+        an earlier life are ignored. Raises ``RemoteProtocolError`` on a proof of something else.
         """
         envelope, attestation = open_envelope(standing.attestation)
         authority = AuthorityId(envelope.sender)
-        if not isinstance(attestation, Attestation) or authority not in self.authorities or authority == self.own:
+        if not isinstance(attestation, Attestation) or authority == self.own:
             raise RemoteProtocolError("an answer about our standing that no other authority gave")
         if attestation.nonce != self.nonce or AuthorityId(attestation.asker) != self.own:
             return False
         proved = standing.decided.certificate if standing.decided is not None else None
-        if (attestation.tip, attestation.tip_hash) != _proved_tip(proved, attestation):
-            raise RemoteProtocolError("an attested tip without the certificate that decided it")
-        self._tips[authority] = max(self._tips.get(authority, Height(0)), attestation.tip)
+        if attestation.tip <= tip:
+            self._count(authority, attestation.tip)
+        elif proved is not None:
+            if (attestation.tip, attestation.tip_hash) != (proved.height, proved.block_hash):
+                raise RemoteProtocolError("an attested tip beside the certificate of another one")
+            self._count(authority, attestation.tip)
         was_observer = self.observer
         self.observer = was_observer or any(self._lacks(received) for received in standing.yours)
         return self.observer and not was_observer
 
-    def first_height(self, tip: Height) -> Height | None:
-        """From which height on we may sign, or ``None`` while too few have answered."""
+    def _count(self, authority: AuthorityId, tip: Height) -> None:
+        self._tips[authority] = max(self._tips.get(authority, Height(0)), tip)
+
+    def first_height(self, tip: Height, authorities: AuthoritySet) -> Height | None:
+        """From which height on we may sign, or ``None`` while too few of those who decide tip + 1 have answered."""
+        answered = sum(authorities.counts(authority) for authority in self._tips)
         if not self.observer:
-            if len(self._tips) < self.authorities.quorum - 1:
+            if answered < authorities.quorum - 1:
                 return None
             return max((Height(tip + 1), *self._tips.values()))
-        if len(self._tips) < self.authorities.quorum:
+        if answered < authorities.quorum:
             return None
         return Height(max(*self._tips.values(), tip) + OBSERVER_DISTANCE)
 
-    def unanswered(self) -> Iterator[AuthorityId]:
-        """Authorities that still owe an answer."""
-        for record in self.authorities.records:
+    def unanswered(self, authorities: AuthoritySet) -> Iterator[AuthorityRecord]:
+        """Those who decide and still owe an answer."""
+        for record in authorities.records:
             if record.authority != self.own and record.authority not in self._tips:
-                yield record.authority
+                yield record
 
     def _lacks(self, received: bytes) -> bool:
         envelope, body = open_envelope(received)
@@ -123,27 +130,30 @@ def _position_key(position: GuardPosition) -> tuple[Height, View, int]:
     return position.height, position.view, int(position.guard_class)
 
 
-def _proved_tip(certificate: Certificate | None, attestation: Attestation) -> tuple[Height, bytes | None]:
-    """Tip and hash that the certificate proves; genesis needs none, its hash is everybody's own."""
-    if certificate is None:
-        return Height(0), attestation.tip_hash
-    return certificate.height, certificate.block_hash
+def open_attestation(received: bytes) -> Attestation:
+    """The attestation in an answer that the door has let through."""
+    _, attestation = open_envelope(received)
+    assert isinstance(attestation, Attestation), "settled at the door"
+    return attestation
 
 
 def signatures_of(
     authority: AuthorityId,
-    authorities: AuthoritySet,
+    tip_authorities: AuthoritySet | None,
     machines: Iterable[AuthorityHeight],
     decided: DecidedBlock | None,
 ) -> tuple[bytes, ...]:
-    """Envelopes that an authority signed and that we still hold, newest height first, without repetition."""
-    index = authorities.index_of(authority)
-    if index is None:
-        return ()
+    """Envelopes that an authority signed and that we still hold, newest height first, without repetition.
+
+    ``tip_authorities`` is the set that decided the tip, whose certificate is ``decided``'s.
+    """
     found: dict[bytes, None] = {}
     for machine in machines:
-        found.update(dict.fromkeys(_signatures_at(machine, authority, index)))
-    if decided is not None:
+        index = machine.rules.authorities.index_of(authority)
+        if index is not None:
+            found.update(dict.fromkeys(_signatures_at(machine, authority, index)))
+    index = tip_authorities.index_of(authority) if tip_authorities is not None else None
+    if decided is not None and index is not None:
         found.update(dict.fromkeys(_from_certificate(decided.certificate, authority, index)))
     return tuple(found)[:OWN_SIGNATURES_MAX]
 

@@ -22,6 +22,7 @@ class Domain(Enum):
     BLOCK_HEADER = b"mercat/block-header/1\0"
     CERTIFICATE = b"mercat/certificate/1\0"
     AUTHORITY_SET = b"mercat/authority-set/1\0"
+    STANDING_NONCE = b"mercat/standing-nonce/1\0"
     TRANSACTION_LEAF = b"mercat/transaction-leaf/1\0"
     TRANSACTION_NODE = b"mercat/transaction-node/1\0"
     STATE_ROW = b"mercat/state-row/1\0"

@@ -209,8 +209,9 @@ class Siege:
                 return
         if not self.engine.expects(peer, message):
             return
-        if all(_holds(check) for check in self.engine.checks(message)):
-            self._step(Received(peer, message))
+        readable = self.engine.readable(message)
+        if all(_holds(check) for check in self.engine.checks(readable)):
+            self._step(Received(peer, readable))
         elif isinstance(message, wire.Push):
             self._step(BodyBroken(peer, message.envelope))
         else:
