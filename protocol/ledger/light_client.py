@@ -9,16 +9,22 @@ from typing import NamedTuple, TypeVar
 
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.errors import NotATransaction
+from protocol.ledger.light_chain import (
+    ProofInvalid,
+    TrustedHeader,
+    deciding_set,
+    trusted_genesis,
+    trusted_text,
+    verify_decided,
+)
 from protocol.ledger.merkle import merkle_path, merkle_root, root_of_path, transaction_leaf
 from protocol.ledger.receipt_file import ReceiptFile, SettlementProof, accumulator_proof, settlement_of
 from protocol.ledger.signatures import open_transaction
-from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
-from protocol.messages.consensus import Certificate, CertificateKind
+from protocol.messages.blocks import Block, DecidedBlock, header_hash
 from protocol.messages.envelope import Envelope, envelope_id, open_as, signature_check
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Agreement, Bid, Receipt, Voucher
-from protocol.messages.quorum import AuthoritySet, certificate_checks
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.errors import AmountOutOfRange, MalformedMessage, RemoteProtocolError
@@ -29,28 +35,6 @@ from protocol.settlement.pricing import amount_due
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt_terms, input_commitment, output_commitment
 
 M = TypeVar("M", bound=Message)
-
-
-class ProofInvalid(RemoteProtocolError):
-    """A proof that does not show what it claims."""
-
-
-def verify_decided(genesis_hash: Hash, authorities: AuthoritySet, header: Header, certificate: Certificate) -> None:
-    """Check that ``authorities`` decided this header.
-
-    Raises ``ProofInvalid``, or ``CertificateInvalid`` for a certificate of wrong structure.
-    """
-    if header.authorities_hash != authorities.hash():
-        raise ProofInvalid("the header names another authority set")
-    if certificate.kind is not CertificateKind.DECIDED:
-        raise ProofInvalid(f"a {certificate.kind.name} certificate decides nothing")
-    if certificate.height != header.height or certificate.block_hash != header_hash(header):
-        raise ProofInvalid("the certificate is for another block")
-    for signer, check in zip(
-        certificate.signers, certificate_checks(genesis_hash, authorities, certificate), strict=True
-    ):
-        if not check.holds():
-            raise ProofInvalid(f"the signature of authority {authorities.records[signer].name!r} does not hold")
 
 
 def settlement_proof(decided: DecidedBlock, transaction_id: MessageId) -> SettlementProof:
@@ -136,10 +120,11 @@ class _Case:
     voucher: Voucher
     proof: SettlementProof
 
-    def __init__(self, file: ReceiptFile, genesis: Genesis) -> None:
+    def __init__(self, file: ReceiptFile, genesis: Genesis, checkpoint: TrustedHeader | None) -> None:
         self.file = file
         self.hash = genesis_hash(genesis)
-        self.authorities = AuthoritySet.from_genesis(genesis)
+        self.trusted = trusted_genesis(genesis)
+        self.checkpoint = checkpoint
         self.settlement = "not settled"
 
     def genesis_matches(self) -> str:
@@ -293,10 +278,13 @@ class _Case:
         if self.file.settlement is None:
             return None
         try:
-            verify_decided(self.hash, self.authorities, self.proof.header, self.proof.certificate)
+            authorities = deciding_set(self.trusted, self.checkpoint, self.proof.changes, self.proof.header)
+            verify_decided(self.hash, authorities, self.proof.header, self.proof.certificate)
         except RemoteProtocolError as error:
             raise _Failed(str(error)) from None
-        return f"{len(self.proof.certificate.signers)} of {self.authorities.n} authorities"
+        changes = len(self.proof.changes)
+        through = f", after {changes} change{'s' if changes > 1 else ''} of who decides" if changes else ""
+        return f"{len(self.proof.certificate.signers)} of {authorities.n} authorities{through}"
 
 
 _CHECKS: tuple[Callable[[_Case], str | None], ...] = (
@@ -321,9 +309,12 @@ _CHECKS: tuple[Callable[[_Case], str | None], ...] = (
 )
 
 
-def verify_receipt(file: ReceiptFile, genesis: Genesis) -> VerifyReport:
-    """Check everything that a receipt file claims, offline. Stops at the first check that fails. Never raises."""
-    case = _Case(file, genesis)
+def verify_receipt(file: ReceiptFile, genesis: Genesis, checkpoint: TrustedHeader | None = None) -> VerifyReport:
+    """Check everything that a receipt file claims, offline. Stops at the first check that fails. Never raises.
+
+    With a checkpoint, a block above it has to be decided by authorities that follow from the checkpoint too.
+    """
+    case = _Case(file, genesis, checkpoint)
     checks: list[Check] = []
     for check in _CHECKS:
         try:
@@ -335,10 +326,9 @@ def verify_receipt(file: ReceiptFile, genesis: Genesis) -> VerifyReport:
             checks.append(Check(check.__name__, True, detail))
     ok = all(check.ok for check in checks)
     settled = ok and file.settlement is not None
-    authorities = case.authorities
     return VerifyReport(
         checks=tuple(checks),
-        trusted=f"genesis {case.hash.hex()}: {authorities.quorum} of {authorities.n} authorities",
+        trusted=trusted_text(case.trusted, checkpoint),
         settlement=case.settlement if ok else "not settled",
         height=case.proof.header.height if settled else None,
         timestamp_ms=case.proof.header.timestamp_ms if settled else None,

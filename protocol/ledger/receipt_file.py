@@ -10,11 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from protocol.ledger.merkle import PATH_STEPS_MAX, MerklePath, MerkleStep
-from protocol.messages.blocks import Header
+from protocol.messages.blocks import AuthorityChange, Header
 from protocol.messages.consensus import Certificate
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import UserError
-from protocol.primitives.limits import RECEIPT_PROOF_HASHES_MAX, TRANSACTION_BYTES_MAX
+from protocol.primitives.limits import AUTHORITY_CHANGES_MAX, RECEIPT_PROOF_HASHES_MAX, TRANSACTION_BYTES_MAX
 from protocol.primitives.units import Hash, Salt
 from protocol.settlement.accumulator import MembershipProof
 
@@ -38,6 +38,8 @@ class SettlementProof(Message, frozen=True):
     path: MerklePath
     header: Header
     certificate: Certificate
+    changes: Annotated[tuple[AuthorityChange, ...], Meta(max_length=AUTHORITY_CHANGES_MAX)] = ()
+    """Every change of who decides between the genesis and the block."""
 
 
 class StepPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +56,8 @@ class SettlementPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[tuple[StepPart, ...], Meta(max_length=PATH_STEPS_MAX)]
     header: Hex
     certificate: Hex
+    changes: Annotated[tuple[Hex, ...], Meta(max_length=AUTHORITY_CHANGES_MAX)] = ()
+    """``AuthorityChange``s since the genesis, oldest first, as their canonical bytes."""
 
 
 class AccumulatorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,6 +142,7 @@ def _settlement_part(proof: SettlementProof) -> SettlementPart:
         tuple(StepPart(step.sibling.hex(), step.on_left) for step in proof.path),
         encode(proof.header).hex(),
         encode(proof.certificate).hex(),
+        tuple(encode(change).hex() for change in proof.changes),
     )
 
 
@@ -175,4 +180,5 @@ def settlement_of(part: SettlementPart) -> SettlementProof:
         tuple(MerkleStep(Hash(bytes.fromhex(step.sibling)), step.on_left) for step in part.path),
         decode(bytes.fromhex(part.header), Header),
         decode(bytes.fromhex(part.certificate), Certificate),
+        tuple(decode(bytes.fromhex(change), AuthorityChange) for change in part.changes),
     )

@@ -10,6 +10,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocol.messages.consensus import Certificate
+from protocol.messages.genesis import Membership
 from protocol.primitives.codec import Message, encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, TRANSACTION_BYTES_MAX
@@ -62,6 +63,24 @@ class DecidedBlock(Message, frozen=True):
 
     block: Annotated[bytes, Meta(max_length=BLOCK_BYTES_MAX)]
     certificate: Certificate
+
+
+class AuthorityChange(Message, frozen=True):
+    """A header that names another set for the next height than for its own: one link of a light client's chain."""
+
+    header: Header
+    certificate: Certificate
+    """By the set that decided the header's own height."""
+    following: Membership
+    """The set that the header's ``next_authorities_hash`` stands for."""
+
+
+class DecidedHeader(Message, frozen=True):
+    """A header, the certificate that decided it, and the set that did: what a light client can skip to."""
+
+    header: Header
+    certificate: Certificate
+    authorities: Membership
 
 
 NO_CERTIFICATE_HASH = Hash(bytes(32))

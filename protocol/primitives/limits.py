@@ -65,6 +65,9 @@ RECEIPT_PROOF_HASHES_MAX = 64
 AUTHORITIES_MAX = 30
 """Simplex exchanges n² messages a view; beyond thirty known authorities another design is due."""
 
+AUTHORITY_CHANGES_MAX = 4096
+"""Changes of the set that a proof shows since the genesis: one a day for eleven years, at most 40 MB."""
+
 JUSTIFICATION_CERTIFICATES_MAX = 64
 """Skip certificates beside one proposal; gaps beyond this are pulled by (height, view)."""
 

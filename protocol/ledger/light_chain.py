@@ -1,0 +1,204 @@
+"""Following who decides without following what is decided: a light client's chain of headers.
+
+Law: a header is believed only if a quorum of a set of authorities signed it, and a set only if a believed header names
+it, or if keys of more than a third of a believed set, not all of which can be faulty, signed under it. What is believed
+in the end is as old as what was trusted at first: authorities have nothing at stake after they were removed, so that
+old keys can sign another history. Trust a recent checkpoint rather than an old genesis.
+
+Source: Tendermint's light client (Braithwaite and others, "A Tendermint Light Client", 2020) for adjacent and skipping
+verification; here every change of the set can also be shown by the header that names it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from protocol.ledger.blocks import genesis_header
+from protocol.messages.blocks import AuthorityChange, DecidedHeader, Header, header_hash
+from protocol.messages.consensus import Certificate, CertificateKind
+from protocol.messages.genesis import Genesis, Membership, genesis_hash
+from protocol.messages.quorum import AuthoritySet, certificate_checks
+from protocol.primitives.errors import RemoteProtocolError
+from protocol.primitives.units import Hash, Height
+
+FETCHES_MAX = 256
+"""Headers that one walk asks for: halving the way to any height takes fewer than 49 for each change of a third."""
+
+
+class ProofInvalid(RemoteProtocolError):
+    """A proof that does not show what it claims."""
+
+
+class TooFewInCommon(ProofInvalid):
+    """The signers hold no more than a third of the trusted set: a header between the two has to be shown first."""
+
+
+class TrustedHeader(NamedTuple):
+    """A header that is believed, and the sets that it names."""
+
+    genesis: Hash
+    header: Header
+    authorities: AuthoritySet
+    """Decided the header's height."""
+    following: AuthoritySet | None
+    """Decides the next height; ``None`` if only its hash is known."""
+
+
+def trusted_genesis(genesis: Genesis) -> TrustedHeader:
+    """What somebody believes who believes a genesis."""
+    authorities = AuthoritySet.from_genesis(genesis)
+    return TrustedHeader(genesis_hash(genesis), genesis_header(genesis), authorities, authorities)
+
+
+def trusted_checkpoint(genesis: Hash, checkpoint: DecidedHeader) -> TrustedHeader:
+    """What somebody believes who was handed this header by somebody trusted. Its own signatures are checked.
+
+    Raises ``ProofInvalid`` or ``CertificateInvalid``.
+    """
+    authorities = _set_of(checkpoint.authorities)
+    if checkpoint.header.next_authorities_hash != checkpoint.header.authorities_hash:
+        raise ProofInvalid("a header that changes the set is no checkpoint: it does not say who follows")
+    verify_decided(genesis, authorities, checkpoint.header, checkpoint.certificate)
+    return _believed(genesis, checkpoint.header, authorities)
+
+
+def verify_decided(genesis_hash: Hash, authorities: AuthoritySet, header: Header, certificate: Certificate) -> None:
+    """Check that ``authorities`` decided this header.
+
+    Raises ``ProofInvalid``, or ``CertificateInvalid`` for a certificate of wrong structure.
+    """
+    if header.authorities_hash != authorities.hash():
+        raise ProofInvalid("the header names another authority set")
+    if certificate.kind is not CertificateKind.DECIDED:
+        raise ProofInvalid(f"a {certificate.kind.name} certificate decides nothing")
+    if certificate.height != header.height or certificate.block_hash != header_hash(header):
+        raise ProofInvalid("the certificate is for another block")
+    for signer, check in zip(
+        certificate.signers, certificate_checks(genesis_hash, authorities, certificate), strict=True
+    ):
+        if not check.holds():
+            raise ProofInvalid(f"the signature of authority {authorities.records[signer].name!r} does not hold")
+
+
+def follow_change(trusted: TrustedHeader, change: AuthorityChange) -> TrustedHeader:
+    """One link: the set that decides after ``trusted`` decided a header that names another set.
+
+    The header may lie any number of heights above. Raises ``ProofInvalid`` or ``CertificateInvalid``.
+    """
+    header, deciding = change.header, trusted.following
+    _check_above(trusted, header)
+    if deciding is None or deciding.hash() != header.authorities_hash:
+        raise ProofInvalid(f"header {header.height} is decided by a set that no header before it names")
+    verify_decided(trusted.genesis, deciding, header, change.certificate)
+    following = _set_of(change.following)
+    if header.next_authorities_hash == header.authorities_hash:
+        raise ProofInvalid(f"header {header.height} changes nothing")
+    if following.hash() != header.next_authorities_hash:
+        raise ProofInvalid(f"header {header.height} names another set than the one beside it")
+    return TrustedHeader(trusted.genesis, header, deciding, following)
+
+
+def follow_changes(trusted: TrustedHeader, changes: Iterable[AuthorityChange]) -> TrustedHeader:
+    """All links in their order; see ``follow_change``."""
+    for change in changes:
+        trusted = follow_change(trusted, change)
+    return trusted
+
+
+def deciding_set(
+    start: TrustedHeader, checkpoint: TrustedHeader | None, changes: tuple[AuthorityChange, ...], header: Header
+) -> AuthoritySet:
+    """Who decides a header, by the changes below it since ``start``; by those above ``checkpoint`` as well, if it is
+    given and lies below the header.
+
+    Raises ``ProofInvalid`` or ``CertificateInvalid``, also for a change that has no bearing on the header.
+    """
+    if changes and changes[-1].header.height >= header.height:
+        raise ProofInvalid(f"the change at {changes[-1].header.height} has no bearing on header {header.height}")
+    deciding = follow_changes(start, changes).following
+    if checkpoint is not None and checkpoint.header.height < header.height:
+        later = [change for change in changes if change.header.height > checkpoint.header.height]
+        reached = follow_changes(checkpoint, later).following
+        if reached is None or deciding is None or reached.hash() != deciding.hash():
+            raise ProofInvalid(f"the trusted checkpoint at {checkpoint.header.height} leads to other authorities")
+    if deciding is None:
+        raise ProofInvalid(f"no set is known that could decide header {header.height}")
+    return deciding
+
+
+def trusted_text(start: TrustedHeader, checkpoint: TrustedHeader | None) -> str:
+    """What was believed, for people."""
+    authorities = start.authorities
+    text = f"genesis {start.genesis.hex()}: {authorities.quorum} of {authorities.n} authorities"
+    if checkpoint is not None:
+        authorities = checkpoint.authorities
+        text += f"; block {checkpoint.header.height}: {authorities.quorum} of {authorities.n} authorities"
+    return text
+
+
+def reach(trusted: TrustedHeader, target: DecidedHeader) -> TrustedHeader:
+    """Step to a higher header in one go: the next one, one that a known set decided, or by skipping.
+
+    Skipping takes a quorum of the target's own set in which there are keys of more than a third of the trusted one.
+    Raises ``TooFewInCommon`` if that is all that is missing, else ``ProofInvalid`` or ``CertificateInvalid``.
+    """
+    header = target.header
+    _check_above(trusted, header)
+    authorities = _set_of(target.authorities)
+    verify_decided(trusted.genesis, authorities, header, target.certificate)
+    if header.authorities_hash != trusted.header.next_authorities_hash:
+        if header.height == trusted.header.height + 1:
+            raise ProofInvalid(f"header {header.height} names another set than the header before it promised")
+        base = trusted.following or trusted.authorities
+        signers = (authorities.records[signer].authority for signer in target.certificate.signers)
+        common = sum(base.counts(signer) for signer in signers)
+        if 3 * common <= base.n:
+            raise TooFewInCommon(
+                f"header {header.height} is signed by {common} of the {base.n} keys trusted at {trusted.header.height}"
+            )
+    return _believed(trusted.genesis, header, authorities)
+
+
+def walk(trusted: TrustedHeader, height: Height, source: Callable[[Height], DecidedHeader]) -> list[TrustedHeader]:
+    """The shortest way that skipping finds to ``height``, the target last; asks ``source`` for every header it needs.
+
+    Where two headers have too little in common, one halfway between is shown first. Raises ``ProofInvalid`` or
+    ``CertificateInvalid`` on a header that can't be believed, and what ``source`` raises.
+    """
+    if height <= trusted.header.height:
+        raise ProofInvalid(f"header {height} does not lie above {trusted.header.height}, which is trusted")
+    steps: list[TrustedHeader] = []
+    ahead = [height]
+    for _ in range(FETCHES_MAX):
+        wanted = source(ahead[-1])
+        if wanted.header.height != ahead[-1]:
+            raise ProofInvalid(f"asked for header {ahead[-1]}, got {wanted.header.height}")
+        try:
+            trusted = reach(trusted, wanted)
+        except TooFewInCommon:
+            ahead.append(Height((trusted.header.height + ahead[-1]) // 2))
+            continue
+        steps.append(trusted)
+        ahead.pop()
+        if not ahead:
+            return steps
+    raise ProofInvalid(f"no way to header {height} in {FETCHES_MAX} steps")
+
+
+def _check_above(trusted: TrustedHeader, header: Header) -> None:
+    if header.height <= trusted.header.height:
+        raise ProofInvalid(f"header {header.height} does not lie above {trusted.header.height}, which is trusted")
+
+
+def _believed(genesis: Hash, header: Header, authorities: AuthoritySet) -> TrustedHeader:
+    unchanged = header.next_authorities_hash == header.authorities_hash
+    return TrustedHeader(genesis, header, authorities, authorities if unchanged else None)
+
+
+def _set_of(membership: Membership) -> AuthoritySet:
+    try:
+        found = AuthoritySet.of(membership)
+    except ValueError as error:
+        raise ProofInvalid(str(error)) from None
+    if found.membership() != membership:
+        raise ProofInvalid("the members of a set are not in their order")
+    return found
