@@ -35,7 +35,7 @@ from node.transport.peer_store import PeerStore
 from node.transport.transport import Transport
 from node.worker.models import ModelStore
 from node.worker.supervisor import WorkerSupervisor
-from protocol.engine.inputs import LinkDown, LinkUp, Started
+from protocol.engine.inputs import LinkUp, Started
 from protocol.messages.effects import CommitBlock
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import MessageKind
@@ -213,10 +213,10 @@ class Node:
         self.loop.feed(LinkUp(peer, record, hello.tip))
 
     def _link_down(self, peer: NodeId, reason: str) -> None:
-        self.loop.feed(LinkDown(peer))
+        self.loop.link_down(peer)
 
     async def _messages(self, peer: NodeId, messages: tuple[WireMessage, ...], size: int) -> None:
-        await self.loop.receive(peer, messages)
+        await self.loop.receive(peer, messages, size)
 
     # Blocks
 

@@ -369,7 +369,7 @@ class Transport:
                         await self._exchange.learn(link, records)
                 case _:
                     rest.append(message)
-        if rest:
-            handed_over = self._on_messages(peer, tuple(rest), size)
-            if handed_over is not None:
-                await handed_over
+        # Also when nothing is left: what such frames cost is for the callback to count.
+        handed_over = self._on_messages(peer, tuple(rest), size)
+        if handed_over is not None:
+            await handed_over

@@ -198,7 +198,7 @@ def test_a_peer_with_ever_more_frames_leaves_the_loop_to_others_after_each(
             turns: list[int] = []
             for frame in range(5):
                 asyncio.get_running_loop().call_soon(turns.append, frame)
-                await loop.receive(PEER, (TipNotice(Height(0)),) * 3)
+                await loop.receive(PEER, (TipNotice(Height(0)),) * 3, 12)
                 if len(turns) != frame + 1:
                     break
             return len(turns)
