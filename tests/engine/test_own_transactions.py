@@ -3,15 +3,16 @@
 from msgspec.structs import replace
 
 from protocol.engine.events import TransactionDecided, TransactionFailed
-from protocol.engine.own_transactions import VALID_FOR_BLOCKS, VOID, OwnTransactions
+from protocol.engine.own_transactions import FEE_RAISES_MAX, RAISE_AFTER_BLOCKS, VALID_FOR_BLOCKS, VOID, OwnTransactions
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.mempool import TransactionRejected
 from protocol.messages.effects import Delete, Effect, Notify, Put, SignAndSend
+from protocol.messages.governance import Redemption
 from protocol.messages.kinds import MessageKind
-from protocol.messages.transactions import Action, Output, Transaction, Transfer
+from protocol.messages.transactions import Action, MotionOpen, Output, Transaction, Transfer
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import AccountId, Amount, Hash
-from tests.ledger.world import Ledger, account_of, sealed
+from tests.ledger.world import Ledger, account_of, make_genesis, sealed
 
 
 class Wallet:
@@ -182,3 +183,71 @@ def test_a_nonce_that_another_transaction_used_fails_the_wish_once_the_last_bloc
     wallet.admit(wallet.signed[0])
     wallet.decide(wallet.ledger.transaction("alice", pay(5)))
     assert [type(event) for event in wallet.events] == [TransactionFailed]
+
+
+def test_a_first_attempt_that_pays_too_little_is_signed_again_for_a_tenth_more() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    wallet.refuse(wallet.signed[0], "mempool_full")
+    assert wallet.events == []
+    fees = [pending.transaction.fee for pending in wallet.signed]
+    assert fees[1] * 10 >= fees[0] * 11
+    assert wallet.signed[1].transaction.nonce == wallet.signed[0].transaction.nonce
+    assert wallet.signed[1].transaction.action == pay(100)
+
+
+def test_a_fee_is_raised_so_many_times_and_no_more() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    for turn in range(FEE_RAISES_MAX + 1):
+        wallet.refuse(wallet.signed[turn], "mempool_full")
+    assert len(wallet.signed) == FEE_RAISES_MAX + 1
+    assert [type(event) for event in wallet.events] == [TransactionFailed]
+
+
+def test_a_transaction_that_blocks_pass_by_offers_more_and_either_version_fulfils_the_wish() -> None:
+    for included in (0, 1):
+        wallet = Wallet()
+        wallet.want(1, pay(100))
+        wallet.admit(wallet.signed[0])
+        for _ in range(RAISE_AFTER_BLOCKS):
+            assert len(wallet.signed) == 1
+            wallet.decide(wallet.ledger.transaction("carol", pay(1)))
+        assert len(wallet.signed) == 2
+        wallet.admit(wallet.signed[1])
+        versions = list(wallet.signed)
+        wallet.restart()  # the disk remembers that there are two
+        wallet.decide(versions[included])
+        assert [type(event) for event in wallet.events] == [TransactionDecided]
+        assert wallet.rows == {}
+
+
+def test_a_raise_that_the_mempool_refuses_leaves_what_was_pending_as_it_was() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    first = wallet.signed[0]
+    wallet.admit(first)
+    for _ in range(RAISE_AFTER_BLOCKS):
+        wallet.decide(wallet.ledger.transaction("carol", pay(1)))
+    wallet.refuse(wallet.signed[1], "replacement_breaks_later")
+    assert wallet.own.unfinished() == [(first.transaction_id, first.envelope_bytes)]
+    assert len(wallet.signed) == 2
+    wallet.decide(first)
+    assert [type(event) for event in wallet.events] == [TransactionDecided]
+
+
+def test_what_waits_for_room_in_a_full_mempool_is_never_voided() -> None:
+    wallet = Wallet()
+    wallet.want(1, pay(100))
+    wallet.admit(wallet.signed[0])
+    for turn in range(FEE_RAISES_MAX + 4):
+        wallet.refuse(wallet.signed[min(turn, FEE_RAISES_MAX)], "mempool_full")
+    assert {pending.transaction.action for pending in wallet.signed} == {pay(100)}
+    assert wallet.events == []
+
+
+def test_the_fee_is_what_the_ledger_asks_for_that_action() -> None:
+    wallet = Wallet()
+    wallet.ledger = Ledger(make_genesis(motion_fee_min=77))
+    wallet.want(1, MotionOpen(None, Redemption(Amount(5), "")))
+    assert wallet.signed[0].transaction.fee == 77
