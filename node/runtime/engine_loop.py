@@ -182,6 +182,8 @@ class EngineLoop:
                 self._timers.cancel(effect.key)
             case effect_types.Dial():
                 self._transport.dial(effect.node, effect.addresses, keep=effect.keep)
+            case effect_types.Undial():
+                self._transport.forget(effect.node)
             case effect_types.Disconnect():
                 self._transport.disconnect(effect.peer, effect.reason, effect.ban_ms)
             case effect_types.OpenWork() | effect_types.PullWork() | effect_types.CloseWork():

@@ -128,7 +128,7 @@ class Front:
             raise ControlError(
                 "block_not_found", f"block {height} is not decided here; the tip is {self._state.height}"
             )
-        return ledger_views.block_view(decided, self._state.authorities)
+        return ledger_views.block_view(decided, self._engine.replica.seats.of_hash)
 
     def supply(self) -> control.SupplyView:
         """Where all credits are."""

@@ -1,5 +1,7 @@
 """The ledger as people see it: blocks, accounts and supply turned into views."""
 
+from collections.abc import Callable
+
 from node.runtime.control import (
     AccountView,
     BlockTransactionView,
@@ -18,7 +20,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.addresses import AddressInvalid, AddressKind, format_address, parse_address
 from protocol.primitives.codec import decode
-from protocol.primitives.units import AccountId, checked_sum, format_credits
+from protocol.primitives.units import AccountId, Hash, checked_sum, format_credits
 
 
 def account_text(account: bytes) -> str:
@@ -78,10 +80,14 @@ def supply_view(state: LedgerState, genesis: Genesis) -> SupplyView:
     )
 
 
-def block_view(decided: DecidedBlock, authorities: AuthoritySet) -> BlockView:
-    """A decided block with its signers and what its transactions do."""
+def block_view(decided: DecidedBlock, set_of: Callable[[Hash], AuthoritySet | None]) -> BlockView:
+    """A decided block with its signers and what its transactions do; ``set_of`` knows sets by their hash.
+
+    Signers of a set that is not known any more are told by their seats.
+    """
     block = decode(decided.block, Block)
     header = block.header
+    authorities = set_of(header.authorities_hash)
     return BlockView(
         height=header.height,
         block_hash=header_hash(header).hex(),
@@ -92,7 +98,9 @@ def block_view(decided: DecidedBlock, authorities: AuthoritySet) -> BlockView:
         transactions_root=header.transactions_root.hex(),
         view=decided.certificate.view,
         signers=tuple(
-            format_address(AddressKind.AUTHORITY, authorities.records[signer].authority)
+            f"seat {signer}"
+            if authorities is None
+            else format_address(AddressKind.AUTHORITY, authorities.records[signer].authority)
             for signer in decided.certificate.signers
         ),
         transactions=tuple(_transaction_view(envelope) for envelope in block.transactions),

@@ -41,6 +41,7 @@ from protocol.messages.effects import (
     SignAndSend,
     Table,
     TimerKey,
+    Undial,
 )
 from protocol.messages.envelope import Envelope, envelope_id, message_id, open_envelope
 from protocol.messages.kinds import MessageKind
@@ -91,7 +92,6 @@ class Engine:
         self.shop = Shop(node)
         self.body_wanted = False
         """Whether the body last offered should go on to the door."""
-        self._node = node
         self._facts = LedgerFacts(replica.state)
         self._judge = Judge(replica, book, self._facts)
         self.usefulness = Usefulness(gossip.conduct, replica.mempool)
@@ -100,6 +100,8 @@ class Engine:
         self._demand: dict[MessageId, None] = {}
         """Bids that are being signed for gossip."""
         self._wishes = 0
+        self._kept: dict[NodeId, None] = {}
+        """Nodes of authorities that this one stays linked to."""
 
     def readable(self, message: wire.WireMessage) -> wire.WireMessage:
         """What of a message can be checked by what is known now; ``checks`` is asked about it in the same moment."""
@@ -190,14 +192,22 @@ class Engine:
         return self._follow(effects, now)
 
     def _started(self, happened: inputs.Started, now: Now) -> list[Effect]:
-        authorities = self.replica.state.genesis.authorities
-        dials: list[Effect] = [Dial(record.node, (), keep=True) for record in authorities if record.node != self._node]
         return [
-            *(dials if self.replica.own is not None else []),
+            *self._keep_links(),
             *self.replica.start(happened.nonce, now),
             *self._market(self.seller, self.seller.start(now), now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
+
+    def _keep_links(self) -> list[Effect]:
+        """An authority stays linked to all that decide now or soon, and no longer to those that have left."""
+        replica = self.replica
+        seated = replica.key is not None and replica.seats.seated(replica.key)
+        wanted = dict.fromkeys(replica.seats.nodes()) if seated else {}
+        effects: list[Effect] = [Dial(node, (), keep=True) for node in wanted if node not in self._kept]
+        effects += [Undial(node) for node in self._kept if node not in wanted]
+        self._kept = wanted
+        return effects
 
     def _link_up(self, happened: inputs.LinkUp, now: Now) -> list[Effect]:
         peer = happened.peer
@@ -424,6 +434,7 @@ class Engine:
         decided = dict.fromkeys(commit.transactions)
         return [
             *anchors_in(block, self.account),
+            *self._keep_links(),
             *self._pay_out(now),
             *self.own.block_decided(header, commit.block_hash, decided, state),
             *self._market(self.buyer, self.buyer.block_decided(now), now),

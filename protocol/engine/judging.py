@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.replica import Replica
+from protocol.engine.seats import HEIGHTS_KNOWN_AHEAD
 from protocol.gossip.verdicts import ACCEPTED, EXPIRED, Judgement, ignore, reject
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.mempool import TransactionRejected
@@ -17,10 +18,10 @@ from protocol.messages.effects import Effect, Now
 from protocol.messages.envelope import Envelope, envelope_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid, Offer
-from protocol.messages.wire import Ballot
+from protocol.messages.wire import Ballot, TipNotice
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import AccountId, Amount, NodeId, PublicKey, TimestampMs
+from protocol.primitives.units import AccountId, Amount, Height, NodeId, PublicKey, TimestampMs
 
 TRANSACTION_LIFETIME_MS = 60_000
 """A transaction is relayed for a minute; its sender's node brings it up again if it is still undecided then."""
@@ -37,10 +38,6 @@ BIDS_PER_ACCOUNT_MAX = 16
 
 BALLOTS_PER_AUTHORITY_MAX = 256
 """Ballots of one authority that are relayed while the tip stays: an honest one signs two a view."""
-
-BALLOT_HEIGHTS_AHEAD_MAX = 2
-"""A node may lag a little behind the authorities whose ballots it relays."""
-
 
 class Ruled(NamedTuple):
     """A verdict, how long an accepted object lives, and what follows from accepting it."""
@@ -149,14 +146,18 @@ class Judge:
         """A vote that reaches us by gossip because its sender has no direct link to some authority."""
         expires_at = TimestampMs(now.wall_ms + BALLOT_LIFETIME_MS)
         tip = self._replica.tip
-        # [REJECT] signed by no authority
+        # [IGNORE] of a height that is closed
+        if body.height < tip:
+            return Ruled(ignore("not of the open height"), expires_at, [])
+        # [IGNORE] of a height that this node is not near yet: whose signature counts there is not known here
+        if body.height > tip + HEIGHTS_KNOWN_AHEAD:
+            hint = self._replica.receive(peer, TipNotice(Height(body.height - 1)), now)
+            return Ruled(ignore("not of the open height", retryable=True), expires_at, hint)
+        # [REJECT] signed by no authority of that height
         try:
             effects = self._replica.receive(peer, Ballot(envelope_bytes), now)
         except RemoteProtocolError as error:
             return Ruled(reject(str(error)), expires_at, [])
-        # [IGNORE] of a height that is closed, or that this node is not near yet
-        if not tip <= body.height <= tip + BALLOT_HEIGHTS_AHEAD_MAX:
-            return Ruled(ignore("not of the open height", retryable=body.height > tip), expires_at, effects)
         # [IGNORE] more than its authority has to say: what one key can sign has no end
         if tip != self._ballots_tip:
             self._ballots, self._ballots_tip = {}, tip

@@ -171,6 +171,12 @@ class Dial(_Effect, frozen=True):
     keep: bool = False
 
 
+class Undial(_Effect, frozen=True):
+    """No longer make the link to this node anew when it ends; one that stands may stand."""
+
+    node: NodeId
+
+
 class Disconnect(_Effect, frozen=True):
     """Close the link; the peer is told why. ``ban_ms`` > 0 keeps it from coming back for so long."""
 
@@ -227,6 +233,7 @@ Effect = (
     | SetTimer
     | CancelTimer
     | Dial
+    | Undial
     | Disconnect
     | OpenWork
     | PullWork

@@ -50,6 +50,7 @@ from protocol.messages.effects import (
     SignAndSend,
     Table,
     TimerKey,
+    Undial,
 )
 from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.genesis import Genesis, genesis_hash
@@ -202,6 +203,8 @@ class Villager:
                     self.timers.pop(effect.key, None)
                 case Dial():
                     self.dialed[effect.node] = None
+                case Undial():
+                    self.dialed.pop(effect.node, None)
                 case Notify():
                     self.events.append(effect.event)
                 case Disconnect():
