@@ -39,6 +39,7 @@ BIDS_PER_ACCOUNT_MAX = 16
 BALLOTS_PER_AUTHORITY_MAX = 256
 """Ballots of one authority that are relayed while the tip stays: an honest one signs two a view."""
 
+
 class Ruled(NamedTuple):
     """A verdict, how long an accepted object lives, and what follows from accepting it."""
 
@@ -134,6 +135,12 @@ class Judge:
         except NotATransaction as error:
             return Ruled(reject(str(error)), expires_at, [])
         except TransactionRejected as error:
+            # [ACCEPT] its sender's node has pushed it here already
+            if error.code == "duplicate":
+                return Ruled(ACCEPTED, expires_at, [])
+            # [IGNORE] it or another one of its nonce is decided: no state to come takes it
+            if error.code == "nonce_used":
+                return Ruled(ignore(error.code), expires_at, [])
             # [IGNORE] the ledger's present state refuses it; another state may not
             # [REJECT] no state will ever take it
             verdict = ignore(error.code, retryable=True) if error.retryable else reject(error.code)

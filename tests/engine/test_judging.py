@@ -12,7 +12,8 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid
 from protocol.primitives.units import Amount, BlockHash, Hash, Height, ModelId, NodeId, TimestampMs, View, WorkUnits
 from tests.engine.test_hostile_input import at, make_engine
-from tests.ledger.world import START_MS, sealed
+from tests.ledger.world import START_MS, Ledger, sealed
+from tests.store.chain import transfer
 
 PEER = NodeId(b"p" * 32)
 
@@ -70,6 +71,28 @@ def test_expired_bids_are_forgotten() -> None:
     assert bench.remembered() == 1
     bench.judge.expire(at(60_000))
     assert bench.remembered() == 0
+
+
+def _transfer(bench: Bench, nonce: int) -> Judgement:
+    ledger = Ledger(bench.replica.state.genesis)
+    received = ledger.transaction("alice", transfer("bob", 3), nonce).envelope_bytes
+    envelope, payload = open_envelope(received)
+    return bench.judge.judge(PEER, envelope, payload, received, at(0)).judgement
+
+
+def test_a_transaction_that_was_pushed_here_before_gossip_brings_it_is_relayed_and_not_asked_for_again() -> None:
+    bench = Bench()
+    assert _transfer(bench, 0) is ACCEPTED
+    assert _transfer(bench, 0) is ACCEPTED
+
+
+def test_a_transaction_whose_nonce_is_decided_is_not_asked_for_again_and_one_that_is_early_is() -> None:
+    bench = Bench()
+    ledger = Ledger(bench.replica.state.genesis)
+    execution = ledger.include(ledger.transaction("alice", transfer("carol", 1), 0))
+    bench.replica.state.apply(execution)
+    assert not _transfer(bench, 0).retryable
+    assert _transfer(bench, 9).retryable
 
 
 def _vote(bench: Bench, height: int, view: int) -> Judgement:
