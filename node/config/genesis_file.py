@@ -56,6 +56,14 @@ class ParametersEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fee_min: int
     redeem_fee_min: int
     redeem_fee_share_ppm: int
+    epoch_blocks: int
+    evidence_blocks: int
+    evidence_ms: int
+    motion_ms: int
+    motion_timelock_ms: int
+    motion_fee_min: int
+    issuance_cap: int
+    issuance_period_ms: int
 
 
 class GenesisFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
