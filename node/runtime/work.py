@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from node.worker.errors import CapacityExceeded, WorkerError
-from node.worker.supervisor import JobRequest, WorkerJob, WorkerSupervisor
+from node.worker.supervisor import JobRequest, PooledJob, WorkerSupervisor
 from protocol.engine.inputs import Input, WorkFailed, WorkPiece, WorkPrefilled
 from protocol.messages.effects import CloseWork, OpenWork, PullWork
 from protocol.messages.market import FaultKind, FinishReason, JobPayload
@@ -100,7 +100,7 @@ class WorkPump:
         finally:
             await job.cancel()
 
-    async def _stream(self, job_id: MessageId, job: WorkerJob, running: _Running) -> None:
+    async def _stream(self, job_id: MessageId, job: PooledJob, running: _Running) -> None:
         finish = FinishReason.NONE
         while finish is FinishReason.NONE:
             await running.pulls.acquire()

@@ -28,6 +28,14 @@ class CapacityExceeded(WorkerError):
     """More jobs are open or waiting than this worker takes; definite, try later or elsewhere."""
 
 
+class ModelQuarantined(CapacityExceeded):
+    """The model crashed its workers too often; it is tried again in ``seconds``."""
+
+    def __init__(self, reason: str, seconds: int) -> None:
+        super().__init__(f"the model is in quarantine for another {seconds} s: it {reason}")
+        self.seconds = seconds
+
+
 class WorkerDied(WorkerError):
     """The worker process is gone (`death` says why it went); the job did not finish. Another attempt may work."""
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from node.worker.health import DEFAULT_HEALTH, HealthLimits
+
 MEBIBYTE = 1 << 20
 INPUT_BYTES_MAX = 8 * MEBIBYTE  # one job's input: a large image or a long document
 OUTPUT_FRAME_BYTES_MAX = 1 * MEBIBYTE  # one piece of output; tensors larger than this come in several pieces
@@ -25,6 +27,7 @@ class WorkerLimits:
     frame_s: float = 5.0  # a frame that has begun must be complete within this time
     cancel_grace_s: float = 1.5  # a job past its deadline must be given up within this time, else the worker is killed
     jobs_queued: int = 64  # jobs waiting for a slot of one worker
+    health: HealthLimits = DEFAULT_HEALTH  # how many crashes are too many
 
 
 DEFAULT_LIMITS = WorkerLimits()

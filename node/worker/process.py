@@ -13,7 +13,6 @@ from typing import Literal
 
 from node.worker.child.frames import MalformedFrame, Value, encode
 from node.worker.errors import (
-    CapacityExceeded,
     DeathReason,
     JobCancelled,
     JobEnded,
@@ -99,8 +98,11 @@ class WorkerChunk:
 class WorkerJob:
     """One job in a worker, pulled piece by piece. One call at a time."""
 
-    def __init__(self, worker: "Worker", number: int, job_id: bytes, request: JobRequest, until: float) -> None:
+    def __init__(
+        self, worker: "Worker", number: int, job_id: bytes, request: JobRequest, until: float, tenant: str
+    ) -> None:
         self.job_id = job_id
+        self.tenant = tenant
         self.number = number
         self.request = request
         self._worker = worker
@@ -221,7 +223,10 @@ class OutputOverflow(Exception):
 class Worker:
     """A sandboxed process with one loaded model."""
 
-    def __init__(self, process: SandboxedProcess, manifest: Manifest, slots: int, limits: WorkerLimits) -> None:
+    def __init__(
+        self, process: SandboxedProcess, manifest: Manifest, slots: int, limits: WorkerLimits,
+        freed: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self.manifest = manifest
         self.settings: dict[str, int | str] = {}
         self.context_tokens = 0
@@ -229,8 +234,7 @@ class Worker:
         self._process = process
         self._limits = limits
         self._slots = slots
-        self._free = asyncio.Semaphore(slots)
-        self._waiting = 0
+        self._freed = freed
         self._jobs: dict[int, WorkerJob] = {}
         self._next_number = 0
         self._giving_up: dict[int, None] = {}
@@ -243,13 +247,16 @@ class Worker:
     @classmethod
     async def start(
         cls, store: ModelStore, manifest: Manifest, slots: int, limits: WorkerLimits, tasks: asyncio.TaskGroup,
-        layers: Layers = STRONG_LAYERS,
+        layers: Layers = STRONG_LAYERS, freed: Callable[[str], None] = lambda tenant: None,
     ) -> "Worker":  # fmt: skip
-        """Launch, confine and load. Raises IsolationUnavailable, WorkerDied."""
+        """Launch, confine and load. ``freed`` is called with the tenant of each job that ends.
+
+        Raises IsolationUnavailable, WorkerDied.
+        """
         binds = [Bind(store.file_path(file).resolve(), f"{MODEL}/{file.path}") for file in manifest.files]
         memory = limits.memory_bytes + manifest.size_bytes() + GROUP_EXTRA_BYTES
         command = Command(CHILD_SOURCE, (*child_binds(manifest.runtime), *binds), memory)
-        worker = cls(await launch(command, limits, layers=layers), manifest, slots, limits)
+        worker = cls(await launch(command, limits, layers=layers), manifest, slots, limits, freed)
         tasks.create_task(worker._run(), name=f"worker {manifest.name}")
         worker._begin(layers)
         try:
@@ -279,6 +286,11 @@ class Worker:
         """Whether it takes jobs."""
         return not self._closing
 
+    @property
+    def death(self) -> WorkerDied | None:
+        """Why it is gone; None while it isn't."""
+        return self._death
+
     def has(self, number: int) -> bool:
         """Whether the worker still holds this job."""
         return number in self._jobs
@@ -292,36 +304,20 @@ class Worker:
         """What the kernel says that it used: so far, or in all once it has ended."""
         return self._process.usage()
 
-    async def open(self, job_id: bytes, request: JobRequest, until: float) -> WorkerJob:
-        """Take a job on, waiting for a free slot. Raises JobRefused, CapacityExceeded, JobTimedOut, WorkerDied."""
+    def open(self, job_id: bytes, request: JobRequest, until: float, tenant: str = "") -> WorkerJob:
+        """Take a job on; there must be a free slot. Raises JobRefused."""
+        assert self.alive()
         if len(request.payload) > INPUT_BYTES_MAX:
             raise JobRefused(f"the input has {len(request.payload)} bytes; at most {INPUT_BYTES_MAX} are taken")
-        await self._slot(until)
-        if self._closing:
-            await self.gone.wait()
-            raise self._death or WorkerDied("the worker is gone", "crashed")
         number = self._next_number
         try:
             frame = encode(["open", number, request.frame()])
         except (MalformedFrame, ValueError, TypeError, OverflowError) as error:
-            self._free.release()
             raise JobRefused(f"the request can't be passed on: {error}") from None
         self._next_number += 1
-        job = self._jobs[number] = WorkerJob(self, number, job_id, request, until)
+        job = self._jobs[number] = WorkerJob(self, number, job_id, request, until, tenant)
         self._process.stdin.write(frame)
         return job
-
-    async def _slot(self, until: float) -> None:
-        if self._waiting >= self._limits.jobs_queued:
-            raise CapacityExceeded(f"{self._waiting} jobs are waiting for this model already")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout_at(until):
-                await self._free.acquire()
-        except TimeoutError:
-            raise JobTimedOut("no slot came free before the job's deadline") from None
-        finally:
-            self._waiting -= 1
 
     def send(self, frame: Value) -> None:
         """Queue a frame for the worker. What is queued is bounded by its slots and the cap on an input."""
@@ -364,15 +360,14 @@ class Worker:
         for number in list(self._jobs):
             self._jobs[number].fail(error)
             self._leave(number)
-        for _ in range(self._waiting):
-            self._free.release()
         if not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()
 
     def _leave(self, number: int) -> None:
-        self._jobs.pop(number).left()
-        self._free.release()
+        job = self._jobs.pop(number)
+        job.left()
+        self._freed(job.tenant)
 
     async def _run(self) -> None:
         """Serve the pipes until the process is gone, then say why it went."""

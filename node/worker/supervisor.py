@@ -2,27 +2,31 @@
 
 Law: one warm worker process for each model, several jobs at once in it. A job is pulled: each call to `next_chunk`
 lets the worker release exactly one more piece, and it computes at most one piece ahead. A model's files are hashed
-before every load, and nothing is loaded unless this machine proved its isolation. A dead worker's jobs fail at once;
-the next use starts a new one.
+before every load, and nothing is loaded unless this machine proved its isolation and has the memory. A dead worker's
+jobs fail at once, and a new one is started.
 """
 
 import asyncio
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from node.worker.errors import IsolationUnavailable, JobTimedOut
+from node.worker import memory
+from node.worker.errors import CapacityExceeded, IsolationUnavailable
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
+from node.worker.memory import MemoryNeed
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
-from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
+from node.worker.pool import ModelPool, PooledJob, PoolView
+from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk
 from node.worker.runtimes import available_runtimes, runtime_build
 from node.worker.sandbox.facts import Check
 from node.worker.sandbox.probe import IsolationLevel, IsolationReport, probe
-from node.worker.sandbox.running import adopt_orphans
+from node.worker.sandbox.running import Usage, adopt_orphans
 
 __all__ = [
-    "Check", "IsolationReport", "JobRequest", "LoadedModel", "Prefilled", "WorkerChunk", "WorkerJob",
+    "Check", "IsolationReport", "JobRequest", "LoadedModel", "PoolView", "PooledJob", "Prefilled", "WorkerChunk",
     "WorkerLimits", "WorkerSupervisor", "available_runtimes", "probe",
 ]  # fmt: skip
 
@@ -77,11 +81,13 @@ class WorkerSupervisor:
         self._slots = slots
         self._limits = limits
         self._tasks = asyncio.TaskGroup()
-        self._workers: dict[str, tuple[Worker, LoadedModel]] = {}
-        self._process_slots: dict[str, int] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._pools: dict[str, ModelPool] = {}
+        self._loaded: dict[str, LoadedModel] = {}
+        self._needs: dict[str, MemoryNeed] = {}
         self._report: IsolationReport | None = None
         self._probing = asyncio.Lock()
+        self.changed = asyncio.Event()
+        """Set whenever a model's state changes; whoever watches clears it."""
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -92,8 +98,8 @@ class WorkerSupervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker, _ in self._workers.values():
-            worker.kill("the node is closing", "closed")
+        for pool in self._pools.values():
+            pool.stop("the node is closing")
         # the caller's own error goes on as it is, not wrapped in a group
         await self._tasks.__aexit__(None, None, None)
         adopt_orphans(self._adopted_before)
@@ -108,58 +114,88 @@ class WorkerSupervisor:
     async def load(self, model_id: str) -> LoadedModel:
         """A warm worker for this model, started if there is none.
 
-        Raises IsolationUnavailable, UnknownModel, CorruptModel, RuntimeUnavailable, WorkerDied.
+        Raises IsolationUnavailable, UnknownModel, CorruptModel, RuntimeUnavailable, MemoryShort, ModelQuarantined,
+        WorkerDied.
         """
-        _, loaded = await self._worker(model_id)
-        return loaded
+        await self._pool(model_id).worker()
+        return self._loaded[model_id]
 
     async def unload(self, model_id: str) -> None:
         """End the model's worker, if it has one. Its jobs fail with WorkerDied."""
-        kept = self._workers.pop(model_id, None)
-        if kept is not None:
-            kept[0].kill("the model was unloaded", "closed")
-            await kept[0].gone.wait()
-            self._process_slots.pop(model_id, None)
+        pool = self._pools.pop(model_id, None)
+        if pool is not None:
+            await pool.close("the model was unloaded")
+            self._loaded.pop(model_id, None)
+            self._needs.pop(model_id, None)
 
-    async def open_job(self, model_id: str, job_id: bytes, request: JobRequest, *, deadline_s: float) -> WorkerJob:
-        """Hand a job to the model's worker; waits for a free slot. The deadline covers everything from this call on.
+    async def open_job(
+        self, model_id: str, job_id: bytes, request: JobRequest, *, deadline_s: float, tenant: str = ""
+    ) -> PooledJob:
+        """Hand a job to the model's worker; waits for a free slot in turn with the other tenants' jobs.
 
-        Raises what `load` does, CapacityExceeded, JobTimedOut. A bad request shows in `prefill`.
+        The deadline covers everything from this call on. Raises what `load` does, CapacityExceeded, JobTimedOut,
+        JobRefused. What only the model can judge shows in `prefill`.
         """
         until = asyncio.get_running_loop().time() + deadline_s
-        try:
-            async with asyncio.timeout_at(until):
-                worker, _ = await self._worker(model_id)
-        except TimeoutError:
-            raise JobTimedOut("the model was not loaded before the job's deadline") from None
-        return await worker.open(job_id, request, until)
+        return await self._pool(model_id).open(job_id, request, tenant, until)
 
-    async def _worker(self, model_id: str) -> tuple[Worker, LoadedModel]:
-        lock = self._locks.setdefault(model_id, asyncio.Lock())
-        async with lock:
-            kept = self._workers.get(model_id)
-            if kept is not None and kept[0].alive():
-                return kept
-            if kept is not None:
-                await kept[0].gone.wait()
-            started = await self._start(ModelId(model_id))
-            self._workers[model_id] = started
-            return started
+    def view(self, model_id: str) -> PoolView | None:
+        """How a model's worker is doing; None if it was never wanted."""
+        pool = self._pools.get(model_id)
+        return pool.view() if pool is not None else None
 
-    async def _start(self, model_id: ModelId) -> tuple[Worker, LoadedModel]:
+    def usage(self, model_id: str) -> Usage:
+        """What the kernel says that the model's worker has used so far."""
+        worker = self.running(model_id)
+        return worker.usage() if worker is not None else Usage()
+
+    def running(self, model_id: str) -> Worker | None:
+        """The worker that takes this model's jobs now."""
+        pool = self._pools.get(model_id)
+        return pool.live if pool is not None else None
+
+    def _pool(self, model_id: str) -> ModelPool:
+        pool = self._pools.get(model_id)
+        if pool is None:
+            start = functools.partial(self._start, ModelId(model_id))
+            pool = ModelPool(start, self._slots, self._limits, self._tasks, self.changed.set)
+            self._pools[model_id] = pool
+        return pool
+
+    async def _start(self, model_id: ModelId, freed: Callable[[str], None]) -> Worker:
         loop = asyncio.get_running_loop()
         began = loop.time()
         manifest = await asyncio.to_thread(self._store.verify, model_id)
         report = await self.probe()
         require(report, manifest.runtime, self._isolation)
         build = runtime_build(manifest.runtime)
+        again = self._admit(model_id, manifest)
         try:
-            worker = await Worker.start(self._store, manifest, self._slots, self._limits, self._tasks, report.layers)
+            worker = await Worker.start(
+                self._store, manifest, self._slots, self._limits, self._tasks, report.layers, freed
+            )
         except BaseException:
-            self._process_slots.pop(model_id, None)
+            if not again:
+                self._needs.pop(model_id, None)
             raise
         facts: dict[str, Fact] = {**manifest.settings, **worker.settings}
         load_ms = int((loop.time() - began) * 1000)
-        return worker, LoadedModel(
+        self._loaded[model_id] = LoadedModel(
             model_id, manifest, manifest.runtime, build, facts, worker.context_tokens, load_ms, report.level
         )
+        return worker
+
+    def _admit(self, model_id: ModelId, manifest: Manifest) -> bool:
+        """Promise a model its memory, until it is unloaded. Returns whether it had been promised before.
+
+        Raises CapacityExceeded, MemoryShort.
+        """
+        others = [other for other in self._needs if other != model_id]
+        if len(others) >= MODELS_LOADED_MAX:
+            raise CapacityExceeded(f"{MODELS_LOADED_MAX} models are loaded already: unload one")
+        need = memory.need_of(self._store, manifest, self._slots)
+        promised = sum(max(0, self._needs[other].private_bytes - self.usage(other).memory_bytes) for other in others)
+        memory.admit(need, self._limits, memory.available_bytes(), promised)
+        again = model_id in self._needs
+        self._needs[model_id] = need
+        return again

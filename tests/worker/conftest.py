@@ -13,7 +13,8 @@ import pytest
 
 from node.worker.models import ModelId, ModelStore, load_description
 from node.worker.packages import add_from_package
-from node.worker.supervisor import JobRequest, WorkerChunk, WorkerJob, WorkerSupervisor
+from node.worker.process import Worker
+from node.worker.supervisor import JobRequest, PooledJob, WorkerChunk, WorkerSupervisor
 
 REPOSITORY = Path(__file__).parents[2]
 DESCRIPTIONS = REPOSITORY / "configs" / "models"
@@ -73,7 +74,14 @@ def chat(content: str) -> bytes:
     return payload
 
 
-async def pull(job: WorkerJob) -> list[WorkerChunk]:
+def running(supervisor: WorkerSupervisor, model_id: ModelId) -> Worker:
+    """The worker that takes this model's jobs now."""
+    worker = supervisor.running(model_id)
+    assert worker is not None
+    return worker
+
+
+async def pull(job: PooledJob) -> list[WorkerChunk]:
     """Every piece of a job."""
     await job.prefill()
     pieces = [await job.next_chunk()]

@@ -19,13 +19,15 @@ from node.worker.errors import (
     UnknownModel,
     WorkerDied,
 )
+from node.worker.health import HealthLimits
 from node.worker.limits import WorkerLimits
 from node.worker.models import ModelDescription, ModelId, ModelStore
 from node.worker.runtimes import CHILD_SOURCE
-from node.worker.supervisor import JobRequest, WorkerSupervisor
-from tests.worker.conftest import exists, run, text
+from node.worker.supervisor import JobRequest, Prefilled, WorkerChunk, WorkerSupervisor
+from tests.worker.conftest import exists, run, running, text
 
-QUICK = WorkerLimits(cancel_grace_s=0.1, frame_s=0.3, memory_bytes=256 << 20, output_bytes=64 << 10)
+PATIENT = HealthLimits(crashes_max=1000, pause_s=0.0)
+QUICK = WorkerLimits(cancel_grace_s=0.1, frame_s=0.3, memory_bytes=256 << 20, output_bytes=64 << 10, health=PATIENT)
 
 # Replaces what the echo runtime does with a payload; everything else (launch, filters, limits) is the real thing.
 TAKEN_OVER = """
@@ -148,7 +150,7 @@ async def test_a_worker_that_goes_on_giving_up_what_has_ended_is_ended(store: Mo
     """Otherwise it could keep the node busy with such frames for ever: no job of its own has a deadline."""
     async with WorkerSupervisor(store, limits=QUICK) as supervisor:
         await run(supervisor, echo, asked(b"give up later"))
-        worker, _ = supervisor._workers[echo]
+        worker = running(supervisor, echo)
         async with asyncio.timeout(5):
             await worker.gone.wait()
         assert worker._death is not None
@@ -177,10 +179,12 @@ async def test_a_model_that_claims_more_context_than_its_manifest_is_ended(
 
 
 @pytest.mark.usefixtures("taken_over")
-async def test_a_stubborn_worker_dies_at_its_jobs_deadline(store: ModelStore, echo: ModelId) -> None:
+async def test_a_stubborn_worker_dies_at_its_jobs_deadline_and_its_neighbours_are_moved(
+    store: ModelStore, echo: ModelId
+) -> None:
     async with WorkerSupervisor(store, limits=QUICK) as supervisor:
         await supervisor.load(echo)
-        first, _ = supervisor._workers[echo]
+        first = running(supervisor, echo)
         stubborn = await supervisor.open_job(echo, b"a", asked(b"loop"), deadline_s=0.4)
         beside = await supervisor.open_job(echo, b"b", asked(b"fine"), deadline_s=20)
         await stubborn.prefill()
@@ -188,9 +192,10 @@ async def test_a_stubborn_worker_dies_at_its_jobs_deadline(store: ModelStore, ec
             await stubborn.next_chunk()
         async with asyncio.timeout(2):
             await first.gone.wait()
-        with pytest.raises(WorkerDied) as died:
-            await beside.next_chunk()
-        assert died.value.death == "deadline"
+        assert (await beside.prefill(), await beside.next_chunk()) == (
+            Prefilled(4),
+            WorkerChunk(b"fine", 4, (), "done"),
+        )
         assert text(await run(supervisor, echo, asked(b"fine"))) == "fine"
 
 
@@ -199,7 +204,7 @@ async def test_memory_and_threads_end_at_their_limits_and_the_job_alone_fails(st
     async with WorkerSupervisor(store, limits=QUICK) as supervisor:
         with pytest.raises(JobFailed, match="memory"):
             await run(supervisor, echo, asked(b"hoard"))
-        worker, _ = supervisor._workers[echo]
+        worker = running(supervisor, echo)
         assert worker.alive()
         with pytest.raises(WorkerDied):  # the thread that can't be started ends the runtime
             await run(supervisor, echo, asked(b"threads"))
@@ -219,7 +224,7 @@ async def test_kill_9_in_the_middle_of_jobs_fails_them_within_a_second(store: Mo
         jobs = [await supervisor.open_job(echo, b"a", asked(b"x"), deadline_s=30) for _ in range(3)]
         for job in jobs:
             await job.prefill()
-        worker, _ = supervisor._workers[echo]
+        worker = running(supervisor, echo)
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         async with asyncio.timeout(1):
@@ -286,7 +291,7 @@ async def test_a_model_file_that_was_changed_is_refused_before_it_is_loaded(tmp_
 async def test_unload_ends_the_process(store: ModelStore, echo: ModelId) -> None:
     async with WorkerSupervisor(store) as supervisor:
         await supervisor.load(echo)
-        worker, _ = supervisor._workers[echo]
+        worker = running(supervisor, echo)
         await supervisor.unload(echo)
         assert worker.pid is not None
         assert not exists(worker.pid)

@@ -20,7 +20,7 @@ from node.worker.sandbox.bubblewrap import remedy_for
 from node.worker.sandbox.facts import circumstances
 from node.worker.sandbox.layers import Layers
 from node.worker.supervisor import JobRequest, WorkerSupervisor
-from tests.worker.conftest import REPOSITORY, exists
+from tests.worker.conftest import REPOSITORY, exists, running
 
 ROOT = os.geteuid() == 0
 FIRST_FILTER_ONLY = Layers(filter_after_imports=False)
@@ -305,7 +305,7 @@ async def test_a_supervisor_that_is_cancelled_leaves_nothing(store: ModelStore, 
         nonlocal pid
         async with WorkerSupervisor(store) as supervisor:
             await supervisor.load(echo)
-            worker, _ = supervisor._workers[echo]
+            worker = running(supervisor, echo)
             pid = worker.pid
             ready.set()
             await asyncio.Event().wait()
@@ -322,7 +322,7 @@ async def test_a_supervisor_that_is_cancelled_leaves_nothing(store: ModelStore, 
 async def test_a_launcher_killed_from_outside_leaves_no_process_behind(store: ModelStore, echo: ModelId) -> None:
     async with WorkerSupervisor(store) as supervisor:
         await supervisor.load(echo)
-        worker, _ = supervisor._workers[echo]
+        worker = running(supervisor, echo)
         inner = worker.pid
         os.kill(worker._process.launcher_pid, signal.SIGKILL)
         async with asyncio.timeout(5):
@@ -334,11 +334,11 @@ async def test_a_launcher_killed_from_outside_leaves_no_process_behind(store: Mo
 async def test_processor_time_is_what_the_kernel_counted(store: ModelStore, echo: ModelId) -> None:
     async with WorkerSupervisor(store) as supervisor:
         await supervisor.load(echo)
-        worker, _ = supervisor._workers[echo]
-        running = worker.usage()
-        assert running.cpu_ms > 0
-        assert running.memory_bytes > 4 << 20
+        worker = running(supervisor, echo)
+        before = worker.usage()
+        assert before.cpu_ms > 0
+        assert before.memory_bytes > 4 << 20
         await supervisor.unload(echo)
         ended = worker.usage()
-        assert ended.cpu_ms >= running.cpu_ms - 10  # a tick
+        assert ended.cpu_ms >= before.cpu_ms - 10  # a tick
         assert ended.memory_peak_bytes >= 4 << 20

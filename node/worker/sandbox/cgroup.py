@@ -17,6 +17,7 @@ from node.worker.limits import WorkerLimits
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "mercat"
 LEAF = "mercat-node"  # where a node moves that has a group of version 2 for itself
+UNLIMITED_BYTES = 1 << 60  # version 1 says the largest number that it can where there is no limit
 CPU_PERIOD_US = 100_000  # the kernel's default
 
 
@@ -196,6 +197,21 @@ def _version_1(groups: dict[str, Path], name: str, memory_bytes: int, limits: Wo
             _write(directory / "memory.memsw.limit_in_bytes", str(value))
             made._events = directory / "memory.oom_control"
             made._peak = directory / "memory.max_usage_in_bytes"
+
+
+def headroom_bytes(root: Path = ROOT, own: str | None = None) -> int | None:
+    """How much more memory the node's own group may take; None where it has no limit, or nobody says."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        groups = _own_groups(root, Path("/proc/self/cgroup").read_text(encoding="utf-8") if own is None else own)
+        if "memory" in groups:
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            limit, used = "memory.max", "memory.current"
+        directory = groups.get("memory") or groups[""]
+        most = int((directory / limit).read_text(encoding="ascii"))
+        if most < UNLIMITED_BYTES:
+            return max(0, most - int((directory / used).read_text(encoding="ascii")))
+    return None
 
 
 def create(

@@ -1,0 +1,112 @@
+"""The beginning of a GGUF file: how much memory a token of context takes.
+
+Law: the file is a stranger's. Nothing is believed but that its numbers bound our own estimate; everything read is
+capped, and whatever is not as it should be gives None, never another error.
+
+Source: the GGUF format, version 3 (`docs/gguf.md` of the ggml project).
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+MAGIC = b"GGUF"
+HEADER_BYTES_MAX = 16 << 20  # a large vocabulary with its merges takes about eight megabytes
+ENTRIES_MAX = 4096
+ITEMS_MAX = 1 << 20
+STRING_KIND, ARRAY_KIND = 8, 9
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+HALF_FLOAT_BYTES = 2
+Entry = str | int | list[int] | None
+
+
+class _Malformed(Exception):
+    """Not a header that we understand."""
+
+
+class _Reader:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        end = self._position + count
+        if count < 0 or end > len(self._content):
+            raise _Malformed
+        piece = self._content[self._position : end]
+        self._position = end
+        return piece
+
+    def number(self, layout: str) -> int:
+        (value,) = struct.unpack(layout, self.take(struct.calcsize(layout)))
+        return int(value) if value == value and abs(value) < 2**63 else 0  # floats are of no use here
+
+    def text(self) -> str:
+        return self.take(self.number("<Q")).decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Entry:
+        if kind == STRING_KIND:
+            return self.text()
+        if kind != ARRAY_KIND:
+            return self.number(self._layout(kind))
+        inner, count = self.number("<I"), self.number("<Q")
+        if not 0 <= count <= ITEMS_MAX:
+            raise _Malformed
+        if inner == STRING_KIND:
+            for _ in range(count):
+                self.take(self.number("<Q"))
+            return None
+        layout = self._layout(inner)
+        items = self.take(count * struct.calcsize(layout))
+        return [int(item) for (item,) in struct.iter_unpack(layout, items)] if "f" not in layout[1:] else None
+
+    @staticmethod
+    def _layout(kind: int) -> str:
+        if kind not in SCALARS:
+            raise _Malformed
+        return SCALARS[kind]
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Names and values, in order."""
+        if self.take(4) != MAGIC or self.number("<I") not in (2, 3):
+            raise _Malformed
+        self.take(8)  # number of tensors
+        count = self.number("<Q")
+        if count > ENTRIES_MAX:
+            raise _Malformed
+        for _ in range(count):
+            name = self.text()
+            yield name, self.value(self.number("<I"))
+
+
+def context_bytes_per_token(path: Path) -> int | None:
+    """Bytes of key and value memory for one token of context; None when the header doesn't say."""
+    try:
+        with path.open("rb") as file:
+            found = _wanted(_Reader(file.read(HEADER_BYTES_MAX)))
+    except (OSError, _Malformed, struct.error, OverflowError):
+        return None
+    layers, heads = found.get("block_count"), found.get("attention.head_count")
+    width = found.get("embedding_length")
+    if not isinstance(layers, int) or not isinstance(heads, int) or not isinstance(width, int) or heads < 1:
+        return None
+    sharing = found.get("attention.head_count_kv", heads)
+    key, value = (found.get(f"attention.{name}_length", width // heads) for name in ("key", "value"))
+    if not isinstance(key, int) or not isinstance(value, int):
+        return None
+    kept = sum(sharing) if isinstance(sharing, list) else layers * sharing if isinstance(sharing, int) else 0
+    return max(0, kept * (key + value) * HALF_FLOAT_BYTES)
+
+
+def _wanted(reader: _Reader) -> dict[str, Entry]:
+    """Entries of the model's own architecture, by their name within it."""
+    architecture = ""
+    found: dict[str, Entry] = {}
+    for name, value in reader.entries():
+        if name == "general.architecture" and isinstance(value, str):
+            architecture = value
+        elif architecture and name.startswith(f"{architecture}."):
+            found[name.removeprefix(f"{architecture}.")] = value
+        elif name.startswith("tokenizer.") and "embedding_length" in found:
+            break  # the long part, and nothing in it is wanted
+    return found
