@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from node.runtime.motion_bodies import SubjectBody
 from protocol.primitives.units import AMOUNT_MAX
 
 TimeoutMs = Annotated[int, Meta(ge=1, le=24 * 3600 * 1000)]
@@ -40,6 +41,20 @@ class SendBody(Body, frozen=True):
 
     recipient: str
     amount: Amount
+    timeout_ms: TimeoutMs
+
+
+class MotionBody(Body, frozen=True):
+    """Put something to vote."""
+
+    subject: SubjectBody
+    timeout_ms: TimeoutMs
+
+
+class VoteBody(Body, frozen=True):
+    """Vote on a motion."""
+
+    approve: bool
     timeout_ms: TimeoutMs
 
 

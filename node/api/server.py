@@ -22,8 +22,10 @@ from node.api.requests import (
     AmountBody,
     ErrorBody,
     ErrorView,
+    MotionBody,
     SendBody,
     SettledView,
+    VoteBody,
     WaitBody,
 )
 from node.runtime.control import ControlError, NodeControl, RunEvent, RunRequest
@@ -71,10 +73,10 @@ async def _body(request: web.Request, kind: type[T]) -> T:
     return msgspec.json.decode(await request.read(), type=kind)
 
 
-def _height(request: web.Request) -> int:
-    text = request.match_info["height"]
+def _number(request: web.Request, name: str) -> int:
+    text = request.match_info[name]
     if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise UserError(f"not a height: {text!r}")
+        raise UserError(f"not a {name}: {text!r}")
     return int(text)
 
 
@@ -107,8 +109,14 @@ class ControlRoutes:
             web.post("/v1/provider/bond", self.bond),
             web.post("/v1/provider/unbond", self.unbond),
             _read("/v1/ledger", lambda request: control.ledger()),
-            _read("/v1/blocks/{height}", lambda request: control.block(_height(request))),
+            _read("/v1/blocks/{height}", lambda request: control.block(_number(request, "height"))),
             _read("/v1/supply", lambda request: control.supply()),
+            _read("/v1/authorities", lambda request: control.authorities()),
+            _read("/v1/parameters", lambda request: control.parameters()),
+            _read("/v1/motions", lambda request: control.motions()),
+            _read("/v1/motions/{number}", lambda request: control.motion(_number(request, "number"))),
+            web.post("/v1/motions", self.open_motion),
+            web.post("/v1/motions/{number}/vote", self.vote),
         ]
 
     async def quote(self, request: web.Request) -> web.StreamResponse:
@@ -177,6 +185,16 @@ class ControlRoutes:
         """Start to take the stake back."""
         body = await _body(request, AmountBody)
         return _answer(await self._control.unbond(body.amount, body.timeout_ms))
+
+    async def open_motion(self, request: web.Request) -> web.StreamResponse:
+        """Put something to vote."""
+        body = await _body(request, MotionBody)
+        return _answer(await self._control.open_motion(body.subject, body.timeout_ms))
+
+    async def vote(self, request: web.Request) -> web.StreamResponse:
+        """Vote on a motion."""
+        body = await _body(request, VoteBody)
+        return _answer(await self._control.vote(_number(request, "number"), body.approve, body.timeout_ms))
 
 
 def _read(path: str, answer: Callable[[web.Request], object]) -> web.RouteDef:

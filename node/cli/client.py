@@ -13,17 +13,20 @@ from urllib.parse import quote
 
 import msgspec
 
-from node.api.requests import AmountBody, ErrorBody, SendBody, SettledView, WaitBody
+from node.api.requests import AmountBody, ErrorBody, MotionBody, SendBody, SettledView, VoteBody, WaitBody
 from node.cli.failures import CommandFailed, ExitCode
 from node.runtime.control import (
     AccountView,
+    AuthoritiesView,
     BidView,
     BlockView,
     ChannelView,
     JobView,
     LedgerView,
     ModelView,
+    MotionView,
     OfferView,
+    ParametersView,
     ProviderView,
     QuoteView,
     RunEvent,
@@ -32,6 +35,7 @@ from node.runtime.control import (
     SupplyView,
     TransactionView,
 )
+from node.runtime.motion_bodies import SubjectBody
 
 ANSWER_SECONDS = 30.0
 """A question about what the node knows is answered at once; a node that takes longer hangs."""
@@ -105,7 +109,7 @@ class NodeClient:
     def _get(self, path: str, kind: type[T]) -> T:
         return msgspec.json.decode(self._ask("GET", path), type=kind)
 
-    def _wait(self, path: str, body: WaitBody | AmountBody | SendBody, kind: type[T]) -> T:
+    def _wait(self, path: str, body: WaitBody | AmountBody | SendBody | MotionBody | VoteBody, kind: type[T]) -> T:
         return msgspec.json.decode(self._ask("POST", path, body, body.timeout_ms / 1000 + 5), type=kind)
 
     def status(self, seconds: float = ANSWER_SECONDS) -> StatusView:
@@ -205,6 +209,30 @@ class NodeClient:
     def supply(self) -> SupplyView:
         """Where all the money is."""
         return self._get("/v1/supply", SupplyView)
+
+    def authorities(self) -> AuthoritiesView:
+        """Who decides."""
+        return self._get("/v1/authorities", AuthoritiesView)
+
+    def parameters(self) -> ParametersView:
+        """What the network has agreed on."""
+        return self._get("/v1/parameters", ParametersView)
+
+    def motions(self) -> tuple[MotionView, ...]:
+        """Motions on the agenda and the last outcomes."""
+        return self._get("/v1/motions", tuple[MotionView, ...])
+
+    def motion(self, number: int) -> MotionView:
+        """One motion."""
+        return self._get(f"/v1/motions/{number}", MotionView)
+
+    def open_motion(self, subject: SubjectBody, timeout_ms: int) -> MotionView:
+        """Put something to vote."""
+        return self._wait("/v1/motions", MotionBody(subject, timeout_ms), MotionView)
+
+    def vote(self, number: int, approve: bool, timeout_ms: int) -> MotionView:
+        """Vote on a motion."""
+        return self._wait(f"/v1/motions/{number}/vote", VoteBody(approve, timeout_ms), MotionView)
 
 
 def _failure(response: http.client.HTTPResponse) -> CommandFailed:

@@ -37,6 +37,14 @@ DEVELOPMENT_PARAMETERS = Parameters(
     fee_min=Amount(100),
     redeem_fee_min=Amount(100),
     redeem_fee_share_ppm=1_000,
+    epoch_blocks=50,
+    evidence_blocks=1_000,
+    evidence_ms=DurationMs(10_000),
+    motion_ms=DurationMs(600_000),
+    motion_timelock_ms=DurationMs(0),
+    motion_fee_min=Amount(1_000),
+    issuance_cap=Amount(1_000 * CREDIT),
+    issuance_period_ms=DurationMs(60_000),
 )
 
 

@@ -23,8 +23,16 @@ PRODUCTION_PARAMETERS = Parameters(
     fee_min=Amount(100),
     redeem_fee_min=Amount(1_000),
     redeem_fee_share_ppm=1_000,
+    epoch_blocks=1_000,
+    evidence_blocks=100_000,
+    evidence_ms=DurationMs(7 * DAY_MS),
+    motion_ms=DurationMs(7 * DAY_MS),
+    motion_timelock_ms=DurationMs(DAY_MS),
+    motion_fee_min=Amount(CREDIT // 10),
+    issuance_cap=Amount(10_000 * CREDIT),
+    issuance_period_ms=DurationMs(30 * DAY_MS),
 )
-"""Between machines: an hour to challenge a close, a week to take a bond back."""
+"""Between machines: an hour to challenge a close, a week to take a bond back and to vote, a day's timelock."""
 
 
 @click.group()

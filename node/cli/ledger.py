@@ -73,7 +73,7 @@ def account(session: Session, account: str) -> None:
 @ledger.command()
 @with_node
 def supply(session: Session) -> None:
-    """Where all the money is; the parts sum up to what the genesis gave out."""
+    """Where all the money is; the parts sum up to what genesis and votes gave out, less what was redeemed."""
     view = session.client.supply()
     text = fields(
         [
@@ -83,6 +83,8 @@ def supply(session: Session) -> None:
             ("fee pool", credits_text(view.fee_pool)),
             ("total", credits_text(view.total)),
             ("by genesis", credits_text(view.genesis_total)),
+            ("by vote", credits_text(view.issued_by_vote)),
+            ("redeemed", credits_text(view.redeemed_by_vote)),
         ]
     )
     session.output.show(view, text, (str(view.total),))

@@ -28,6 +28,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "channel": ("node.cli.money:channel", "Payment channels."),
         "ledger": ("node.cli.ledger:ledger", "The ledger: tip, blocks, accounts, supply."),
     },
+    "Govern": {
+        "authority": ("node.cli.authority:authority", "Who decides the ledger, and changing that by vote."),
+        "params": ("node.cli.params:params", "Numbers and version that the network agrees on; votes on them."),
+        "issuance": ("node.cli.motion:issuance", "Make credits by vote, and burn one's own."),
+        "motion": ("node.cli.motion:motion", "What is put to vote, and what became of it."),
+    },
     "Sell": {
         "provider": ("node.cli.provider:provider", "Bond, unbond and state of a provider."),
         "model": ("node.cli.model:model", "Model files on this machine."),

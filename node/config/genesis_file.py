@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters
+from protocol.messages.governance import ParametersInvalid, check_parameters
 from protocol.primitives.addresses import AddressKind, format_address, parse_address
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import AmountOutOfRange, MalformedMessage, UserError
@@ -96,6 +97,7 @@ def check_genesis(genesis: Genesis) -> None:
     for what, keys in (
         ("authority", [record.authority for record in genesis.authorities]),
         ("node of an authority", [record.node for record in genesis.authorities]),
+        ("account of an authority", [record.account for record in genesis.authorities]),
         ("allocation", [allocation.account for allocation in genesis.allocations]),
     ):
         if len(dict.fromkeys(keys)) != len(keys):
@@ -104,9 +106,10 @@ def check_genesis(genesis: Genesis) -> None:
         checked_sum(amount for entry in genesis.allocations for amount in (entry.balance, entry.bond))
     except AmountOutOfRange:
         raise GenesisInvalid("the allocations together exceed the largest amount") from None
-    parameters = genesis.parameters
-    if not 0 < parameters.delta_ms <= parameters.delta_cap_ms or parameters.heartbeat_ms == 0:
-        raise GenesisInvalid("parameters need 0 < delta_ms ≤ delta_cap_ms and heartbeat_ms > 0")
+    try:
+        check_parameters(genesis.parameters, genesis.development)
+    except ParametersInvalid as error:
+        raise GenesisInvalid(str(error)) from None
 
 
 def genesis_from_json(content: bytes, source: str) -> Genesis:

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import msgspec
 
+from node.runtime.motion_bodies import SubjectBody
+
 
 class ControlError(Exception):
     """A request that can't be carried out. ``code`` names it for programs, ``exit_code`` is the command line's."""
@@ -204,6 +206,80 @@ class SupplyView(View, frozen=True):
     fee_pool: int
     total: int
     genesis_total: int
+    issued_by_vote: int = 0
+    redeemed_by_vote: int = 0
+
+
+class AuthorityView(View, frozen=True):
+    """One key of the authority set, or one on its way in or out."""
+
+    name: str
+    authority: str
+    account: str
+    node: str
+    state: str
+    """``active``, ``suspended``, ``joining`` or ``leaving``."""
+    since_height: int
+    until_height: int | None
+    bond: int
+    blocks_signed: int
+    """Blocks of the present epoch whose certificate carries its signature."""
+
+
+class AuthoritiesView(View, frozen=True):
+    """Who decides, and how many are needed."""
+
+    height: int
+    quorum: int
+    faulty_max: int
+    authorities: tuple[AuthorityView, ...]
+
+
+class ParameterView(View, frozen=True):
+    """A number that the network agrees on, and the range in which a vote may set it."""
+
+    name: str
+    value: int
+    least: int
+    most: int
+
+
+class ParametersView(View, frozen=True):
+    """What the network has agreed on."""
+
+    version: int
+    coming_version: int | None
+    coming_version_height: int | None
+    parameters: tuple[ParameterView, ...]
+
+
+class VoteView(View, frozen=True):
+    """What an authority has voted; ``None`` while it has not."""
+
+    name: str
+    authority: str
+    approve: bool | None
+
+
+class MotionView(View, frozen=True):
+    """Something put to vote."""
+
+    motion: int
+    subject: str
+    detail: str
+    status: str
+    """``open``, ``passed``, ``done``, ``rejected``, ``expired`` or ``failed``."""
+    opener: str
+    opened_height: int
+    due_at_ledger_ms: int
+    """When an open motion expires and a passed one takes effect."""
+    ledger_time_ms: int
+    approvals: int
+    rejections: int
+    needed: int
+    votes: tuple[VoteView, ...]
+    concluded_height: int | None
+    outcome: str
 
 
 class TransactionView(View, frozen=True):
@@ -313,3 +389,15 @@ class NodeControl(Protocol):
     def ledger(self) -> LedgerView: ...
     def block(self, height: int) -> BlockView: ...
     def supply(self) -> SupplyView: ...
+    def authorities(self) -> AuthoritiesView: ...
+    def parameters(self) -> ParametersView: ...
+    def motions(self) -> tuple[MotionView, ...]: ...
+    def motion(self, number: int) -> MotionView: ...
+
+    async def open_motion(self, subject: SubjectBody, timeout_ms: int) -> MotionView:
+        """Put something to vote, on behalf of this node's authority if it has one."""
+        ...
+
+    async def vote(self, number: int, approve: bool, timeout_ms: int) -> MotionView:
+        """This node's authority votes on a motion."""
+        ...

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from node.clock import read_clock
 from node.config.settings import Role
-from node.runtime import control, ledger_views, market_views
+from node.runtime import control, governance_desk, ledger_views, market_views
 from node.runtime.control import ControlError
 from node.runtime.job_stream import JobStream
+from node.runtime.motion_bodies import SubjectBody
 from node.runtime.receipt_files import ReceiptDesk
 from protocol.engine.events import TransactionDecided, TransactionFailed
 from protocol.engine.inputs import CancelJob, WantAction
@@ -134,6 +135,22 @@ class Front:
         """Where all credits are."""
         return ledger_views.supply_view(self._state, self._state.genesis)
 
+    def authorities(self) -> control.AuthoritiesView:
+        """Who decides."""
+        return governance_desk.authorities_view(self._state)
+
+    def parameters(self) -> control.ParametersView:
+        """What the network has agreed on."""
+        return governance_desk.parameters_view(self._state)
+
+    def motions(self) -> tuple[control.MotionView, ...]:
+        """Motions on the agenda and the last outcomes, oldest first."""
+        return tuple(governance_desk.motion_view(self._state, motion) for motion in self._state.motions())
+
+    def motion(self, number: int) -> control.MotionView:
+        """One motion."""
+        return governance_desk.find_motion(self._state, number)
+
     # Acting
 
     def run(self, request: control.RunRequest) -> AsyncIterator[tuple[control.RunEvent, ...]]:
@@ -200,6 +217,22 @@ class Front:
     async def unbond(self, amount: int, timeout_ms: int) -> control.TransactionView:
         """Start to withdraw credits from this account's bond."""
         return await self._want(BondUnlock(_amount(amount)), timeout_ms)
+
+    async def open_motion(self, subject: SubjectBody, timeout_ms: int) -> control.MotionView:
+        """Put something to vote; returns once a block holds it."""
+        account = self._node.keys.account_id
+        action = governance_desk.motion_action(self._state, account, subject)
+        decided = await self._want(action, timeout_ms)
+        opened = [motion for motion in self._state.motions() if motion.opener == account]
+        return governance_desk.motion_view(
+            self._state, next(motion for motion in reversed(opened) if motion.opened_height == decided.height)
+        )
+
+    async def vote(self, number: int, approve: bool, timeout_ms: int) -> control.MotionView:
+        """Vote on a motion; returns once a block holds the vote."""
+        action = governance_desk.vote_action(self._state, self._node.keys.account_id, number, approve)
+        await self._want(action, timeout_ms)
+        return self.motion(number)
 
     def _channel(self, text: str) -> ChannelId:
         found = [view for view in self.channels() if view.channel.startswith(text.lower())]

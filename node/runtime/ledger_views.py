@@ -66,7 +66,7 @@ def account_view(state: LedgerState, account: AccountId) -> AccountView:
 
 
 def supply_view(state: LedgerState, genesis: Genesis) -> SupplyView:
-    """All credits there are, and where; ``total`` equals ``genesis_total`` or something is very wrong."""
+    """All credits there are, and where; ``total`` equals what came in less what left, or something is very wrong."""
     supply = state.supply_kept()
     return SupplyView(
         balances=supply.balances,
@@ -77,6 +77,8 @@ def supply_view(state: LedgerState, genesis: Genesis) -> SupplyView:
         genesis_total=checked_sum(
             amount for allocation in genesis.allocations for amount in (allocation.balance, allocation.bond)
         ),
+        issued_by_vote=state.charter.minting.issued,
+        redeemed_by_vote=state.charter.minting.redeemed,
     )
 
 

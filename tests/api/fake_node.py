@@ -9,11 +9,15 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
+
 from node.api.server import serve_control
 from node.keystore.development import development_keys
 from node.keystore.keys import KeyPurpose, address_of
 from node.runtime.control import (
     AccountView,
+    AuthoritiesView,
+    AuthorityView,
     BidView,
     BlockTransactionView,
     BlockView,
@@ -22,8 +26,11 @@ from node.runtime.control import (
     JobView,
     LedgerView,
     ModelView,
+    MotionView,
     NodeControl,
     OfferView,
+    ParametersView,
+    ParameterView,
     PeerView,
     ProviderModelView,
     ProviderView,
@@ -34,11 +41,14 @@ from node.runtime.control import (
     StatusView,
     SupplyView,
     TransactionView,
+    VoteView,
 )
+from node.runtime.motion_bodies import SubjectBody
 
 JOB = "ab" * 32
 OWN = address_of(KeyPurpose.ACCOUNT, development_keys("buyer-1", False).account)
 OTHER = address_of(KeyPurpose.ACCOUNT, development_keys("provider-1", False).account)
+AUTHORITY = "mcauth1a"
 MODELS = {
     "talker": "gguf",
     "bytes": "onnx",
@@ -216,6 +226,45 @@ class FakeNode:
 
     def supply(self) -> SupplyView:
         raise RuntimeError("a defect")
+
+    def authorities(self) -> AuthoritiesView:
+        first = AuthorityView("first", AUTHORITY, OTHER, "mcnode1y", "active", 1, None, 5_000_000, 12)
+        return AuthoritiesView(7, 3, 1, (first, msgspec.structs.replace(first, name="second", authority="mcauth1b")))
+
+    def parameters(self) -> ParametersView:
+        return ParametersView(1, 2, 900, (ParameterView("fee_min", 100, 0, 1_000),))
+
+    def motions(self) -> tuple[MotionView, ...]:
+        return (self.motion(3),)
+
+    def motion(self, number: int) -> MotionView:
+        if number > 3:
+            raise ControlError("motion_not_found", f"the ledger tells of no motion {number}", 1)
+        votes = (VoteView("first", AUTHORITY, True), VoteView("second", "mcauth1b", None))
+        return MotionView(
+            number,
+            "ParameterChange",
+            "fee_min = 200\x1b[31m",
+            "open",
+            OWN,
+            5,
+            900_000,
+            90_000,
+            1,
+            0,
+            3,
+            votes,
+            None,
+            "",
+        )
+
+    async def open_motion(self, subject: SubjectBody, timeout_ms: int) -> MotionView:
+        self.calls.append(("open_motion", subject))
+        return self.motion(3)
+
+    async def vote(self, number: int, approve: bool, timeout_ms: int) -> MotionView:
+        self.calls.append(("vote", number, approve))
+        return self.motion(number)
 
 
 _: type[NodeControl] = FakeNode

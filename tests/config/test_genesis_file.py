@@ -9,9 +9,14 @@ import pytest
 from node.config.genesis_file import GenesisInvalid, genesis_from_json, genesis_to_json, load_genesis, make_genesis
 from node.keystore.development import development_keys
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
+from protocol.messages.governance import PARAMETER_BOUNDS, Bounds, ParametersInvalid, check_parameters
 from protocol.primitives.units import AMOUNT_MAX, Amount, AuthorityId, TimestampMs
 
-PARAMETERS = msgspec.convert((15_000, 500, 10_000, 500, 5_000, 10_000, 1, 1, 1, 1), Parameters)
+HOUR_MS = 3_600_000
+PARAMETERS = msgspec.convert(
+    (15_000, 500, 10_000, 500, HOUR_MS, 24 * HOUR_MS, 1, 1, 1, 1, 10, 1_000, HOUR_MS, HOUR_MS, 0, 1, 1, 24 * HOUR_MS),
+    Parameters,
+)
 
 
 def authority(name: str) -> AuthorityRecord:
@@ -109,3 +114,30 @@ def test_share_above_everything_is_refused() -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(GenesisInvalid, match=r"none\.json"):
         load_genesis(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("name", "bounds"), PARAMETER_BOUNDS.items(), ids=list(PARAMETER_BOUNDS))
+def test_a_parameter_out_of_its_bounds_is_refused_by_name(name: str, bounds: Bounds) -> None:
+    """Windows that cost somebody a claim when they are short may be short in development networks alone."""
+    good = msgspec.structs.replace(PARAMETERS, unbonding_ms=PARAMETER_BOUNDS["unbonding_ms"].most)
+    check_parameters(good, development=False)
+    for development, least in ((False, bounds.least), (True, bounds.least_development)):
+        for value in (least - 1, bounds.most + 1):
+            with pytest.raises(ParametersInvalid, match=name):
+                check_parameters(msgspec.structs.replace(good, **{name: value}), development)
+
+
+def test_every_parameter_has_bounds() -> None:
+    assert tuple(PARAMETER_BOUNDS) == Parameters.__struct_fields__
+
+
+def test_parameters_that_do_not_fit_each_other_are_refused() -> None:
+    for change in ({"delta_ms": 10_001}, {"evidence_ms": 24 * HOUR_MS + 1}):
+        with pytest.raises(ParametersInvalid, match="exceeds"):
+            check_parameters(msgspec.structs.replace(PARAMETERS, **change), development=False)
+
+
+def test_two_authorities_with_one_account_are_refused() -> None:
+    shared = msgspec.structs.replace(authority("b"), account=authority("a").account)
+    with pytest.raises(GenesisInvalid, match="account of an authority is named twice"):
+        genesis((authority("a"), shared))

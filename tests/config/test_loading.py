@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
+from node.cli.genesis import PRODUCTION_PARAMETERS
 from node.config.descriptions import DescriptionMissing, description_path, shipped_descriptions
 from node.config.genesis_file import make_genesis
 from node.config.loading import (
@@ -18,7 +18,7 @@ from node.config.loading import (
 from node.config.settings import NodeConfig, Role
 from node.config.writing import toml_text
 from node.keystore.development import development_keys
-from protocol.messages.genesis import AuthorityRecord, Genesis, Parameters
+from protocol.messages.genesis import AuthorityRecord, Genesis
 from protocol.primitives.units import AuthorityId, TimestampMs
 
 MINIMAL = 'genesis = "genesis.json"\nstate = "state"\n[keystore]\ndirectory = "keys"\n'
@@ -37,7 +37,7 @@ def development_genesis(development: bool = True) -> Genesis:
         network="n",
         development=development,
         created_at=TimestampMs(0),
-        parameters=msgspec.convert((15_000, 500, 10_000, 500, 5_000, 10_000, 1, 1, 1, 1), Parameters),
+        parameters=PRODUCTION_PARAMETERS,
         authorities=(AuthorityRecord(authority, keys.account_id, keys.node_id, "a"),),
         allocations=(),
     )
