@@ -56,6 +56,7 @@ def restored_consensus(store: Store, tip: Height, guard: SignGuard | None) -> Re
         store.load_table(Table.STANDING),
         guard.held() if guard is not None else (),
         guard.watermark() if guard is not None else Height(0),
+        store.load_table(Table.CONSENSUS_PROPOSAL),
     )
 
 

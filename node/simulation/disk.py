@@ -98,8 +98,8 @@ class SimulatedDisk:
                 self.rows.pop(key, None)
             else:
                 self.rows[key] = value
-        self.tables[Table.CONSENSUS_BODY].clear()
-        self.tables[Table.CONSENSUS_CERTIFICATE].clear()
+        for journal in (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE, Table.CONSENSUS_PROPOSAL):
+            self.tables[journal].clear()
 
     # Backups
 
@@ -154,4 +154,5 @@ class SimulatedDisk:
             self.tables[Table.STANDING].items(),
             self.guard.held(),
             self.guard.watermark(),
+            self.tables[Table.CONSENSUS_PROPOSAL].items(),
         )

@@ -30,7 +30,7 @@ from protocol.primitives.units import Height, MessageId
 
 Durable = Put | Delete | CommitBlock
 
-_JOURNAL_TABLES = (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE)
+_JOURNAL_TABLES = (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE, Table.CONSENSUS_PROPOSAL)
 """The open height's journal: all of it ends when the height closes."""
 
 

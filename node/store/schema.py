@@ -53,6 +53,11 @@ def step_2_state_tree(database: Database) -> None:
     database.execute("CREATE TABLE state_tree (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
 
 
+def step_3_seen_proposals(database: Database) -> None:
+    """The first proposal seen in each view of the open height."""
+    database.execute("CREATE TABLE consensus_proposal (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -63,5 +68,5 @@ def step_1_signatures(database: Database) -> None:
     database.execute("INSERT INTO watermark VALUES (1, 0)")
 
 
-STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree))
+STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree, step_3_seen_proposals))
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -14,6 +14,7 @@ Source: Simplex consensus (Chan and Pass). Each method begins with the rule that
 
 from collections.abc import Mapping
 
+from protocol.consensus.detection import against_certificates, among_signers
 from protocol.consensus.height_state import HeightState, SeenProposal
 from protocol.consensus.outputs import (
     BuildBlock,
@@ -23,6 +24,7 @@ from protocol.consensus.outputs import (
     JudgeBlock,
     Keep,
     KeepBody,
+    KeepProposal,
     NeedBody,
     Output,
     PullCertificate,
@@ -35,6 +37,7 @@ from protocol.consensus.statements import (
     GUARD_CLASSES,
     ballot_equivocation,
     final_to_sign,
+    proposal_envelope,
     proposal_equivocation,
     proposal_to_sign,
     vote_to_sign,
@@ -131,16 +134,18 @@ class AuthorityHeight(HeightState):
             self._enter(View(1), now, outputs)
         if body.view > self.current:
             return outputs
-        first = self.proposals.get(body.view)
-        if first is None:
-            self.proposals[body.view] = SeenProposal(body, signature, now.wall_ms)
-            if body.view == self.current:
-                self._consider(now, outputs)
-        elif first.body != body:
+        first = self.proposals.get(body.view) or self.remembered.get(body.view)
+        if first is not None and first.body != body:
             evidence = proposal_equivocation(leader, (first.body, first.signature), (body, signature))
             self._accuse(body.view, MessageKind.PROPOSAL, evidence, outputs)
             if body.view == self.current:
                 self._skip(body.view, outputs)
+        elif body.view not in self.proposals:
+            self.proposals[body.view] = SeenProposal(body, signature, now.wall_ms)
+            if first is None:
+                outputs.append(KeepProposal(body.view, proposal_envelope(leader, body, signature)))
+            if body.view == self.current:
+                self._consider(now, outputs)
         return outputs
 
     def ballot(self, signer: AuthorityId, body: VoteBody | FinalBody, signature: Signature, now: Now) -> list[Output]:
@@ -160,6 +165,8 @@ class AuthorityHeight(HeightState):
         tally = self.votes if is_vote else self.finals
         match tally.add(body.view, index, body.block_hash, signature):
             case Count.NEW:
+                for evidence in against_certificates(self, index, signer, body, signature):
+                    self._accuse(body.view, MessageKind.VOTE if is_vote else MessageKind.FINAL, evidence, outputs)
                 if self.decided is None:
                     self._assemble(is_vote, body.view, body.block_hash, now, outputs)
             case Count.CONFLICT:
@@ -404,6 +411,7 @@ class AuthorityHeight(HeightState):
             outputs.append(SafetyBroken(f"certificates exclude each other at height {self.rules.height}"))
             return
         if certificate.kind is CertificateKind.DECIDED:
+            self._accuse_signers(certificate, outputs)
             self.decided = certificate
             outputs.append(Forward(certificate))
             outputs.append(Decided(certificate))
@@ -413,6 +421,7 @@ class AuthorityHeight(HeightState):
             return
         shelf[certificate.view] = certificate
         outputs.append(Keep(certificate))
+        self._accuse_signers(certificate, outputs)
         self._finalise(certificate.view, outputs)
         outputs.append(Forward(certificate))
         if certificate.view >= self.current:
@@ -442,6 +451,11 @@ class AuthorityHeight(HeightState):
         )
         if certificate is not None:
             self._certificate(certificate, now, outputs)
+
+    def _accuse_signers(self, certificate: Certificate, outputs: list[Output]) -> None:
+        kind = MessageKind.VOTE if certificate.kind is CertificateKind.VOTED else MessageKind.FINAL
+        for evidence in among_signers(self, certificate):
+            self._accuse(certificate.view, kind, evidence, outputs)
 
     def _accuse(self, view: View, kind: MessageKind, evidence: Equivocation, outputs: list[Output]) -> None:
         """Two different statements of one key at one (h, v) and class: reported once."""

@@ -10,8 +10,8 @@ import msgspec
 from protocol.consensus.justification import HeldCertificates
 from protocol.consensus.tally import Tally
 from protocol.consensus.timing import delta_ms
-from protocol.messages.consensus import Certificate, CertificateKind, ProposalBody
-from protocol.messages.effects import GuardClass
+from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
+from protocol.messages.effects import GuardClass, Now
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import (
@@ -60,6 +60,8 @@ class HeightState:
         self.votes = Tally()
         self.finals = Tally()
         self.proposals: dict[View, SeenProposal] = {}
+        self.remembered: dict[View, SeenProposal] = {}
+        """First proposals that an earlier life saw: a different one is evidence, the same one counts when it comes."""
         self.ready: dict[BlockHash, None] = {}
         self.own_envelopes: dict[tuple[View, GuardClass], bytes] = {}
         self.accused: dict[tuple[View, MessageKind, AuthorityId], None] = {}
@@ -99,6 +101,17 @@ class HeightState:
     def considers(self, block_hash: BlockHash) -> bool:
         """True if the proposal that counts in some view is for this block; others are unjustified or second ones."""
         return any(seen.body.block_hash == block_hash for seen in self.proposals.values())
+
+    def remember(self, body: ProposalBody, signature: Signature, now: Now) -> None:
+        """Take back the first proposal that an earlier life saw in a view of this height."""
+        self.remembered[body.view] = SeenProposal(body, signature, now.wall_ms)
+
+    def certified(self, body: VoteBody | FinalBody) -> tuple[Certificate, ...]:
+        """Certificates held of the class and view of a statement."""
+        if isinstance(body, VoteBody):
+            return (self.held.voted[body.view],) if body.view in self.held.voted else ()
+        decided = (self.decided,) if self.decided is not None and self.decided.view == body.view else ()
+        return (*((self.held.skipped[body.view],) if body.view in self.held.skipped else ()), *decided)
 
     def leads(self) -> bool:
         """True if this authority leads the current view and has not given it up."""

@@ -34,6 +34,13 @@ class KeepBody(_Output, frozen=True):
     block_hash: BlockHash
 
 
+class KeepProposal(_Output, frozen=True):
+    """Remember the first PROPOSAL of a view until the height closes, over restarts: a second one is evidence."""
+
+    view: View
+    envelope: bytes
+
+
 class Sign(_Output, frozen=True):
     """Sign under the guard and send to all authorities; hand the envelope back through ``own_signed``."""
 
@@ -113,6 +120,7 @@ Output = (
     Keep
     | Forward
     | KeepBody
+    | KeepProposal
     | Sign
     | SendBallot
     | SendProposal

@@ -2,7 +2,7 @@
 
 from protocol.consensus.outputs import Equivocation, Sign
 from protocol.consensus.tally import Statement
-from protocol.messages.consensus import FinalBody, ProposalBody, VoteBody
+from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import GuardClass, GuardPosition
 from protocol.messages.envelope import seal
 from protocol.messages.kinds import MessageKind
@@ -34,11 +34,24 @@ def final_to_sign(height: Height, view: View, decision: BlockHash | None) -> Sig
     return Sign(GuardPosition(height, view, GuardClass.FINAL), MessageKind.FINAL, encode(body))
 
 
+def proposal_envelope(leader: AuthorityId, body: ProposalBody, signature: Signature) -> bytes:
+    """The envelope of a PROPOSAL from its parts."""
+    return seal(MessageKind.PROPOSAL, encode(body), PublicKey(leader), signature)
+
+
+def certified_body(certificate: Certificate) -> VoteBody | FinalBody:
+    """What each signer of a certificate has signed."""
+    if certificate.kind is CertificateKind.VOTED:
+        assert certificate.block_hash is not None
+        return VoteBody(certificate.height, certificate.view, certificate.block_hash)
+    return FinalBody(certificate.height, certificate.view, certificate.block_hash)
+
+
 def proposal_equivocation(
     leader: AuthorityId, first: tuple[ProposalBody, Signature], second: tuple[ProposalBody, Signature]
 ) -> Equivocation:
     """Two PROPOSALs of one view with different (x, w)."""
-    envelopes = [seal(MessageKind.PROPOSAL, encode(body), PublicKey(leader), sig) for body, sig in (first, second)]
+    envelopes = [proposal_envelope(leader, *each) for each in (first, second)]
     return Equivocation(leader, envelopes[0], envelopes[1])
 
 

@@ -7,7 +7,9 @@ the market, a wish of the market to the ledger, a verdict to gossip.
 from collections.abc import Callable, Iterable
 from typing import assert_never
 
+from protocol.consensus.outputs import Equivocation
 from protocol.engine import inputs
+from protocol.engine.accusations import Accusations
 from protocol.engine.anchors import anchors_in
 from protocol.engine.checks import message_checks
 from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
@@ -100,6 +102,7 @@ class Engine:
         self._demand: dict[MessageId, None] = {}
         """Bids that are being signed for gossip."""
         self._wishes = 0
+        self._accusations = Accusations()
         self._kept: dict[NodeId, None] = {}
         """Nodes of authorities that this one stays linked to."""
 
@@ -397,6 +400,7 @@ class Engine:
         return [
             *self._resubmit(now),
             *self._pay_out(now),
+            *self._accuse(now),
             *(self.shop.renew(*self._bond(), now) if self.shop.silent_because else []),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
@@ -410,6 +414,19 @@ class Engine:
             effects += self.own.want(request, action, state)
         return effects
 
+    def _notice(self, evidence: Equivocation, now: Now) -> None:
+        own = self.replica.own
+        if own is not None:
+            self._accusations.notice(evidence, own, self.replica.authorities, now.monotonic_ms)
+
+    def _accuse(self, now: Now) -> list[Effect]:
+        """An authority reports, from its own account, who signed twice."""
+        state = self.replica.state
+        effects: list[Effect] = []
+        for request, report in self._accusations.due(state, now.monotonic_ms):
+            effects += self.own.want(request, report, state)
+        return effects
+
     def _follow(self, effects: list[Effect], now: Now) -> list[Effect]:
         """Carry what was decided to the rooms that wait for it."""
         followed: list[Effect] = []
@@ -418,6 +435,9 @@ class Engine:
                 case CommitBlock():
                     followed.append(effect)
                     followed += self._follow(self._block_decided(effect, now), now)
+                case Notify(event=Equivocation() as seen):
+                    followed.append(effect)
+                    self._notice(seen, now)
                 case Notify(event=TransactionFailed() as failed) if failed.request in self._market_wants:
                     room, subject = self._market_wants.pop(failed.request)
                     rejected = room.transaction_rejected(subject, failed.reason, now)

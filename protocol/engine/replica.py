@@ -10,6 +10,7 @@ from protocol.engine.bodies import open_body
 from protocol.engine.replica_door import MisplacedMessage, open_ballot
 from protocol.engine.replica_height import CATCH_UP, OPEN, PULL, PUSH, RESEND, STANDING, WAKE
 from protocol.engine.replica_sync import ReplicaSync
+from protocol.engine.restored import seen_proposal
 from protocol.ledger.signatures import open_transaction
 from protocol.messages import wire
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, ProposalBody
@@ -41,6 +42,8 @@ class Replica(ReplicaSync):
             for block_bytes in self._restored.bodies:
                 block, block_hash = open_body(block_bytes)
                 self._bodies.restore(block_hash, block, block_bytes)
+            for envelope_bytes in self._restored.proposals:
+                self._machine.remember(*seen_proposal(envelope_bytes), now)
             self._carry_out(self._machine.restore(self._restored.certificates, now), now)
         self._inquire(now)
         self._settle_standing(now)

@@ -13,7 +13,7 @@ from protocol.consensus.timing import PULL_RETRY_MS, RESEND_MS, is_timely
 from protocol.engine.bodies import Bodies
 from protocol.engine.catch_up import AnswerLimits, CatchUp
 from protocol.engine.replica_door import ReplicaDoor
-from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key
+from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key, proposal_key
 from protocol.engine.seats import Seats
 from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
@@ -190,6 +190,9 @@ class HeightDriver:
                 block_bytes = self._bodies.claim_durable(output.block_hash)
                 if block_bytes is not None:
                     self._effects.append(Put(Table.CONSENSUS_BODY, output.block_hash, block_bytes))
+            case out.KeepProposal():
+                key = proposal_key(Height(self.tip + 1), output.view)
+                self._effects.append(Put(Table.CONSENSUS_PROPOSAL, key, output.envelope))
             case out.Sign():
                 self._sign(output)
             case out.SendBallot():

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import msgspec
 
 from protocol.messages.blocks import Block
-from protocol.messages.consensus import Certificate, CertificateKind
+from protocol.messages.consensus import Certificate, CertificateKind, ProposalBody
 from protocol.messages.effects import GuardPosition
+from protocol.messages.envelope import open_envelope
 from protocol.primitives.codec import decode
-from protocol.primitives.units import Height, View
+from protocol.primitives.units import Height, Signature, View
 
 OBSERVER_KEY = b"observer"
 """Row of ``Table.STANDING`` that keeps an observer an observer over restarts."""
@@ -26,6 +27,8 @@ class RestoredConsensus(msgspec.Struct, frozen=True):
     """Position and signed payload, heights above the watermark."""
     guard_watermark: Height = Height(0)
     observer: bool = False
+    proposals: tuple[bytes, ...] = ()
+    """Envelopes of the first proposal seen in each view: who proposes another one has signed twice."""
 
     @classmethod
     def from_rows(
@@ -36,8 +39,10 @@ class RestoredConsensus(msgspec.Struct, frozen=True):
         standing_rows: Iterable[tuple[bytes, bytes]],
         guard_rows: Iterable[tuple[GuardPosition, bytes]],
         guard_watermark: Height,
+        proposal_rows: Iterable[tuple[bytes, bytes]] = (),
     ) -> "RestoredConsensus":
-        """Decode the tables ``CONSENSUS_CERTIFICATE``, ``CONSENSUS_BODY`` and ``STANDING``, and the guard's rows."""
+        """Decode the tables ``CONSENSUS_CERTIFICATE``, ``CONSENSUS_BODY``, ``STANDING`` and ``CONSENSUS_PROPOSAL``, and
+        the guard's rows."""
         certificates = [decode(value, Certificate) for _, value in certificate_rows]
         open_height = tip + 1
         kept = [
@@ -50,12 +55,25 @@ class RestoredConsensus(msgspec.Struct, frozen=True):
             guard_rows=tuple(guard_rows),
             guard_watermark=guard_watermark,
             observer=any(key == OBSERVER_KEY for key, _ in standing_rows),
+            proposals=tuple(value for key, value in proposal_rows if key[:8] == open_height.to_bytes(8, "big")),
         )
+
+
+def seen_proposal(envelope_bytes: bytes) -> tuple[ProposalBody, Signature]:
+    """A row of ``Table.CONSENSUS_PROPOSAL`` as the machine takes it back."""
+    envelope, body = open_envelope(envelope_bytes)
+    assert isinstance(body, ProposalBody)
+    return body, envelope.signature
 
 
 def certificate_key(certificate: Certificate) -> bytes:
     """Row key of ``Table.CONSENSUS_CERTIFICATE``: height, kind, view; sorts in that order."""
     return journal_key(certificate.height, certificate.kind, certificate.view)
+
+
+def proposal_key(height: Height, view: View) -> bytes:
+    """Row key of ``Table.CONSENSUS_PROPOSAL``."""
+    return height.to_bytes(8, "big") + view.to_bytes(8, "big")
 
 
 def journal_key(height: Height, kind: CertificateKind, view: View) -> bytes:

@@ -46,6 +46,8 @@ class Table(IntEnum):
     """Block hash → block bytes of the open height."""
     CONSENSUS_CERTIFICATE = 2
     """(height, kind, view) → certificate of the open height."""
+    CONSENSUS_PROPOSAL = 3
+    """View → envelope of the first proposal seen in it at the open height: a second one is evidence, also later."""
     BUYER_LANE = 10
     """(channel, lane) → what the buyer has promised on the lane."""
     SELLER_LANE = 11

@@ -36,6 +36,7 @@ class Domain(Enum):
     RECEIPT_NODE = b"mercat/receipt-node/1\0"
     RECEIPTS_ROOT = b"mercat/receipts-root/1\0"
     INPUT_COMMITMENT = b"mercat/input-commitment/1\0"
+    EVIDENCE_WISH = b"mercat/evidence-wish/1\0"
     MARKET_WISH = b"mercat/market-wish/1\0"
     OUTPUT_COMMITMENT = b"mercat/output-commitment/1\0"
     CHUNK = b"mercat/chunk/1\0"

@@ -283,7 +283,7 @@ def test_a_closed_height_answers_nothing() -> None:
     made.holds(decided(1, X), at(1))
     made.asked.clear()
     made.proposes(proposal(1, X), at(2))
-    made.ballots((1, 2, 3), final(1, None), at(2))
+    made.ballots((3,), final(1, None), at(2))
     made.tick(at(10 * DELTA))
     made.take(made.machine.resend(at(1000)), at(1000))
     assert made.asked == []
