@@ -49,6 +49,7 @@ def default_state_file() -> Path:
 @click.option(
     "--state", type=click.Path(path_type=Path, dir_okay=False), help="Where progress is kept [default: user's state]."
 )
+@click.option("--mutants", is_flag=True, help="Remove each guard of the protocol in turn: the checkers must notice.")
 @click.option("--search", is_flag=True, help="Walk through every run of one height, one authority lying.")
 @click.option("--views", type=click.IntRange(1, 3), default=3, show_default=True, help="Of the search.")
 @click.option("--market", is_flag=True, help="Providers, buyers and jobs too; takes --seeds and --from only.")
@@ -66,6 +67,7 @@ def simulate(
     strikes: int | None,
     resume: bool,
     state: Path | None,
+    mutants: bool,
     search: bool,
     views: int,
     market: bool,
@@ -77,6 +79,11 @@ def simulate(
     """
     if market:
         _simulate_markets(output, range(first, first + seeds))
+        return
+    if mutants:
+        from node.cli.simulation_gates import run_mutants
+
+        run_mutants(output)
         return
     if search:
         from node.cli.simulation_gates import run_search

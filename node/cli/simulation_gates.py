@@ -1,4 +1,4 @@
-"""``mercat simulate --search``: do the guards of one height suffice, whatever happens?"""
+"""``mercat simulate --mutants`` and ``--search``: is each guard needed, and do they suffice?"""
 
 from functools import partial
 
@@ -44,3 +44,30 @@ def run_search(output: Output, views: int) -> None:
     rows = [(str(view.liar), str(view.views), f"{view.states:,}", f"{view.endings:,}") for view in found]
     text = table(("LIAR", "VIEWS", "STATES", "ENDINGS"), rows)
     output.show(found, f"{text}\n\n{total:,} states, no disagreement, none stuck", (str(total),))
+
+
+def run_mutants(output: Output) -> None:
+    """Take each guard away; fails at the first that nobody misses."""
+    from node.simulation.mutants import MUTANTS, SEARCH_MUTANTS, Caught, Escaped, catch, find, find_nothing
+    from node.simulation.search import Disagreement, Stuck
+
+    progress = Progress(enabled=not (output.quiet or output.as_json))
+    caught: list[Caught] = []
+    try:
+        for mutant in MUTANTS:
+            progress.update(f"without: {mutant.name}")
+            caught.append(catch(mutant))
+        progress.update("searching with every guard")
+        states = find_nothing()
+        for searched in SEARCH_MUTANTS:
+            progress.update(f"searching without: {searched.name}")
+            caught.append(find(searched))
+    except (Escaped, Disagreement, Stuck) as failure:
+        progress.clear()
+        raise CommandFailed(str(failure), ExitCode.FAILED, "mutant_escaped") from None
+    progress.clear()
+    text = table(("WITHOUT", "CAUGHT BY", "WHAT BROKE"), caught)
+    text += (
+        f"\n\n{len(caught)} mutants caught; the same seeds and {states:,} states are clean with every guard in place"
+    )
+    output.show([each._asdict() for each in caught], text, (each.mutant for each in caught))

@@ -73,12 +73,12 @@ class Mute(Adversary):
 
 
 class EquivocatingLeader(Adversary):
-    """Shows one half of the authorities another block than the rest, and votes for both."""
+    """Shows some authorities another block than the rest, each time to others, and votes for both."""
 
     name = "equivocating leader"
 
     def says(self, peer: NodeId, message: wire.WireMessage) -> Iterable[wire.WireMessage]:
-        if not isinstance(message, wire.Proposal) or not self.far_half(peer):
+        if not isinstance(message, wire.Proposal) or self.dice.random() < 0.5:
             return (message,)
         body = open_envelope(message.envelope)[1]
         rival = self.rival(message.block)

@@ -1,8 +1,9 @@
 """Every run of the shipped machine of one height: three honest authorities and one liar, up to a number of views.
 
 Messages are a growing soup: whatever was signed may arrive at any time, never, or again. The liar's signature is on
-everything; as a leader it proposes anything. Timers fire whenever they like. Certificates arrive whole, since a machine
-makes the same of Q ballots. Bodies are good and here. Decisions are not delivered: they would only end a height sooner.
+everything; as a leader it proposes anything. Timers fire whenever they like, and machines restart on what their disks
+hold. Certificates arrive whole, since a machine makes the same of Q ballots. Bodies are good and here. Decisions are
+not delivered: they would only end a height sooner.
 
 Law: no state may hold two decisions (``Disagreement``). From every state, once the liar says nothing more and what the
 honest ones say arrives in time, a block is decided (``Stuck``).
@@ -17,8 +18,9 @@ from protocol.consensus import outputs as out
 from protocol.consensus.height import AuthorityHeight
 from protocol.consensus.height_state import HeightRules
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
+from protocol.messages.effects import GuardClass
 from protocol.messages.kinds import MessageKind
-from protocol.primitives.codec import decode
+from protocol.primitives.codec import decode, encode
 from protocol.primitives.units import BlockHash, DurationMs, View
 
 AUTHORITIES = 4
@@ -224,6 +226,18 @@ class Search:
         machine = walker.machine.copy()
         return self._after(Walker(machine, walker.signed), number, machine.certificate(held, at(0)))
 
+    def _restarted(self, walker: Walker, number: int) -> Walker:
+        """The machine after a crash: with its certificates and its guard, and without the proposals that it saw."""
+        old, machine = walker.machine, self._machine_type(self._rules)
+        machine.restore(old.held.all(), at(0))
+        guard = {(body.view, GuardClass.PROPOSAL): encode(body) for body in old.proposed.values()}
+        for view, block_hash in old.voted.items():
+            guard[(view, GuardClass.VOTE)] = encode(VoteBody(HEIGHT, view, block_hash))
+        for view, decision in old.final.items():
+            guard[(view, GuardClass.FINAL)] = encode(FinalBody(HEIGHT, view, decision))
+        own = self._authorities.records[number].authority
+        return self._after(Walker(machine, walker.signed), number, machine.permit(own, guard, at(0)))
+
     def _signers(self, state: State, said: Said) -> int:
         """Everybody who said it; the liar says everything."""
         return 1 + sum(said in walker.signed for walker in state.walkers)
@@ -237,6 +251,8 @@ class Search:
                     machine = walker.machine.copy()
                     outputs = machine.proposal(body, stand_in(body), (), at(0))
                     yield position, self._after(Walker(machine, walker.signed), number, outputs)
+                if view in walker.machine.proposals and _undecided(walker.machine, view):
+                    yield position, self._restarted(walker, number)
                 for delay in self._delays(walker.machine):
                     machine = walker.machine.copy()
                     yield position, self._after(Walker(machine, walker.signed), number, machine.tick(at(delay)))
@@ -253,7 +269,7 @@ class Search:
 
     def _proposals(self, state: State, machine: AuthorityHeight) -> list[ProposalBody]:
         view = machine.current
-        if view in machine.proposals or view in machine.voted or view in machine.final:
+        if view in machine.proposals or not _undecided(machine, view):
             return []
         leader = self._leader(view)
         if leader == self._liar:
@@ -304,6 +320,11 @@ def _said(signed: out.Sign) -> frozenset[Said]:
     return frozenset({(signed.kind, body.view, body.block_hash or SKIP)})
 
 
+def _undecided(machine: AuthorityHeight, view: View) -> bool:
+    """True while the machine might still vote in this view, by the rule that it ships with."""
+    return view not in machine.final and machine._may_vote(view)
+
+
 def _is_vote(held: Certificate) -> bool:
     return held.kind is CertificateKind.VOTED
 
@@ -333,7 +354,7 @@ def _key(walker: Walker, phase: int, views: int) -> Key:
         tuple(
             (view, machine.proposals[view].body.block_hash, machine.proposals[view].body.voted_view)
             for view in sorted(machine.proposals)
-            if phase <= view <= views and view not in machine.final and view not in machine.voted
+            if phase <= view <= views and _undecided(machine, view)
         ),
         tuple(
             (view, machine.proposed[view].block_hash, machine.proposed[view].voted_view)

@@ -3,6 +3,7 @@
 Law: the machine never checks signatures (they are settled at the door), so a stand-in derived from the statement does.
 """
 
+from functools import cache
 from hashlib import blake2b
 
 from protocol.messages.consensus import Certificate, CertificateKind, ProposalBody
@@ -49,11 +50,13 @@ def stand_in(*parts: object) -> Signature:
     return Signature(blake2b(repr(parts).encode(), digest_size=64).digest())
 
 
+@cache
 def proposal(view: int, block_hash: BlockHash, base: int = 0) -> ProposalBody:
     """PROPOSAL(x, w)."""
     return ProposalBody(HEIGHT, View(view), block_hash, View(base))
 
 
+@cache
 def certificate(
     kind: CertificateKind, view: int, block_hash: BlockHash | None, signers: tuple[int, ...] = (0, 1, 2)
 ) -> Certificate:

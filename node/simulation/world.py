@@ -65,7 +65,7 @@ class Options:
 
 
 def make_genesis(options: Options, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
-    """A genesis with these authorities and funded clients."""
+    """A genesis with these authorities, and funded clients and nodes."""
     parameters = Parameters(
         heartbeat_ms=DurationMs(options.heartbeat_ms),
         delta_ms=DurationMs(options.delta_ms),
@@ -88,7 +88,8 @@ def make_genesis(options: Options, members: list[MemberKeys], clients: list[Simu
         for number, keys in enumerate(members)
         if keys.authority is not None
     )
-    allocations = tuple(Allocation(AccountId(key.public), Amount(1000 * CREDIT), Amount(0)) for key in clients)
+    accounts = [*clients, *(keys.account for keys in members)]
+    allocations = tuple(Allocation(AccountId(key.public), Amount(1000 * CREDIT), Amount(0)) for key in accounts)
     return Genesis("simulation", True, TimestampMs(EPOCH_MS), parameters, records, allocations)
 
 
