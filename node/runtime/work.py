@@ -90,7 +90,11 @@ class WorkPump:
             stop=payload.stop,
         )
         job = await self._supervisor.open_job(
-            effect.model.hex(), effect.job, request, deadline_s=effect.deadline_ms / 1000
+            effect.model.hex(),
+            effect.job,
+            request,
+            deadline_s=effect.deadline_ms / 1000,
+            tenant=effect.buyer.hex(),
         )
         try:
             await running.pulls.acquire()

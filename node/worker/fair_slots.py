@@ -1,8 +1,8 @@
 """The slots of one model and the jobs that wait for them, fairly between tenants (the buyers whose jobs they are).
 
-Law: a free slot goes to the waiting tenant that holds the fewest, the one that has waited longest among equals; within
-a tenant the first comes first. A full queue is shared the same way: a tenant with few jobs waiting takes the place of
-the last one of the tenant that has most.
+Law: a free slot goes to the waiting tenant that holds the fewest, the one that was served longest ago among equals;
+within a tenant the first comes first. A full queue is shared the same way: a tenant with few jobs waiting takes the
+place of the last one of the tenant that has most.
 """
 
 import asyncio
@@ -57,6 +57,8 @@ class FairSlots:
         if not self._held[tenant]:
             del self._held[tenant]
         self._free += 1
+        if tenant in self._queues:
+            self._queues[tenant] = self._queues.pop(tenant)  # it was served: the others come first
         waiting = [name for name, queue in self._queues.items() if queue]
         if waiting:
             chosen = min(waiting, key=lambda name: self._held.get(name, 0))

@@ -241,6 +241,7 @@ class Intake:
                 seed=agreement.seed,
                 temperature_milli=agreement.temperature_milli,
                 deadline_ms=agreement.total_ms,
+                buyer=agreement.buyer,
             ),
             PullWork(job.job),
             core.books.begin(agreement, job.job),

@@ -14,6 +14,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import WireMessage
 from protocol.primitives.codec import Message
 from protocol.primitives.units import (
+    AccountId,
     BlockHash,
     DurationMs,
     Hash,
@@ -199,6 +200,8 @@ class OpenWork(_Effect, frozen=True):
     seed: int
     temperature_milli: int
     deadline_ms: DurationMs
+    buyer: AccountId
+    """Whose job it is: slots are shared between buyers, and nothing of one is kept for another."""
 
 
 class PullWork(_Effect, frozen=True):
