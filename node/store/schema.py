@@ -58,6 +58,11 @@ def step_3_seen_proposals(database: Database) -> None:
     database.execute("CREATE TABLE consensus_proposal (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
 
 
+def step_4_successions(database: Database) -> None:
+    """The headers that named another set of authorities."""
+    database.execute("CREATE TABLE succession (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -68,5 +73,5 @@ def step_1_signatures(database: Database) -> None:
     database.execute("INSERT INTO watermark VALUES (1, 0)")
 
 
-STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree, step_3_seen_proposals))
+STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree, step_3_seen_proposals, step_4_successions))
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -12,6 +12,7 @@ from protocol.consensus.height_state import HeightRules
 from protocol.consensus.timing import PULL_RETRY_MS, RESEND_MS, is_timely
 from protocol.engine.bodies import Bodies
 from protocol.engine.catch_up import AnswerLimits, CatchUp
+from protocol.engine.decided import take_over
 from protocol.engine.replica_door import ReplicaDoor
 from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key, proposal_key
 from protocol.engine.seats import Seats
@@ -19,7 +20,6 @@ from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
 from protocol.ledger.errors import BlockInvalid
 from protocol.ledger.execution import Execution
-from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.mempool import Mempool
 from protocol.ledger.state import LedgerState
 from protocol.messages import wire
@@ -28,7 +28,6 @@ from protocol.messages.consensus import Certificate
 from protocol.messages.effects import (
     BlockDecided,
     CancelTimer,
-    CommitBlock,
     Delete,
     Effect,
     GuardClass,
@@ -315,11 +314,12 @@ class HeightDriver:
     def _commit(self, execution: Execution, certificate: Certificate, now: Now) -> None:
         """Block, state and certificate in one transaction; the next height may open."""
         header = execution.header
-        decided = DecidedBlock(execution.block_bytes, certificate)
-        ids, lattice = execution.transaction_ids, lattice_bytes(execution.lattice)
-        tree = self.state.apply(execution)
+        ids = execution.transaction_ids
+        commit, *changes = take_over(self.state, execution, certificate)
+        decided = commit.decided
         self._effects += [
-            CommitBlock(header.height, execution.block_hash, decided, execution.rows, ids, lattice, tree),
+            commit,
+            *changes,
             Notify(BlockDecided(header.height, execution.block_hash, header.timestamp_ms, tuple(map(Hash, ids)))),
         ]
         self.mempool.block_applied(self.state, ids)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from protocol.ledger.blocks import genesis_header
-from protocol.messages.blocks import AuthorityChange, DecidedHeader, Header, header_hash
+from protocol.messages.blocks import DecidedHeader, Header, Succession, header_hash
 from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.genesis import Genesis, Membership, genesis_hash
 from protocol.messages.quorum import AuthoritySet, certificate_checks
@@ -79,17 +79,17 @@ def verify_decided(genesis_hash: Hash, authorities: AuthoritySet, header: Header
             raise ProofInvalid(f"the signature of authority {authorities.records[signer].name!r} does not hold")
 
 
-def follow_change(trusted: TrustedHeader, change: AuthorityChange) -> TrustedHeader:
+def follow(trusted: TrustedHeader, succession: Succession) -> TrustedHeader:
     """One link: the set that decides after ``trusted`` decided a header that names another set.
 
     The header may lie any number of heights above. Raises ``ProofInvalid`` or ``CertificateInvalid``.
     """
-    header, deciding = change.header, trusted.following
+    header, deciding = succession.header, trusted.following
     _check_above(trusted, header)
     if deciding is None or deciding.hash() != header.authorities_hash:
         raise ProofInvalid(f"header {header.height} is decided by a set that no header before it names")
-    verify_decided(trusted.genesis, deciding, header, change.certificate)
-    following = _set_of(change.following)
+    verify_decided(trusted.genesis, deciding, header, succession.certificate)
+    following = _set_of(succession.following)
     if header.next_authorities_hash == header.authorities_hash:
         raise ProofInvalid(f"header {header.height} changes nothing")
     if following.hash() != header.next_authorities_hash:
@@ -97,27 +97,28 @@ def follow_change(trusted: TrustedHeader, change: AuthorityChange) -> TrustedHea
     return TrustedHeader(trusted.genesis, header, deciding, following)
 
 
-def follow_changes(trusted: TrustedHeader, changes: Iterable[AuthorityChange]) -> TrustedHeader:
-    """All links in their order; see ``follow_change``."""
-    for change in changes:
-        trusted = follow_change(trusted, change)
+def follow_all(trusted: TrustedHeader, successions: Iterable[Succession]) -> TrustedHeader:
+    """All links in their order; see ``follow``."""
+    for succession in successions:
+        trusted = follow(trusted, succession)
     return trusted
 
 
 def deciding_set(
-    start: TrustedHeader, checkpoint: TrustedHeader | None, changes: tuple[AuthorityChange, ...], header: Header
+    start: TrustedHeader, checkpoint: TrustedHeader | None, successions: tuple[Succession, ...], header: Header
 ) -> AuthoritySet:
-    """Who decides a header, by the changes below it since ``start``; by those above ``checkpoint`` as well, if it is
-    given and lies below the header.
+    """Who decides a header, by the successions below it since ``start``.
+
+    A checkpoint, if it is given and lies below the header, has to lead to the same set by the successions above it.
 
     Raises ``ProofInvalid`` or ``CertificateInvalid``, also for a change that has no bearing on the header.
     """
-    if changes and changes[-1].header.height >= header.height:
-        raise ProofInvalid(f"the change at {changes[-1].header.height} has no bearing on header {header.height}")
-    deciding = follow_changes(start, changes).following
+    if successions and successions[-1].header.height >= header.height:
+        raise ProofInvalid(f"the change at {successions[-1].header.height} has no bearing on header {header.height}")
+    deciding = follow_all(start, successions).following
     if checkpoint is not None and checkpoint.header.height < header.height:
-        later = [change for change in changes if change.header.height > checkpoint.header.height]
-        reached = follow_changes(checkpoint, later).following
+        later = [succession for succession in successions if succession.header.height > checkpoint.header.height]
+        reached = follow_all(checkpoint, later).following
         if reached is None or deciding is None or reached.hash() != deciding.hash():
             raise ProofInvalid(f"the trusted checkpoint at {checkpoint.header.height} leads to other authorities")
     if deciding is None:

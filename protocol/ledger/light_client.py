@@ -278,12 +278,12 @@ class _Case:
         if self.file.settlement is None:
             return None
         try:
-            authorities = deciding_set(self.trusted, self.checkpoint, self.proof.changes, self.proof.header)
+            authorities = deciding_set(self.trusted, self.checkpoint, self.proof.successions, self.proof.header)
             verify_decided(self.hash, authorities, self.proof.header, self.proof.certificate)
         except RemoteProtocolError as error:
             raise _Failed(str(error)) from None
-        changes = len(self.proof.changes)
-        through = f", after {changes} change{'s' if changes > 1 else ''} of who decides" if changes else ""
+        successions = len(self.proof.successions)
+        through = f", after {successions} change{'s' if successions > 1 else ''} of who decides" if successions else ""
         return f"{len(self.proof.certificate.signers)} of {authorities.n} authorities{through}"
 
 

@@ -10,11 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from protocol.ledger.merkle import PATH_STEPS_MAX, MerklePath, MerkleStep
-from protocol.messages.blocks import AuthorityChange, Header
+from protocol.messages.blocks import Header, Succession
 from protocol.messages.consensus import Certificate
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import UserError
-from protocol.primitives.limits import AUTHORITY_CHANGES_MAX, RECEIPT_PROOF_HASHES_MAX, TRANSACTION_BYTES_MAX
+from protocol.primitives.limits import RECEIPT_PROOF_HASHES_MAX, SUCCESSIONS_MAX, TRANSACTION_BYTES_MAX
 from protocol.primitives.units import Hash, Salt
 from protocol.settlement.accumulator import MembershipProof
 
@@ -38,7 +38,7 @@ class SettlementProof(Message, frozen=True):
     path: MerklePath
     header: Header
     certificate: Certificate
-    changes: Annotated[tuple[AuthorityChange, ...], Meta(max_length=AUTHORITY_CHANGES_MAX)] = ()
+    successions: Annotated[tuple[Succession, ...], Meta(max_length=SUCCESSIONS_MAX)] = ()
     """Every change of who decides between the genesis and the block."""
 
 
@@ -56,8 +56,8 @@ class SettlementPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[tuple[StepPart, ...], Meta(max_length=PATH_STEPS_MAX)]
     header: Hex
     certificate: Hex
-    changes: Annotated[tuple[Hex, ...], Meta(max_length=AUTHORITY_CHANGES_MAX)] = ()
-    """``AuthorityChange``s since the genesis, oldest first, as their canonical bytes."""
+    successions: Annotated[tuple[Hex, ...], Meta(max_length=SUCCESSIONS_MAX)] = ()
+    """``Succession``s since the genesis, oldest first, as their canonical bytes."""
 
 
 class AccumulatorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +142,7 @@ def _settlement_part(proof: SettlementProof) -> SettlementPart:
         tuple(StepPart(step.sibling.hex(), step.on_left) for step in proof.path),
         encode(proof.header).hex(),
         encode(proof.certificate).hex(),
-        tuple(encode(change).hex() for change in proof.changes),
+        tuple(encode(succession).hex() for succession in proof.successions),
     )
 
 
@@ -180,5 +180,5 @@ def settlement_of(part: SettlementPart) -> SettlementProof:
         tuple(MerkleStep(Hash(bytes.fromhex(step.sibling)), step.on_left) for step in part.path),
         decode(bytes.fromhex(part.header), Header),
         decode(bytes.fromhex(part.certificate), Certificate),
-        tuple(decode(bytes.fromhex(change), AuthorityChange) for change in part.changes),
+        tuple(decode(bytes.fromhex(succession), Succession) for succession in part.successions),
     )

@@ -65,7 +65,7 @@ class DecidedBlock(Message, frozen=True):
     certificate: Certificate
 
 
-class AuthorityChange(Message, frozen=True):
+class Succession(Message, frozen=True):
     """A header that names another set for the next height than for its own: one link of a light client's chain."""
 
     header: Header

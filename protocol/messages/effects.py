@@ -63,6 +63,8 @@ class Table(IntEnum):
     """Small facts of this node: incarnation, offer sequence, observer mark."""
     ANCHOR = 16
     """(channel, lane, receipts count) → where the ledger has a voucher of ours that commits to so many receipts."""
+    SUCCESSION = 17
+    """Height → the header that named another set for the height above, with what proves it."""
 
 
 class Put(_Effect, frozen=True):

@@ -65,7 +65,7 @@ RECEIPT_PROOF_HASHES_MAX = 64
 AUTHORITIES_MAX = 30
 """Simplex exchanges n² messages a view; beyond thirty known authorities another design is due."""
 
-AUTHORITY_CHANGES_MAX = 4096
+SUCCESSIONS_MAX = 4096
 """Changes of the set that a proof shows since the genesis: one a day for eleven years, at most 40 MB."""
 
 JUSTIFICATION_CERTIFICATES_MAX = 64

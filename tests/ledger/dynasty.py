@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from protocol.ledger.light_chain import TrustedHeader, trusted_genesis
-from protocol.messages.blocks import AuthorityChange, DecidedHeader, Header, header_hash
+from protocol.messages.blocks import DecidedHeader, Header, Succession, header_hash
 from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.envelope import signing_bytes
 from protocol.messages.genesis import AuthorityRecord, Genesis, genesis_hash
@@ -73,12 +73,10 @@ class Dynasty:
         authorities, header = self.set_at(height), self.headers[height]
         return DecidedHeader(header, certify(self.genesis, authorities, header, signers), authorities.membership())
 
-    def changes(self) -> tuple[AuthorityChange, ...]:
+    def successions(self) -> tuple[Succession, ...]:
         """Every change up to the last header."""
         return tuple(
-            AuthorityChange(
-                header, self.decided(header.height).certificate, self.set_at(header.height + 1).membership()
-            )
+            Succession(header, self.decided(header.height).certificate, self.set_at(header.height + 1).membership())
             for header in self.headers[1:]
             if header.authorities_hash != header.next_authorities_hash
         )

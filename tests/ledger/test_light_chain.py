@@ -7,13 +7,13 @@ from protocol.ledger.light_chain import (
     ProofInvalid,
     TooFewInCommon,
     deciding_set,
-    follow_changes,
+    follow_all,
     reach,
     trusted_checkpoint,
     verify_decided,
     walk,
 )
-from protocol.messages.blocks import AuthorityChange, DecidedHeader
+from protocol.messages.blocks import DecidedHeader, Succession
 from protocol.messages.genesis import genesis_hash
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import MalformedMessage, RemoteProtocolError
@@ -43,45 +43,45 @@ def test_adjacent_headers_lead_through_every_change(dynasty: Dynasty) -> None:
 
 
 def test_the_changes_alone_lead_to_the_set_of_the_last_header(dynasty: Dynasty) -> None:
-    changes = dynasty.changes()
-    assert [change.header.height for change in changes] == [4, 8, 12, 16, 20]
+    successions = dynasty.successions()
+    assert [succession.header.height for succession in successions] == [4, 8, 12, 16, 20]
     target = dynasty.decided(24)
-    authorities = deciding_set(dynasty.trusted, None, changes, target.header)
+    authorities = deciding_set(dynasty.trusted, None, successions, target.header)
     verify_decided(genesis_hash(dynasty.genesis), authorities, target.header, target.certificate)
     assert authorities.suspended
 
 
-def judge(dynasty: Dynasty, changes: tuple[AuthorityChange, ...], target: DecidedHeader) -> None:
+def judge(dynasty: Dynasty, successions: tuple[Succession, ...], target: DecidedHeader) -> None:
     """Check a header from the genesis on."""
-    authorities = deciding_set(dynasty.trusted, None, changes, target.header)
+    authorities = deciding_set(dynasty.trusted, None, successions, target.header)
     verify_decided(genesis_hash(dynasty.genesis), authorities, target.header, target.certificate)
 
 
 @pytest.mark.parametrize("dropped", range(5))
 def test_no_change_can_be_left_out(dynasty: Dynasty, dropped: int) -> None:
-    changes = dynasty.changes()
-    kept = (*changes[:dropped], *changes[dropped + 1 :])
+    successions = dynasty.successions()
+    kept = (*successions[:dropped], *successions[dropped + 1 :])
     target = dynasty.decided(24)
     with pytest.raises(ProofInvalid):
         judge(dynasty, kept, target)
 
 
 def test_changes_out_of_order_twice_or_above_the_header_are_refused(dynasty: Dynasty) -> None:
-    changes = dynasty.changes()
-    for wrong in (changes[::-1], (changes[0], *changes)):
+    successions = dynasty.successions()
+    for wrong in (successions[::-1], (successions[0], *successions)):
         with pytest.raises(ProofInvalid):
-            follow_changes(dynasty.trusted, wrong)
+            follow_all(dynasty.trusted, wrong)
     with pytest.raises(ProofInvalid, match="no bearing"):
-        deciding_set(dynasty.trusted, None, changes, dynasty.headers[20])
+        deciding_set(dynasty.trusted, None, successions, dynasty.headers[20])
 
 
 def test_a_changed_bit_anywhere_in_a_change_is_refused(dynasty: Dynasty) -> None:
-    content = encode(dynasty.changes()[0])
+    content = encode(dynasty.successions()[0])
     for place in range(len(content)):
         forged = bytearray(content)
         forged[place] ^= 1
         with pytest.raises(RemoteProtocolError):
-            follow_changes(dynasty.trusted, (decode(bytes(forged), AuthorityChange),))
+            follow_all(dynasty.trusted, (decode(bytes(forged), Succession),))
 
 
 def test_a_changed_bit_anywhere_in_a_header_that_is_skipped_to_is_refused(dynasty: Dynasty) -> None:
@@ -179,8 +179,8 @@ def test_a_set_with_its_members_in_another_order_is_refused(dynasty: Dynasty) ->
 def test_old_keys_that_fork_the_past_do_not_get_by_a_recent_checkpoint(dynasty: Dynasty) -> None:
     genesis = genesis_hash(dynasty.genesis)
     checkpoint = trusted_checkpoint(genesis, dynasty.decided(18))
-    changes = dynasty.changes()
-    assert deciding_set(dynasty.trusted, checkpoint, changes, dynasty.headers[24]).suspended
+    successions = dynasty.successions()
+    assert deciding_set(dynasty.trusted, checkpoint, successions, dynasty.headers[24]).suspended
     # All four first authorities have sold their keys: a history in which nothing ever changed.
     header = msgspec.structs.replace(dynasty.headers[3], height=Height(24), timestamp_ms=TimestampMs(2**41))
     certificate = certify(dynasty.genesis, dynasty.trusted.authorities, header)
