@@ -176,6 +176,8 @@ def _checked(config: NodeConfig, path: Path | None) -> NodeConfig:
                 raise ConfigInvalid(f"{where}: {key}: {error}") from None
     if Role.PROVIDER in config.roles and not config.provider.models:
         raise ConfigInvalid(f"{where}: a provider needs at least one [[provider.models]]")
+    if config.ledger.keep_blocks and not config.ledger.snapshot_blocks:
+        raise ConfigInvalid(f"{where}: ledger.keep_blocks needs snapshots, and ledger.snapshot_blocks = 0 makes none")
     if len(str(config.control_socket).encode()) > UNIX_SOCKET_PATH_BYTES_MAX:
         raise ConfigInvalid(
             f"{where}: the control socket's path is longer than {UNIX_SOCKET_PATH_BYTES_MAX} bytes, which the kernel "

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from protocol.ledger.checkpoints import CHECKPOINT_INTERVAL
 from protocol.primitives.limits import ADDRESSES_PER_NODE_MAX, CHUNK_UNITS_MAX, MODELS_PER_OFFER_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import AMOUNT_MAX, CREDIT
 
@@ -117,6 +118,15 @@ class BuyerConfig(Section, frozen=True):
     total_ms: Milliseconds = 600_000
 
 
+class LedgerConfig(Section, frozen=True):
+    """How much of the ledger's past this node keeps, and what it serves to nodes that come later."""
+
+    keep_blocks: Annotated[int, Meta(ge=0, le=2**40)] = 0
+    """At least so many blocks; older ones go once a snapshot covers them. 0: all of them, for ever (an archive)."""
+    snapshot_blocks: Annotated[int, Meta(ge=0, le=2**40, multiple_of=CHECKPOINT_INTERVAL)] = 4096
+    """A snapshot of the state is made every so many blocks; the newest two are kept. 0: never."""
+
+
 class NodeConfig(Section, frozen=True, kw_only=True):
     """All settings of one node. All paths are absolute once loaded."""
 
@@ -135,6 +145,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     log: LogConfig = LogConfig()
     provider: ProviderConfig = ProviderConfig()
     buyer: BuyerConfig = BuyerConfig()
+    ledger: LedgerConfig = LedgerConfig()
 
     @property
     def control_socket(self) -> Path:

@@ -12,6 +12,7 @@ from typing import assert_never
 from node.runtime.announcements import Announcements
 from node.runtime.door import Door
 from node.runtime.executor import EffectExecutor
+from node.runtime.snapshots import SnapshotDesk
 from node.runtime.timers import Timers
 from node.runtime.turnstile import Turnstile, cost_us
 from node.runtime.work import WorkPump
@@ -32,13 +33,14 @@ from protocol.engine.inputs import (
 from protocol.engine.usefulness import DoorWork, Use
 from protocol.market.buyer_job import RequestInvalid
 from protocol.messages import effects as effect_types
+from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Effect, Now, SignAndSend
 from protocol.messages.envelope import open_envelope, signature_check
 from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import Ballot, Blocks, Direct, Push, WireMessage
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX, FRAME_BYTES_MAX
-from protocol.primitives.units import Hash, NodeId
+from protocol.primitives.units import Hash, Height, NodeId
 
 _BLOCKS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Half a frame: leaves room for whatever is batched with it."""
@@ -67,6 +69,7 @@ class EngineLoop:
         self.engine = engine
         self.announcements = announcements
         self.work: WorkPump | None = None
+        self.snapshots: SnapshotDesk | None = None
         self._genesis_hash = genesis_hash
         self._clock = clock
         self._door = door
@@ -176,6 +179,15 @@ class EngineLoop:
                 if effect.to not in self._answering:
                     self._answering[effect.to] = None
                     self._tasks.create_task(self._send_blocks(effect))
+            case (
+                effect_types.SendSnapshotOffer()
+                | effect_types.SendSnapshotChunk()
+                | effect_types.KeepSnapshot()
+                | effect_types.KeepSnapshotChunk()
+                | effect_types.InstallSnapshot()
+            ):
+                assert self.snapshots is not None
+                self._tasks.create_task(self.snapshots.act(effect, self._transport, self.feed))
             case effect_types.SetTimer():
                 self._timers.set(effect.key, effect.at)
             case effect_types.CancelTimer():
@@ -212,12 +224,17 @@ class EngineLoop:
         loop = asyncio.get_running_loop()
         try:
             async with self._reading:
-                blocks = await loop.run_in_executor(
-                    self._threads, self._store.decided_blocks, effect.height, _BLOCKS_BYTES_MAX, BLOCKS_PER_RESPONSE_MAX
-                )
+                blocks, first = await loop.run_in_executor(self._threads, self._read_blocks, effect.height)
         finally:
             del self._answering[effect.to]
         assert self._transport is not None
         size = sum(len(decided.block) for decided in blocks)
         self._turnstile.pay(effect.to, cost_us(size, 0), useful=False)
-        self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height))
+        self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height, first))
+
+    def _read_blocks(self, height: Height) -> tuple[list[DecidedBlock], Height]:
+        """The answer's blocks, none from below the height from which on they are all here, and that height."""
+        blocks = self._store.decided_blocks(height, _BLOCKS_BYTES_MAX, BLOCKS_PER_RESPONSE_MAX)
+        # Asked for second: what was there may have gone since, and what has gone is below this.
+        first = self._store.blocks_from()
+        return (blocks if height >= first else []), first

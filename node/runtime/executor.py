@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from node.runtime.signer import Signer
+from node.runtime.snapshots import SnapshotDesk
 from node.store.database import Store
 from node.store.errors import GuardRefused
 from node.store.sign_guard import SignGuard
@@ -50,6 +51,7 @@ class EffectExecutor:
         threads: Executor,
         actor: Actor,
         on_committed: Callable[[CommitBlock], None],
+        snapshots: SnapshotDesk | None = None,
     ) -> None:
         self._store = store
         self._guard = guard
@@ -57,6 +59,7 @@ class EffectExecutor:
         self._threads = threads
         self._actor = actor
         self._on_committed = on_committed
+        self._snapshots = snapshots
         self._queue: deque[Effect] = deque()
         self._batch: list[Effect] = []
         """What is being carried out now."""
@@ -156,7 +159,14 @@ class EffectExecutor:
 
     def _commit_here(self, durable: list[Durable]) -> None:
         """In a thread: commit, then let the guard forget heights that are closed for good now."""
-        self._store.commit(durable)
+        begin = 0
+        for place, effect in enumerate(durable):
+            # A snapshot is of the state after one block, whatever follows it in this batch.
+            if isinstance(effect, CommitBlock) and self._snapshots is not None and self._snapshots.due(effect.height):
+                self._store.commit(durable[begin : place + 1])
+                self._snapshots.after_commit()
+                begin = place + 1
+        self._store.commit(durable[begin:])
         if self._guard is None:
             return
         for effect in durable:

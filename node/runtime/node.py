@@ -25,9 +25,11 @@ from node.runtime.executor import EffectExecutor
 from node.runtime.front import Front
 from node.runtime.provider import ProviderShelf
 from node.runtime.signer import Signer
+from node.runtime.snapshots import SnapshotDesk
 from node.runtime.work import WorkPump
 from node.store.database import Store
 from node.store.sign_guard import SignGuard
+from node.store.snapshot_files import SnapshotFiles
 from node.store.state_rows import CheckStopped
 from node.telemetry import EventLogger, event_logger
 from node.transport.identity import NodeIdentity
@@ -129,6 +131,11 @@ class Node:
         self.engine = assemble(config, self.keys, self._genesis, self.store, guard)
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="mercat")
         self._stack.callback(threads.shutdown)
+        files = SnapshotFiles(config.state / "snapshots")
+        files.open()
+        self.snapshots = SnapshotDesk(files, self.store, config.ledger)
+        self._stack.callback(self.snapshots.close)
+        self.engine.replica.resume_snapshot(self.snapshots.fetched())
         supervisor = await self._open_workers()
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         loop = self.loop = EngineLoop(
@@ -141,10 +148,15 @@ class Node:
             self._tasks,
             self.announcements,
         )
+        loop.snapshots = self.snapshots
         self._stack.callback(loop.stop_timers)
         signer = Signer(self.keys, self._genesis_hash)
         self._signer = signer
-        executor = self.executor = EffectExecutor(self.store, guard, signer, threads, loop, self._committed)
+        executor = self.executor = EffectExecutor(
+            self.store, guard, signer, threads, loop, self._committed, self.snapshots
+        )
+        running = asyncio.get_running_loop()
+        self.snapshots.on_failure(lambda error: running.call_soon_threadsafe(executor.fail, error))
         self.transport = self._make_transport()
         loop.connect(self.transport, executor)
         self._background.append(self._tasks.create_task(executor.run()))

@@ -17,6 +17,8 @@ from sqlite_utils import Database, Migrations
 from node.store.errors import DiskFull, StoreCorrupt, StoreLocked, StoreTooNew, StoreUnusable
 from node.store.schema import Schema
 
+_LOG_BYTES_KEPT = 64 * 1024 * 1024
+"""A log that grew while somebody read an old commit shrinks to this once it is empty."""
 _PRIMARY_CODE = 0xFF
 """SQLite's extended result codes keep the primary code in the lowest byte."""
 
@@ -113,6 +115,7 @@ def open_database(path: Path, schema: Schema, *, exclusive: bool = True) -> Data
                 connection.execute("PRAGMA locking_mode=EXCLUSIVE")
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES_KEPT}")
             # A lock is taken by the first write, not by the pragma.
             with transaction(connection):
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -122,7 +125,7 @@ def open_database(path: Path, schema: Schema, *, exclusive: bool = True) -> Data
             connection.close()
             raise
     if is_new:
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     return database
 
 
@@ -145,8 +148,8 @@ def _migrate(path: Path, database: Database, schema: Schema) -> None:
     migrations.apply(database)
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make the new file's name durable, too."""
+def sync_directory(directory: Path) -> None:
+    """Make the names of new files in it durable, too."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,7 @@ and the end of its height's journal are never on disk without each other. Usable
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +16,21 @@ from sqlite_utils import Database
 from node.store.accounts import StoredAccounts
 from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
 from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
+from node.store.history import blocks_from, prune, swap_state, take_in_rows
 from node.store.schema import STORE_SCHEMA, table_name
-from node.store.state_rows import LATTICE_FACT, is_small, load_state, recheck
+from node.store.state_rows import LATTICE_FACT, StateSource, is_small, load_state, recheck
+from protocol.engine.decided import succession_key
 from protocol.ledger.errors import StateInvalid
+from protocol.ledger.rows import Row
 from protocol.ledger.state import LedgerState, genesis_rows
 from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
 from protocol.messages.consensus import Certificate
 from protocol.messages.effects import CommitBlock, Delete, Put, Table
 from protocol.messages.genesis import Genesis, genesis_hash
+from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.units import Height, MessageId
+from protocol.primitives.units import Height
 
 Durable = Put | Delete | CommitBlock
 
@@ -205,8 +209,8 @@ class Store:
         recheck(self.path, self._tip_header, stop)
 
     def _tip_header(self, connection: sqlite3.Connection) -> Header:
-        found = self._blocks_from(connection, _tip(connection), 1)
-        return _header(found[0]) if found else LedgerState.from_genesis(self.genesis).tip
+        tip = self._tip_block(connection)
+        return LedgerState.from_genesis(self.genesis).tip if tip is None else _header(tip)
 
     def height(self) -> Height:
         """Height of the last block; 0 before the first."""
@@ -249,14 +253,43 @@ class Store:
             raise StoreCorrupt(self.path, f"block {height} is not what was written")
         return DecidedBlock(block, decode(certificate, Certificate))
 
-    def transaction_height(self, transaction_id: MessageId) -> Height | None:
-        """Height of the block that holds a transaction, or ``None``."""
+    def blocks_from(self) -> Height:
+        """The lowest height from which on every block is here; 1 unless some were given up."""
         with self._reading() as connection:
-            found = connection.execute("SELECT height FROM transactions WHERE id = ?", (transaction_id,)).fetchone()
-        return None if found is None else Height(found[0])
+            return blocks_from(connection)
+
+    def prune(self, below: Height, needed: frozenset[int]) -> int:
+        """Give up blocks below a height, but for those needed; returns how many went. Slow: not on the loop."""
+        return prune(self._using, below, needed)
+
+    def install(
+        self, manifest: SnapshotManifest, decided: DecidedBlock, rows: Iterable[Row], needed: frozenset[int]
+    ) -> None:
+        """Make these rows the state after ``decided``, once they have been judged. Slow: not on the loop.
+
+        Raises ``StateInvalid`` with everything as it was, unless they are the rows behind the manifest's header.
+        """
+        header = manifest.header
+        lattice = take_in_rows(self._using, self.genesis, header, rows)
+        block_row = _block_row(header.height, header_hash(header), decided)
+        kept = {succession_key(each.header.height): encode(each) for each in manifest.successions}
+        with self._using() as connection, transaction(connection):
+            swap_state(connection, header, block_row, lattice, needed)
+            _write_rows(connection, table_name(Table.SUCCESSION), dict(kept))
+            for table in _JOURNAL_TABLES:
+                connection.execute(f"DELETE FROM {table_name(table)}")
+
+    def state_source(self) -> "StateSource":
+        """The state as of the last commit, to be read at leisure whatever is committed meanwhile."""
+        return StateSource(self.path, self._tip_block)
+
+    def _tip_block(self, connection: sqlite3.Connection) -> DecidedBlock | None:
+        found = self._blocks_from(connection, _tip(connection), 1)
+        return found[0] if found else None
 
     def check(self) -> LedgerState:
-        """Verify everything: the file's structure, every block and its link to the one before, state root, supply.
+        """Verify everything: the file's structure, every block that is promised and its link to the one before, state
+        root, supply.
 
         Returns the state. Takes time linear in the size of the file. Raises ``StoreCorrupt``.
         """
@@ -264,13 +297,14 @@ class Store:
             problem = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if problem != "ok":
             raise StoreCorrupt(self.path, problem)
+        first = self.blocks_from()
         parent = LedgerState.from_genesis(self.genesis).tip_hash
-        for height in range(1, self.height() + 1):
+        for height in range(first, self.height() + 1):
             decided = self.decided_block(Height(height))
             if decided is None:
                 raise StoreCorrupt(self.path, f"block {height} is missing")
             header = _header(decided)
-            if header.height != height or header.parent != parent:
+            if header.height != height or (header.parent != parent and height != first > 1):
                 raise StoreCorrupt(self.path, f"block {height} does not follow the one before")
             parent = header_hash(header)
         state = self.load_state()
@@ -300,14 +334,15 @@ def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
     if batch.blocks:
         connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (LATTICE_FACT, batch.lattice))
     for block in batch.blocks:
-        certificate = encode(block.decided.certificate)
-        checksum = _checksum(block.decided.block, certificate)
         connection.execute(
             "INSERT INTO blocks (height, block_hash, block, certificate, checksum) VALUES (?, ?, ?, ?, ?)",
-            (block.height, block.block_hash, block.decided.block, certificate, checksum),
+            _block_row(block.height, block.block_hash, block.decided),
         )
-        ids = sorted((transaction_id, block.height) for transaction_id in block.transactions)
-        connection.executemany("INSERT OR REPLACE INTO transactions VALUES (?, ?)", ids)
+
+
+def _block_row(height: Height, block_hash: bytes, decided: DecidedBlock) -> tuple[int, bytes, bytes, bytes, bytes]:
+    certificate = encode(decided.certificate)
+    return height, block_hash, decided.block, certificate, _checksum(decided.block, certificate)
 
 
 def _write_rows(connection: sqlite3.Connection, name: str, rows: dict[bytes, bytes | None]) -> None:

@@ -63,6 +63,11 @@ def step_4_successions(database: Database) -> None:
     database.execute("CREATE TABLE succession (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
 
 
+def step_5_no_transaction_heights(database: Database) -> None:
+    """Nobody asked for them, and in a large table each row cost as much to write as an account's."""
+    database.execute("DROP TABLE transactions")
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -73,5 +78,14 @@ def step_1_signatures(database: Database) -> None:
     database.execute("INSERT INTO watermark VALUES (1, 0)")
 
 
-STORE_SCHEMA = Schema("store", (step_1_first_tables, step_2_state_tree, step_3_seen_proposals, step_4_successions))
+STORE_SCHEMA = Schema(
+    "store",
+    (
+        step_1_first_tables,
+        step_2_state_tree,
+        step_3_seen_proposals,
+        step_4_successions,
+        step_5_no_transaction_heights,
+    ),
+)
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -16,7 +16,7 @@ from node.store.errors import StoreCorrupt
 from protocol.ledger.lattice import EMPTY_LATTICE, SUM_BYTES, LatticeSum, lattice_from_bytes, lattice_root, updated
 from protocol.ledger.rows import ACCOUNT_PREFIX, Row
 from protocol.ledger.state import LedgerState
-from protocol.messages.blocks import Header
+from protocol.messages.blocks import DecidedBlock, Header
 from protocol.messages.genesis import Genesis
 
 SMALL_STATE_ROWS_MAX = 50_000
@@ -67,6 +67,26 @@ def all_rows(connection: sqlite3.Connection, chunk_rows: int = 1024) -> Iterator
     cursor = connection.execute("SELECT key, value FROM state ORDER BY key")
     while rows := cursor.fetchmany(chunk_rows):
         yield from rows
+
+
+class StateSource:
+    """The rows and the last block as of one commit, over a connection of its own. Close it."""
+
+    def __init__(self, path: Path, tip: Callable[[sqlite3.Connection], DecidedBlock | None]) -> None:
+        self._path = path
+        self._connection = open_reader(path)
+        with translated(path):
+            self._connection.execute("BEGIN DEFERRED")
+            self.tip = tip(self._connection)
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in the order of their keys."""
+        with translated(self._path):
+            yield from all_rows(self._connection)
+
+    def close(self) -> None:
+        """Let the store forget that commit."""
+        self._connection.close()
 
 
 def recheck(

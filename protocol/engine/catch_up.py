@@ -31,6 +31,8 @@ class CatchUp:
         self._turns: dict[NodeId, int] = {}
         """When a linked peer was asked last: one that gives a block at a time must not be the only one asked."""
         self._turn = 0
+        self._first: dict[NodeId, Height] = {}
+        """Peers that keep blocks from a height on only."""
         self._try_anybody = False
         """The authority asked last gave nothing: once somebody else may."""
 
@@ -43,6 +45,7 @@ class CatchUp:
         self._hints.pop(peer, None)
         self._failures.pop(peer, None)
         self._turns.pop(peer, None)
+        self._first.pop(peer, None)
         if self._asked is not None and self._asked[0] == peer:
             self._asked = None
 
@@ -60,6 +63,25 @@ class CatchUp:
             self.hint(peer, tip)
         elif asked:
             self._failed(peer)
+
+    def lacks(self, peer: NodeId, first: Height, tip: Height) -> None:
+        """The peer has blocks from ``first`` on only and its tip is ``tip``: there may be a snapshot of it."""
+        if self._asked is not None and self._asked[0] == peer:
+            self._asked = None
+        self._first[peer] = first
+        self.hint(peer, tip)
+
+    def pruned(self, tip: Height) -> tuple[NodeId, ...]:
+        """Peers that are ahead of us and lack the block that comes next."""
+        return tuple(peer for peer, height in self._hints.items() if height > tip and not self._has_next(peer, tip))
+
+    def nobody_has_next(self, tip: Height) -> bool:
+        """True if there are peers ahead of us and all of them lack the block that comes next."""
+        ahead = [peer for peer, height in self._hints.items() if height > tip]
+        return bool(ahead) and not any(self._has_next(peer, tip) for peer in ahead)
+
+    def _has_next(self, peer: NodeId, tip: Height) -> bool:
+        return self._first.get(peer, Height(0)) <= tip + 1
 
     def _failed(self, peer: NodeId) -> None:
         self._hints.pop(peer, None)
@@ -85,13 +107,14 @@ class CatchUp:
         for peer, height in list(self._hints.items()):
             if height <= tip:
                 del self._hints[peer]
-        if not self._hints:
+        usable = [peer for peer in self._hints if self._has_next(peer, tip)]
+        if not usable:
             return None
-        authorities = [peer for peer in self._hints if peer in self._authorities]
+        authorities = [peer for peer in usable if peer in self._authorities]
         if authorities and not self._try_anybody:
             best = min(authorities, key=lambda peer: (self._turns.get(peer, 0), -self._hints[peer], peer))
         else:
-            best = min(self._hints, key=self._merit)
+            best = min(usable, key=self._merit)
         self._try_anybody = False
         self._turn += 1
         self._turns[best] = self._turn

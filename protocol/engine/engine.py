@@ -164,6 +164,11 @@ class Engine:
                 )
             case inputs.Serve():
                 effects = self._serve(happened, now)
+            case inputs.SnapshotInstalled():
+                effects = self.replica.snapshot_installed(happened.state, happened.decided, now)
+                effects += self._jumped(now)
+            case inputs.SnapshotRefused():
+                effects = self.replica.snapshot_refused(happened.reason, now)
             case inputs.StartJob():
                 effects = self._market(self.buyer, self.buyer.start_job(happened.request, now), now)
                 effects += self._tell_demand(happened.request, now)
@@ -447,6 +452,17 @@ class Engine:
                 case _:
                     followed.append(effect)
         return followed
+
+    def _jumped(self, now: Now) -> list[Effect]:
+        """The state has moved over blocks that this node will never see: the rooms look at what it says now."""
+        state = self.replica.state
+        return [
+            *self._pay_out(now),
+            *self.own.jumped(state),
+            *self._market(self.buyer, self.buyer.block_decided(now), now),
+            *self._market(self.seller, self.seller.block_decided(now), now),
+            *self.shop.bond_decided(*self._bond(), now),
+        ]
 
     def _block_decided(self, commit: CommitBlock, now: Now) -> list[Effect]:
         block = decode(commit.decided.block, Block)

@@ -7,7 +7,9 @@ have been settled at the door.
 import msgspec
 
 from protocol.engine.usefulness import NEUTRAL_WORK, DoorWork
+from protocol.ledger.state import LedgerState
 from protocol.market.agreement import JobRequest
+from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import TimerKey
 from protocol.messages.market import FaultKind, FinishReason, ModelOffer
 from protocol.messages.peers import NodeRecord
@@ -118,6 +120,19 @@ class Serve(_Input, frozen=True):
     """A provider that dies is forgotten after so long at the latest."""
 
 
+class SnapshotInstalled(_Input, frozen=True):
+    """The fetched snapshot holds and is on disk: the state it says, and the decided block at its height."""
+
+    state: LedgerState
+    decided: DecidedBlock
+
+
+class SnapshotRefused(_Input, frozen=True):
+    """The fetched snapshot does not hold; nothing has changed."""
+
+    reason: str
+
+
 class StartJob(_Input, frozen=True):
     """A job that this node's user wants done."""
 
@@ -153,6 +168,8 @@ Input = (
     | WorkPiece
     | WorkFailed
     | Serve
+    | SnapshotInstalled
+    | SnapshotRefused
     | StartJob
     | CancelJob
     | WantAction

@@ -40,6 +40,7 @@ from protocol.primitives.units import (
 VALID_FOR_BLOCKS = 4096
 """Blocks for which a transaction of ours may still be included: minutes under load, hours when idle."""
 
+OUTCOME_UNKNOWN = "outcome unknown: it was decided, or replaced, in blocks that this node has skipped"
 WISHES_MAX = 4096
 """Wishes waiting for their nonce; beyond it the caller is told to wait."""
 
@@ -204,6 +205,18 @@ class OwnTransactions:
                 effects.extend(self._sign_again(pending, pending.transaction.action, state))
         if not more_to_come:
             effects += self._raise_if_passed_by(next_nonce, state)
+        return effects + self._next(state)
+
+    def jumped(self, state: LedgerState) -> list[Effect]:
+        """The state was taken from a snapshot: what became of a nonce that is used stands in blocks we don't have."""
+        effects: list[Effect] = []
+        next_nonce = state.account(self._account).nonce
+        for nonce in [nonce for nonce in self._pending if nonce < next_nonce]:
+            effects.append(Delete(Table.OWN_TRANSACTION, _row_key(nonce)))
+            effects.append(Notify(TransactionFailed(self._pending.pop(nonce).request, OUTCOME_UNKNOWN)))
+        for pending in self._pending.values():
+            if pending.transaction.valid_until < state.height:
+                effects.extend(self._sign_again(pending, pending.transaction.action, state))
         return effects + self._next(state)
 
     def unfinished(self) -> list[tuple[MessageId, bytes]]:

@@ -9,7 +9,7 @@ from protocol.consensus.outputs import Equivocation
 from protocol.engine.bodies import open_body
 from protocol.engine.replica_door import MisplacedMessage, open_ballot
 from protocol.engine.replica_height import CATCH_UP, OPEN, PULL, PUSH, RESEND, STANDING, WAKE
-from protocol.engine.replica_sync import ReplicaSync
+from protocol.engine.replica_snapshots import SNAPSHOT, ReplicaSnapshots
 from protocol.engine.restored import seen_proposal
 from protocol.ledger.signatures import open_transaction
 from protocol.messages import wire
@@ -28,7 +28,7 @@ from protocol.primitives.units import (
 )
 
 
-class Replica(ReplicaSync):
+class Replica(ReplicaSnapshots):
     """The replica of one node. Entry points return effects; the state and the mempool may be read by anybody."""
 
     # Inputs
@@ -63,6 +63,8 @@ class Replica(ReplicaSync):
         """A link is gone."""
         self._links.pop(peer, None)
         self._catch_up.forget(peer)
+        self.snapshots.forget(peer)
+        self._snapshot_answers.forget(peer)
         self._answers.forget(peer)
         self._certificate_answers.forget(peer)
         self._ask_blocks(now)
@@ -81,12 +83,14 @@ class Replica(ReplicaSync):
                 return peer in self.seats
             case wire.Blocks():
                 return peer in self.seats or self._catch_up.has_asked(peer)
+            case wire.SnapshotOffer() | wire.SnapshotChunk():
+                return self.snapshots.has_asked(peer)
             case _:
                 return True
 
     def receive(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]:
         """A message whose signatures hold. Raises ``RemoteProtocolError`` when it breaks a rule all the same."""
-        if self._halted or not self.expects(peer, message):
+        if self._halted or self.snapshots.installing or not self.expects(peer, message):
             return []
         match message:
             case wire.Proposal():
@@ -117,12 +121,12 @@ class Replica(ReplicaSync):
             case wire.Standing():
                 self._on_standing(peer, message, now)
             case _:
-                pass
+                self._on_snapshot_message(peer, message, now)
         return self._taken()
 
     def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
         """An own envelope, handed back after ``SignAndSend``."""
-        if self._halted:
+        if self._halted or self.snapshots.installing:
             return []
         envelope, body = open_envelope(envelope_bytes)
         if isinstance(body, Attestation):
@@ -148,6 +152,8 @@ class Replica(ReplicaSync):
         """One of our timers has come."""
         if self._halted:
             return []
+        if self.snapshots.installing:
+            return self._put_off(key, now)
         machine = self._machine
         match key:
             case _ if key == WAKE and machine is not None:
@@ -163,6 +169,8 @@ class Replica(ReplicaSync):
                 self._plan_opening(now)
             case _ if key == CATCH_UP:
                 self._ask_blocks(now)
+            case _ if key == SNAPSHOT:
+                self._seek_again(now)
             case _ if key == PUSH:
                 self._push_stuck(now)
             case _ if key == STANDING:

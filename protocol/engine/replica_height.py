@@ -16,6 +16,7 @@ from protocol.engine.decided import take_over
 from protocol.engine.replica_door import ReplicaDoor
 from protocol.engine.restored import OBSERVER_KEY, RestoredConsensus, certificate_key, proposal_key
 from protocol.engine.seats import Seats
+from protocol.engine.snapshots import SnapshotSync
 from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
 from protocol.ledger.errors import BlockInvalid
@@ -108,6 +109,9 @@ class HeightDriver:
         self._catch_up = CatchUp(self.seats)
         self._answers = AnswerLimits()
         self._certificate_answers = AnswerLimits()
+        self._snapshot_answers = AnswerLimits()
+        self.snapshots = SnapshotSync()
+        self._seeking = False
         self._attesting: dict[tuple[Hash, Height], tuple[NodeId, DecidedBlock | None]] = {}
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0
@@ -318,8 +322,8 @@ class HeightDriver:
         commit, *changes = take_over(self.state, execution, certificate)
         decided = commit.decided
         self._effects += [
+            *changes,  # before the block: a crash between two commits may cost the block, never what it changed
             commit,
-            *changes,
             Notify(BlockDecided(header.height, execution.block_hash, header.timestamp_ms, tuple(map(Hash, ids)))),
         ]
         self.mempool.block_applied(self.state, ids)

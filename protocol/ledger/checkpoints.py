@@ -84,6 +84,10 @@ class Checkpoints:
         self._pages: dict[bytes, bytes | None] = {}
         """Pages that differ from what is stored."""
 
+    def rebase(self, rows: Rows) -> None:
+        """The same state is another object from now on."""
+        self._rows = rows
+
     def open(self) -> None:
         """Do now what would be done at first need: take up the stored tree, or hash all rows."""
         self._opened()

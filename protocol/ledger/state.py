@@ -378,6 +378,12 @@ class LedgerState:
         self.lattice, self.tip, self.tip_hash = execution.lattice, execution.header, execution.block_hash
         return kept
 
+    def take_over(self, other: "LedgerState") -> None:
+        """Become what another state of the same network says, from a snapshot: whoever holds this one sees it too."""
+        assert other.genesis_hash == self.genesis_hash
+        vars(self).update(vars(other))
+        self._checkpoints.rebase(self)
+
     def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
         if channel is not None:
             self._channels[channel_id] = channel

@@ -11,6 +11,7 @@ import msgspec
 
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.kinds import MessageKind
+from protocol.messages.snapshots import SnapshotManifest
 from protocol.messages.wire import WireMessage
 from protocol.primitives.codec import Message
 from protocol.primitives.units import (
@@ -144,6 +145,41 @@ class SendBlocks(_Effect, frozen=True):
     height: Height
 
 
+class SendSnapshotOffer(_Effect, frozen=True):
+    """Send the manifest of the newest snapshot kept, if its height is above ``above``, as ``SnapshotOffer``."""
+
+    to: NodeId
+    above: Height
+
+
+class SendSnapshotChunk(_Effect, frozen=True):
+    """Read a chunk of a snapshot that is kept and send it as ``SnapshotChunk``."""
+
+    to: NodeId
+    height: Height
+    index: int
+
+
+class KeepSnapshot(_Effect, frozen=True):
+    """Begin to fetch this snapshot: keep its manifest for a restart, and forget the chunks of any other."""
+
+    manifest: SnapshotManifest
+
+
+class KeepSnapshotChunk(_Effect, frozen=True):
+    """Keep a chunk of the snapshot that is being fetched; its hash has been checked."""
+
+    index: int
+    payload: bytes
+
+
+class InstallSnapshot(_Effect, frozen=True):
+    """Judge the fetched snapshot and, if it holds, make it the state, in one transaction; either way say so in a
+    ``SnapshotInstalled`` or ``SnapshotRefused`` input, and forget the fetched chunks."""
+
+    manifest: SnapshotManifest
+
+
 class TimerKey(msgspec.Struct, frozen=True):
     """Names a timer: the room that set it and the room's own bytes. Setting it again replaces it."""
 
@@ -237,6 +273,11 @@ Effect = (
     | SignAndSend
     | Send
     | SendBlocks
+    | SendSnapshotOffer
+    | SendSnapshotChunk
+    | KeepSnapshot
+    | KeepSnapshotChunk
+    | InstallSnapshot
     | SetTimer
     | CancelTimer
     | Dial

@@ -11,6 +11,7 @@ from msgspec import Meta
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.consensus import Certificate
 from protocol.messages.peers import Hello
+from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.limits import (
     ANNOUNCED_IDS_MAX,
@@ -21,12 +22,15 @@ from protocol.primitives.limits import (
     JOB_INPUT_BYTES_MAX,
     JUSTIFICATION_CERTIFICATES_MAX,
     PEER_RECORDS_MAX,
+    SNAPSHOT_CHUNK_BYTES_MAX,
+    SNAPSHOT_CHUNKS_MAX,
     TEXT_BYTES_MAX,
 )
 from protocol.primitives.units import (
     AuthorityIdField,
     BlockHashField,
     HashField,
+    Height,
     HeightField,
     MessageIdField,
     SaltField,
@@ -141,10 +145,12 @@ class BlocksRequest(Message, frozen=True, tag=26):
 
 
 class Blocks(Message, frozen=True, tag=27):
-    """Consecutive decided blocks; fewer than asked where the frame or the tip ends."""
+    """Consecutive decided blocks; fewer than asked where the frame or the tip ends, none below ``first``."""
 
     blocks: Annotated[tuple[DecidedBlock, ...], Meta(max_length=BLOCKS_PER_RESPONSE_MAX)]
     tip: HeightField
+    first: HeightField = Height(1)
+    """The lowest height from which on the sender has every block: older ones are to be had as a snapshot."""
 
 
 class TipNotice(Message, frozen=True, tag=28):
@@ -178,6 +184,33 @@ class Standing(Message, frozen=True, tag=31):
     yours: Annotated[tuple[Annotated[bytes, Meta(max_length=512)], ...], Meta(max_length=16)]
 
 
+class SnapshotRequest(Message, frozen=True, tag=32):
+    """Tell me of your newest snapshot, if it is of a height above this one."""
+
+    above: HeightField
+
+
+class SnapshotOffer(Message, frozen=True, tag=33):
+    """An answer to ``SnapshotRequest``; ``None`` from a node that has no such snapshot."""
+
+    manifest: SnapshotManifest | None
+
+
+class SnapshotChunkRequest(Message, frozen=True, tag=34):
+    """Send me this chunk of your snapshot of this height."""
+
+    height: HeightField
+    index: Annotated[int, Meta(ge=0, lt=SNAPSHOT_CHUNKS_MAX)]
+
+
+class SnapshotChunk(Message, frozen=True, tag=35):
+    """An answer to ``SnapshotChunkRequest``; empty from a node that does not have the snapshot any more."""
+
+    height: HeightField
+    index: Annotated[int, Meta(ge=0, lt=SNAPSHOT_CHUNKS_MAX)]
+    payload: Annotated[bytes, Meta(max_length=SNAPSHOT_CHUNK_BYTES_MAX)]
+
+
 WireMessage = (
     Hello
     | Goodbye
@@ -202,6 +235,10 @@ WireMessage = (
     | Transactions
     | StandingRequest
     | Standing
+    | SnapshotRequest
+    | SnapshotOffer
+    | SnapshotChunkRequest
+    | SnapshotChunk
 )
 
 

@@ -77,6 +77,11 @@ VIEWS_AHEAD_MAX = 8
 BLOCKS_PER_RESPONSE_MAX = 16
 """Blocks in one catch-up answer; further bounded by ``FRAME_BYTES_MAX``."""
 
+SNAPSHOT_CHUNK_BYTES_MAX = 1024 * 1024
+"""A chunk of a snapshot travels, is hashed and is stored in one go: as much as a block, which is one of its chunks."""
+SNAPSHOT_CHUNKS_MAX = 4096
+"""Four gigabytes: some fifty million accounts. What a lying peer can make a new node fetch before the root tells."""
+
 PENDING_PER_SENDER_MAX = 64
 PENDING_BYTES_PER_SENDER_MAX = 1024 * 1024
 PENDING_TOTAL_MAX = 20_000

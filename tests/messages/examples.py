@@ -10,6 +10,7 @@ from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters
 from protocol.messages.kinds import MessageKind
 from protocol.messages.peers import Hello, NodeRecord
+from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import Message, encode
 from protocol.primitives.units import (
     AccountId,
@@ -237,4 +238,8 @@ WIRE: tuple[wire.WireMessage, ...] = (
     wire.Transactions((sealed(MessageKind.TRANSACTION),)),
     wire.StandingRequest(Hash(filled("z")), AuthorityId(filled("k"))),
     wire.Standing(sealed(MessageKind.ATTESTATION), DECIDED, (sealed(MessageKind.VOTE),)),
+    wire.SnapshotRequest(Height(4)),
+    wire.SnapshotOffer(SnapshotManifest(HEADER, CERTIFICATE, (), (Hash(filled("1")), Hash(filled("2"))))),
+    wire.SnapshotChunkRequest(Height(9), 1),
+    wire.SnapshotChunk(Height(9), 1, b"rows"),
 )
