@@ -15,6 +15,7 @@ from node.runtime import control, governance_desk, ledger_views, market_views
 from node.runtime.control import ControlError
 from node.runtime.job_stream import JobStream
 from node.runtime.motion_bodies import SubjectBody
+from node.runtime.proof_files import ProofDesk
 from node.runtime.receipt_files import ReceiptDesk
 from protocol.engine.events import TransactionDecided, TransactionFailed
 from protocol.engine.inputs import CancelJob, WantAction
@@ -46,6 +47,7 @@ class Front:
         self._node = node
         self._engine = node.engine
         self._state = node.engine.replica.state
+        self._proofs = ProofDesk(node)
         self._receipts = ReceiptDesk(node.store, node.engine.replica.state.genesis)
 
     # Looking
@@ -134,6 +136,18 @@ class Front:
     def supply(self) -> control.SupplyView:
         """Where all credits are."""
         return ledger_views.supply_view(self._state, self._state.genesis)
+
+    async def proof(self, subject: str, identity: str, timeout_ms: int) -> bytes:
+        """The proof file of an account or a channel."""
+        return await self._proofs.proof(subject, identity, timeout_ms)
+
+    async def checkpoint(self, timeout_ms: int) -> bytes:
+        """A checkpoint file of the tip."""
+        return await self._proofs.checkpoint(timeout_ms)
+
+    async def decided(self, height: int) -> bytes:
+        """Decided blocks from a height on."""
+        return await self._proofs.decided(height)
 
     def authorities(self) -> control.AuthoritiesView:
         """Who decides."""
