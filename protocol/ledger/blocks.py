@@ -2,7 +2,7 @@
 
 Law: executing never changes the state; ``LedgerState.apply`` takes over a whole execution or nothing. A block is valid
 only if every rule of its header holds, every transaction executes, the supply is conserved and the state root is what
-the header says. An empty block is valid only once a heartbeat is due.
+the header says. An empty block is valid only once a heartbeat is due, or a motion that takes effect.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInv
 from protocol.ledger.execution import Execution as Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
-from protocol.ledger.motions import settle_due
+from protocol.ledger.motions import motion_due, settle_due
 from protocol.ledger.rows import (
     AUTHORITIES_KEY,
     FEE_POOL_KEY,
@@ -78,8 +78,11 @@ def ledger_time_after(parent: Header, timestamp_ms: TimestampMs) -> LedgerTimeMs
 
 
 def heartbeat_due(state: LedgerState, timestamp_ms: TimestampMs) -> bool:
-    """True if a block with this timestamp may be empty."""
-    return timestamp_ms >= state.tip.timestamp_ms + state.parameters.heartbeat_ms
+    """True if a block with this timestamp may be empty: an idle ledger says that it lives, or a motion is due."""
+    return (
+        motion_due(state, state.ledger_time_ms)
+        or timestamp_ms >= state.tip.timestamp_ms + state.parameters.heartbeat_ms
+    )
 
 
 def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, bytes | None, bytes | None]]:

@@ -213,6 +213,12 @@ class Versions(Message, frozen=True):
         return self.coming.version if self.coming is not None and height >= self.coming.height else self.current
 
 
+def unsupported_version(versions: Versions, height: int) -> int | None:
+    """The version that a height above the tip follows if this software does not know its rules, else ``None``."""
+    version = versions.at(height)
+    return None if version in SUPPORTED_VERSIONS else version
+
+
 class Minting(Message, frozen=True):
     """What votes have issued and redeemed since genesis, and what the present period has used of its cap."""
 

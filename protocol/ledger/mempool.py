@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from protocol.ledger.blocks import PendingTransaction
 from protocol.ledger.errors import TransactionExpired, TransactionInvalid
 from protocol.ledger.errors import TransactionRejected as TransactionRejected
+from protocol.ledger.motions import motion_due
 from protocol.ledger.rows import Account
 from protocol.ledger.state import LedgerState
 from protocol.ledger.transition import apply_transaction
@@ -151,9 +152,11 @@ class Mempool:
         return queue.next_nonce if queue is not None else state.account(account_id).nonce
 
     def has_work(self, state: LedgerState) -> bool:
-        """True if a block on top of the state would not be empty. The state is the one last given."""
-        del state  # Every pending transaction was checked against it.
-        return bool(self._by_id)
+        """True if a block on top of the state would change something. The state is the one last given.
+
+        Every pending transaction was checked against it; a motion that is due needs no transaction.
+        """
+        return bool(self._by_id) or motion_due(state, state.ledger_time_ms)
 
     def add(self, envelope_bytes: bytes, envelope: Envelope, transaction: Transaction, state: LedgerState) -> MessageId:
         """Take a transaction whose signatures, those of nested vouchers included, have been checked.

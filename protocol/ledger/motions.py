@@ -26,7 +26,7 @@ from protocol.ledger.errors import (
     TooManyMotions,
 )
 from protocol.ledger.subjects import carry_out, check_subject, needs_quorum
-from protocol.ledger.view import Context, Overlay
+from protocol.ledger.view import Context, Overlay, View
 from protocol.messages.governance import MotionNumber, Redemption
 from protocol.messages.transactions import MotionOpen, MotionVote
 from protocol.primitives.limits import TEXT_BYTES_MAX
@@ -115,10 +115,10 @@ def settle_due(overlay: Overlay, context: Context) -> None:
             _conclude(overlay, context, motion, MotionStatus.DONE)
 
 
-def something_due(overlay: Overlay, context: Context) -> bool:
-    """True if opening a block in this context would end a motion or let one take effect."""
-    due = overlay.charter.agenda.due
-    return bool(due) and due[0].due_at <= context.ledger_time_ms
+def motion_due(state: View, ledger_time_ms: LedgerTimeMs) -> bool:
+    """True if a block that is opened at this ledger time ends a motion or lets one take effect."""
+    due = state.charter.agenda.due
+    return bool(due) and due[0].due_at <= ledger_time_ms
 
 
 def _electorate(overlay: Overlay) -> tuple[Elector, ...]:
