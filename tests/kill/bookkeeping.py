@@ -83,7 +83,7 @@ class Books:
                 found = state.account(AccountId(account)).balance
                 assert found == expected, f"account {account.hex()[:16]} has {found}, its blocks say {expected}"
         kept = sum(state.account(AccountId(account)).balance for account in paid_fees) + state.fee_pool
-        explained_sum = sum(self.balances[account] for account in paid_fees) + self.pool
+        explained_sum = sum(self.balances.get(account, 0) for account in paid_fees) + self.pool
         assert kept == explained_sum, f"authorities and fee pool have {kept}, the blocks say {explained_sum}"
         for channel, lanes in self._lanes().items():
             held = state.channel(ChannelId(channel))

@@ -7,14 +7,22 @@ one, each refused one in none; all money there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from node.cli.client import NodeClient
-from node.runtime.control import BlockTransactionView, BlockView
+from node.runtime.control import BlockTransactionView, BlockView, LedgerView, SupplyView
 from protocol.primitives.units import format_credits
 from tests.network.payments import Answer, Payment
 from tests.network.waiting import seconds_until
 
 LEVEL_SECONDS = 30.0
+
+
+class Teller(Protocol):
+    """A node that tells of its ledger."""
+
+    def ledger(self) -> LedgerView: ...
+    def block(self, height: int) -> BlockView: ...
+    def supply(self) -> SupplyView: ...
 
 
 @dataclass(slots=True)
@@ -38,7 +46,7 @@ class Chain:
         """Up to which all nodes agree."""
         return len(self.hashes)
 
-    def extend(self, clients: Sequence[NodeClient]) -> int:
+    def extend(self, clients: Sequence[Teller]) -> int:
         """Compare the blocks that all nodes have; how many are new."""
         tip = min(client.ledger().height for client in clients)
         before = self.height
@@ -83,14 +91,14 @@ class Chain:
                     assert len(heights) <= 1, f"{payment}: paid twice, in blocks {heights}"
 
 
-def check_supply(clients: Sequence[NodeClient]) -> None:
+def check_supply(clients: Sequence[Teller]) -> None:
     """Every node counts all credits."""
     for client in clients:
         supply = client.supply()
-        assert supply.total == supply.genesis_total, f"{client.path}: {supply}"
+        assert supply.total == supply.genesis_total, f"{client}: {supply}"
 
 
-def wait_level(clients: Sequence[NodeClient], within: float = LEVEL_SECONDS) -> None:
+def wait_level(clients: Sequence[Teller], within: float = LEVEL_SECONDS) -> None:
     """Until all nodes have the highest tip among them, and no transaction waits; the load must have ended."""
 
     def level() -> bool:
