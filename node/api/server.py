@@ -25,6 +25,7 @@ from node.api.requests import (
     MotionBody,
     SendBody,
     SettledView,
+    TimeoutMs,
     VoteBody,
     WaitBody,
 )
@@ -80,6 +81,10 @@ def _number(request: web.Request, name: str) -> int:
     return int(text)
 
 
+def _timeout_ms(request: web.Request) -> int:
+    return msgspec.convert(request.query.get("timeout_ms", "30000"), TimeoutMs, strict=False)
+
+
 class ControlRoutes:
     """Handlers over one node."""
 
@@ -111,6 +116,9 @@ class ControlRoutes:
             _read("/v1/ledger", lambda request: control.ledger()),
             _read("/v1/blocks/{height}", lambda request: control.block(_number(request, "height"))),
             _read("/v1/supply", lambda request: control.supply()),
+            web.get("/v1/proof/{subject}/{identity}", self.proof),
+            web.get("/v1/checkpoint", self.checkpoint),
+            web.get("/v1/decided/{height}", self.decided),
             _read("/v1/authorities", lambda request: control.authorities()),
             _read("/v1/parameters", lambda request: control.parameters()),
             _read("/v1/motions", lambda request: control.motions()),
@@ -165,6 +173,22 @@ class ControlRoutes:
         """Anchor a job's receipt in a block."""
         wait = await _body(request, WaitBody)
         return _answer(SettledView(await self._control.settle(request.match_info["job"], wait.timeout_ms)))
+
+    async def proof(self, request: web.Request) -> web.StreamResponse:
+        """The proof file of an account or a channel."""
+        subject, identity = request.match_info["subject"], request.match_info["identity"]
+        content = await self._control.proof(subject, identity, _timeout_ms(request))
+        return web.Response(body=content, content_type="application/json")
+
+    async def checkpoint(self, request: web.Request) -> web.StreamResponse:
+        """A checkpoint file."""
+        content = await self._control.checkpoint(_timeout_ms(request))
+        return web.Response(body=content, content_type="application/json")
+
+    async def decided(self, request: web.Request) -> web.StreamResponse:
+        """Decided blocks as MessagePack."""
+        content = await self._control.decided(_number(request, "height"))
+        return web.Response(body=content, content_type="application/msgpack")
 
     async def send(self, request: web.Request) -> web.StreamResponse:
         """Send money."""

@@ -210,6 +210,19 @@ class NodeClient:
         """Where all the money is."""
         return self._get("/v1/supply", SupplyView)
 
+    def proof(self, subject: str, identity: str, timeout_ms: int) -> bytes:
+        """The proof file of an account or a channel."""
+        path = f"/v1/proof/{subject}/{quote(identity, safe='')}?timeout_ms={timeout_ms}"
+        return self._ask("GET", path, None, timeout_ms / 1000 + 5)
+
+    def checkpoint(self, timeout_ms: int) -> bytes:
+        """A checkpoint file."""
+        return self._ask("GET", f"/v1/checkpoint?timeout_ms={timeout_ms}", None, timeout_ms / 1000 + 5)
+
+    def decided(self, height: int) -> bytes:
+        """Decided blocks from a height on, as MessagePack."""
+        return self._ask("GET", f"/v1/decided/{height}")
+
     def authorities(self) -> AuthoritiesView:
         """Who decides."""
         return self._get("/v1/authorities", AuthoritiesView)

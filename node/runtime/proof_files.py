@@ -20,7 +20,8 @@ from protocol.primitives.units import AccountId, ChannelId, Height
 if TYPE_CHECKING:
     from node.runtime.node import Node
 
-_BLOCKS_AT_ONCE_MAX = 512
+_BLOCKS_AT_ONCE_MAX = 32
+"""Blocks that are read before it is known how many fit."""
 
 
 class ProofDesk:

@@ -7,6 +7,7 @@ lane that commits to it.
 from collections.abc import Iterator
 
 from node.runtime.control import ControlError
+from node.store.archive import succession_rows
 from node.store.database import Store
 from node.worker.models import ModelStore
 from protocol.engine.anchors import AnchorRow, anchor_key
@@ -63,7 +64,8 @@ class ReceiptDesk:
         if anchor is not None:
             decided = self._store.decided_block(anchor.height)
             assert decided is not None, "an anchor names a stored block"
-            settlement = settlement_proof(decided, anchor.transaction)
+            successions = succession_rows(self._store, anchor.height)
+            settlement = settlement_proof(decided, anchor.transaction, successions)
             voucher = anchor.voucher
             count = _voucher(voucher).receipts_count
             leaves = [each.leaf for each in sorted(self._lane(record), key=lambda each: each.proof.index)]

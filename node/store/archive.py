@@ -23,6 +23,7 @@ FORMAT = "mercat-archive-1"
 _DECIDED_BYTES_MAX = BLOCK_BYTES_MAX + 16 * 1024
 """A block and its certificate: thirty signatures are 2 KiB."""
 _HEAD_BYTES_MAX = 1024
+_BLOCKS_AT_ONCE_MAX = 32
 _READ_BYTES = 256 * 1024
 
 
@@ -137,7 +138,7 @@ def _is_end(value: bytes, count: int, tip_hash: BlockHash) -> bool:
 def stored_blocks(store: Store, first_height: int) -> Iterator[DecidedBlock]:
     """A store's blocks from a height on, a few at a time."""
     height = Height(first_height)
-    while blocks := store.decided_blocks(height, FRAME_BYTES_MAX, 512):
+    while blocks := store.decided_blocks(height, FRAME_BYTES_MAX, _BLOCKS_AT_ONCE_MAX):
         yield from blocks
         height = Height(height + len(blocks))
 

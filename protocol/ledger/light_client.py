@@ -20,7 +20,7 @@ from protocol.ledger.light_chain import (
 from protocol.ledger.merkle import merkle_path, merkle_root, root_of_path, transaction_leaf
 from protocol.ledger.receipt_file import ReceiptFile, SettlementProof, accumulator_proof, settlement_of
 from protocol.ledger.signatures import open_transaction
-from protocol.messages.blocks import Block, DecidedBlock, header_hash
+from protocol.messages.blocks import Block, DecidedBlock, Succession, header_hash
 from protocol.messages.envelope import Envelope, envelope_id, open_as, signature_check
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import MessageKind
@@ -37,13 +37,18 @@ from protocol.settlement.receipts import ReceiptInvalid, check_receipt_terms, in
 M = TypeVar("M", bound=Message)
 
 
-def settlement_proof(decided: DecidedBlock, transaction_id: MessageId) -> SettlementProof:
-    """The proof that a decided block holds a transaction; ``KeyError`` if it doesn't. Trusts the block."""
+def settlement_proof(
+    decided: DecidedBlock, transaction_id: MessageId, successions: tuple[Succession, ...] = ()
+) -> SettlementProof:
+    """The proof that a decided block holds a transaction; ``KeyError`` if it doesn't. Trusts the block.
+
+    ``successions`` are the changes of who decides that headers below the block name.
+    """
     block = decode(decided.block, Block)
     for index, received in enumerate(block.transactions):
         if envelope_id(open_transaction(received)[0]) == transaction_id:
             path = merkle_path([transaction_leaf(each) for each in block.transactions], index)
-            return SettlementProof(received, path, block.header, decided.certificate)
+            return SettlementProof(received, path, block.header, decided.certificate, successions)
     raise KeyError(transaction_id.hex())
 
 

@@ -227,6 +227,15 @@ class FakeNode:
     def supply(self) -> SupplyView:
         raise RuntimeError("a defect")
 
+    async def proof(self, subject: str, identity: str, timeout_ms: int) -> bytes:
+        raise ControlError("not_proven_yet", "no block yet", 124)
+
+    async def checkpoint(self, timeout_ms: int) -> bytes:
+        return b'{"format": "mercat-checkpoint-1"}\n'
+
+    async def decided(self, height: int) -> bytes:
+        return b"\x90"
+
     def authorities(self) -> AuthoritiesView:
         first = AuthorityView("first", AUTHORITY, OTHER, "mcnode1y", "active", 1, None, 5_000_000, 12)
         return AuthoritiesView(7, 3, 1, (first, msgspec.structs.replace(first, name="second", authority="mcauth1b")))
