@@ -7,6 +7,10 @@ Law: an error's class says whose fault it was. ``TransactionInvalid`` is the sen
 from typing import ClassVar
 
 from protocol.primitives.errors import LocalProtocolError, RemoteProtocolError, UserError
+from protocol.primitives.units import format_credits
+
+_MONEY = ("fee", "fee_min", "balance", "needed", "bonded", "deposit", "amount")
+"""Facts that are amounts in base units."""
 
 
 class TransactionInvalid(UserError):
@@ -18,6 +22,8 @@ class TransactionInvalid(UserError):
     code: ClassVar[str] = "transaction_invalid"
     """The class's name in snake case, for programs."""
     retryable: ClassVar[bool] = True
+    sentence: ClassVar[str] = ""
+    """What is wrong, for people, with the facts' names in braces; empty: the facts speak for themselves."""
 
     def __init_subclass__(cls) -> None:
         cls.code = "".join("_" + letter.lower() if letter.isupper() else letter for letter in cls.__name__).strip("_")
@@ -26,6 +32,20 @@ class TransactionInvalid(UserError):
         self.facts = facts
         shown = ", ".join(f"{name}={value}" for name, value in facts.items())
         super().__init__(f"{type(self).__name__}({shown})")
+
+    @property
+    def explanation(self) -> str:
+        """One line for people: amounts in credits."""
+        if not self.sentence:
+            return str(self)
+        shown = {
+            name: f"{format_credits(fact)} credits" if name in _MONEY and isinstance(fact, int) else fact
+            for name, fact in self.facts.items()
+        }
+        try:
+            return self.sentence.format(**shown)
+        except KeyError:  # raised without a fact that the sentence names: the facts are better than nothing
+            return str(self)
 
 
 class NotATransaction(TransactionInvalid):
@@ -37,28 +57,38 @@ class NotATransaction(TransactionInvalid):
 class NonceMismatch(TransactionInvalid):
     """``got`` is not the sender's next nonce, ``expected``."""
 
+    sentence = "the account's next transaction has number {expected}, this one has {got}"
+
 
 class TransactionExpired(TransactionInvalid):
     """``valid_until`` lies below ``height``."""
+
+    sentence = "it was valid until block {valid_until}; the next block is {height}"
 
 
 class FeeTooLow(TransactionInvalid):
     """``fee`` is below ``fee_min``."""
 
+    sentence = "the fee is {fee}; the ledger asks for at least {fee_min}"
+
 
 class InsufficientBalance(TransactionInvalid):
     """``needed`` base units where the sender has ``balance``."""
+
+    sentence = "the account has {balance} to spend, with what waits already taken off; {needed} are needed"
 
 
 class ZeroAmount(TransactionInvalid):
     """An amount that moves nothing."""
 
+    sentence = "a {action} needs an amount above zero"
     retryable = False
 
 
 class SelfPayment(TransactionInvalid):
     """Sender and recipient, or payer and payee, are one account."""
 
+    sentence = "sender and recipient are the same account"
     retryable = False
 
 
@@ -71,25 +101,37 @@ class AmountTooLarge(TransactionInvalid):
 class InsufficientBond(TransactionInvalid):
     """``needed`` base units where ``bonded`` are bonded and not yet unlocking."""
 
+    sentence = "{bonded} are bonded and not yet unlocking; {needed} are needed"
+
 
 class NothingUnlocking(TransactionInvalid):
     """No part of this bond is on its way out."""
+
+    sentence = "no part of this bond is on its way out"
 
 
 class BondLocked(TransactionInvalid):
     """The bond pays out at ledger time ``unlock_at``; it is ``now``."""
 
+    sentence = "the bond pays out at ledger time {unlock_at} ms; it is {now} ms"
+
 
 class ChannelUnknown(TransactionInvalid):
     """No open channel has this id: it never existed, or it was closed."""
+
+    sentence = "no open channel has this id: it never existed, or it was closed"
 
 
 class NotAParty(TransactionInvalid):
     """The sender is not who may do this on the channel."""
 
+    sentence = "this account is not who may do that on this channel"
+
 
 class ChannelClosing(TransactionInvalid):
     """The payer has closed the channel; its window ends at ledger time ``closing_at``."""
+
+    sentence = "the payer has closed the channel; its window ends at ledger time {closing_at} ms"
 
 
 class DepositTooLarge(TransactionInvalid):
@@ -99,9 +141,13 @@ class DepositTooLarge(TransactionInvalid):
 class ChannelNotClosing(TransactionInvalid):
     """Nobody has closed this channel, so there is nothing to finalise."""
 
+    sentence = "nobody has closed this channel"
+
 
 class WindowOpen(TransactionInvalid):
     """The payee may redeem until ledger time ``closing_at``; it is ``now``."""
+
+    sentence = "the payee may redeem until ledger time {closing_at} ms; it is {now} ms"
 
 
 class VoucherRefused(TransactionInvalid):
@@ -121,47 +167,68 @@ class LaneRepeated(TransactionInvalid):
 class NotEquivocation(TransactionInvalid):
     """Two statements that do not exclude each other, or not of one key; ``reason`` says why."""
 
+    sentence = "these statements prove nothing: {reason}"
     retryable = False
 
 
 class AlreadyReported(TransactionInvalid):
     """It was proved before that this key signed twice."""
 
+    sentence = "it was proved before that this key signed twice"
+
 
 class EvidenceEarly(TransactionInvalid):
     """The statements are of ``height``, above the block's, ``now``."""
+
+    sentence = "the statements are of height {height}; the next block is {now}"
 
 
 class EvidenceExpired(TransactionInvalid):
     """The statements are of ``height``, too long before the block's, ``now``."""
 
+    sentence = "the statements are of height {height}, too long ago to count"
+
 
 class NotAnAuthority(TransactionInvalid):
-    """The key had no seat at ``height``, is suspended, or is not the sender's to act for."""
+    """The key had no seat, is suspended, or is not the sender's to act for; ``reason`` says which."""
+
+    sentence = "{reason}"
 
 
 class SuspensionHalts(TransactionInvalid):
     """With one more key suspended, ``active`` authorities could not make a quorum of ``quorum``: replace one first."""
 
+    sentence = "with one more key suspended {active} authorities could not make a quorum of {quorum}: replace one first"
+
 
 class MotionUnknown(TransactionInvalid):
     """No motion has this number, or it is long concluded."""
+
+    sentence = "there is no motion {motion}, or it was concluded long ago"
 
 
 class MotionConcluded(TransactionInvalid):
     """This motion can't be voted on any more; ``status`` says what became of it."""
 
+    sentence = "motion {motion} can't be voted on any more: {status}"
+
 
 class AlreadyVoted(TransactionInvalid):
     """An authority has one vote, and can't take it back."""
+
+    sentence = "this authority has voted on motion {motion}; a vote can't be taken back"
 
 
 class TooManyMotions(TransactionInvalid):
     """``open`` motions of this opener, or of this kind, are open: no more before one of them ends."""
 
+    sentence = "{open} such motions are open: wait for one of them to end"
+
 
 class SubjectInvalid(TransactionInvalid):
     """What is put to vote could never take effect; ``reason`` says why."""
+
+    sentence = "{reason}"
 
 
 class TransactionRejected(UserError):

@@ -80,7 +80,7 @@ def _judged(overlay: Overlay, context: Context, action: EvidenceReport) -> tuple
         raise EvidenceEarly(height=accused.height, now=context.height)
     seat = overlay.charter.seats.at(accused.authority, accused.height)
     if seat is None:
-        raise NotAnAuthority(authority=accused.authority.hex(), height=accused.height)
+        raise NotAnAuthority(reason=f"{accused.authority.hex()} had no seat at height {accused.height}")
     # [evidence] not older than the window, which ends once both blocks and ledger time have passed
     parameters = overlay.parameters
     time_then = latest_time_of(overlay, accused.height)

@@ -191,7 +191,7 @@ class Mempool:
         try:
             apply_transaction(attempt, _context(state), pending.sender, pending.transaction)
         except TransactionInvalid as error:
-            raise TransactionRejected(error.code, str(error), error.retryable) from error
+            raise TransactionRejected(error.code, error.explanation, error.retryable) from error
         self._make_room(pending)
         queue.overlay.take_from(attempt)
         queue.transactions.append(pending)
@@ -211,9 +211,10 @@ class Mempool:
         transactions = [*queue.transactions[:index], pending, *queue.transactions[index + 1 :]]
         overlay, count, error = _executed(state, transactions)
         if error is not None and count == index:
-            raise TransactionRejected(error.code, str(error), error.retryable) from error
+            raise TransactionRejected(error.code, error.explanation, error.retryable) from error
         if error is not None:
-            raise TransactionRejected("replacement_breaks_later", f"pending transaction after it fails: {error}")
+            detail = f"a pending transaction after it fails: {error.explanation}"
+            raise TransactionRejected("replacement_breaks_later", detail)
         queue.transactions, queue.overlay, queue.bytes_total = transactions, overlay, bytes_total
         self._forget(replaced)
         self._remember(pending)

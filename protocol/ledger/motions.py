@@ -45,7 +45,7 @@ def open_motion(overlay: Overlay, context: Context, sender: AccountId, action: M
     if action.authority is not None:
         _check_elector(overlay, electorate, action.authority, sender)
     elif not isinstance(subject, Redemption):
-        raise NotAnAuthority(sender=sender.hex(), action=f"opens a motion of {type(subject).__name__}")
+        raise NotAnAuthority(reason=f"only an authority puts a {type(subject).__name__} to vote")
     _check_room(overlay, sender, isinstance(subject, Redemption))
     check_subject(overlay, context, sender, subject)
     seats = len(overlay.schedule.following.records)
@@ -135,9 +135,9 @@ def _check_elector(
     overlay: Overlay, electorate: tuple[Elector, ...], authority: AuthorityId, sender: AccountId
 ) -> None:
     if elector_account(electorate, authority) != sender:
-        raise NotAnAuthority(authority=authority.hex(), sender=sender.hex())
+        raise NotAnAuthority(reason=f"account {sender.hex()} has no vote for authority {authority.hex()} here")
     if overlay.evidence(authority) is not None:
-        raise NotAnAuthority(authority=authority.hex(), reason="it is suspended")
+        raise NotAnAuthority(reason=f"authority {authority.hex()} is suspended")
 
 
 def _check_room(overlay: Overlay, sender: AccountId, redemption: bool) -> None:

@@ -1,9 +1,12 @@
 """The mempool: what it takes, what it refuses and why, what it gives to a block, and what a block does to it."""
 
+from string import Formatter
+
 import pytest
 
 from protocol.ledger import mempool as mempool_module
 from protocol.ledger.blocks import PendingTransaction
+from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.mempool import Mempool, TransactionRejected
 from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
@@ -281,3 +284,21 @@ def test_the_same_calls_give_the_same_order() -> None:
         return pool.selected()
 
     assert run() == run()
+
+
+def test_a_refusal_tells_people_what_is_wrong_in_credits(pool: Pool) -> None:
+    with pytest.raises(TransactionRejected) as caught:
+        pool.send("alice", pay("bob", 10**7), 0)
+    assert caught.value.detail == (
+        "the account has 0.99999 credits to spend, with what waits already taken off; 10.00 credits are needed"
+    )
+
+
+def test_every_sentence_about_a_refusal_can_be_spoken() -> None:
+    """The facts that a sentence names are those that its docstring or its sender gives."""
+    for kind in TransactionInvalid.__subclasses__():
+        facts = dict.fromkeys((name for _, name, _, _ in Formatter().parse(kind.sentence) if name), 7)
+        shown = kind(**facts).explanation
+        assert shown, kind
+        assert "{" not in shown
+        assert kind(**facts).code in str(TransactionRejected(kind.code, shown))
