@@ -1,7 +1,9 @@
 """``mercat node run``: this process becomes a node."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -9,6 +11,9 @@ from node.cli.failures import CommandFailed, ExitCode
 from node.cli.lifeline import hold_lifeline
 from node.cli.options import passphrase_options
 from node.cli.settings import config_file, config_options, flag_settings
+
+if TYPE_CHECKING:
+    from node.config.settings import NodeConfig
 
 
 @click.group()
@@ -43,8 +48,9 @@ def run_from_file(
     flags: dict[str, str],
     passphrase_file: Path | None = None,
     passphrase_fd: int | None = None,
+    adjust: "Callable[[NodeConfig], NodeConfig] | None" = None,
 ) -> None:
-    """Load settings and keys and run the node until it stops."""
+    """Load settings and keys and run the node until it stops. ``adjust`` may say what the settings leave open."""
     from node.config.genesis_file import load_genesis
     from node.config.loading import check_exposure, load_config
     from node.config.settings import Role
@@ -52,6 +58,8 @@ def run_from_file(
     from node.keystore.passphrase import read_passphrase
 
     settings = load_config(path, os.environ, flags).config
+    if adjust is not None:
+        settings = adjust(settings)
     genesis = load_genesis(settings.genesis)
     check_exposure(settings, genesis)
     passphrase = read_passphrase(passphrase_file or settings.keystore.passphrase_file, passphrase_fd)

@@ -1,12 +1,60 @@
 """``mercat provider``: the stake and the state of somebody who sells."""
 
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from node.cli.money import LEDGER_WAIT, show_transaction
-from node.cli.options import CREDITS, Session, confirm, timeout_option, with_node, yes_option
-from node.cli.output import credits_text, fields, table
-from node.runtime.control import ProviderView
+from node.cli.options import CREDITS, Session, confirm, passphrase_options, timeout_option, with_node, yes_option
+from node.cli.output import credits_text, fields, note, short, table
+from node.cli.settings import config_file, config_options, flag_settings
+from node.runtime.control import ProviderModelView, ProviderView
 from protocol.primitives.units import Amount
+
+if TYPE_CHECKING:
+    from node.config.settings import NodeConfig
+
+MEBIBYTE = 1 << 20
+REDRAW = "\033[H\033[2J"
+
+
+def state_text(model: ProviderModelView, now_ms: int) -> str:
+    """Whether a model is served, and if not, why and until when."""
+    if model.state == "ready" or not model.reason:
+        return model.state
+    left = f" for {math.ceil((model.until_ms - now_ms) / 1000)} s" if model.until_ms > now_ms else ""
+    return f"{model.state}{left}: {model.reason}"
+
+
+def models_text(models: tuple[ProviderModelView, ...], now_ms: int) -> str:
+    """The models and their workers; memory and time as the kernel counted them."""
+    headers = (
+        "MODEL", "RUNTIME", "STATE", "JOBS", "QUEUE", "UNITS", "UNITS/S", "MEMORY", "CPU", "CRASHES", "LOADED IN", "ID",
+    )  # fmt: skip
+    rows = [
+        (
+            model.name,
+            model.runtime,
+            state_text(model, now_ms),
+            str(model.jobs),
+            str(model.waiting),
+            str(model.units_out),
+            f"{model.units_per_second:.1f}",
+            f"{model.memory_bytes // MEBIBYTE} MiB",
+            f"{model.cpu_ms / 1000:.1f} s",
+            str(model.crashes),
+            f"{model.load_ms} ms",
+            short(model.model, 16),
+        )
+        for model in models
+    ]
+    return table(headers, rows)
 
 
 def provider_text(view: ProviderView, with_checks: bool = False) -> str:
@@ -22,10 +70,7 @@ def provider_text(view: ProviderView, with_checks: bool = False) -> str:
             ("earned", f"{credits_text(view.earned)}, of which not yet redeemed {credits_text(view.unredeemed)}"),
         ]
     )
-    models = table(
-        ("MODEL", "RUNTIME", "STATE", "LOADED IN", "ID"),
-        [(model.name, model.runtime, model.state, f"{model.load_ms} ms", model.model) for model in view.models],
-    )
+    models = models_text(view.models, round(time.time() * 1000))
     failed = [name for name, holds, _ in view.checks if not holds]
     if not with_checks and view.checks:
         held = f"{len(view.checks) - len(failed)} of {len(view.checks)} attacks on the sandbox were stopped"
@@ -44,11 +89,84 @@ def provider() -> None:
 
 @provider.command()
 @click.option("--checks", is_flag=True, help="List every attack that the sandbox was tried with.")
+@click.option("--watch", "-w", is_flag=True, help="Show it anew until Ctrl-C.")
+@click.option("--every", type=click.FloatRange(min=0.1, max=3600), default=1.0, show_default=True, help="Seconds.")
 @with_node
-def status(session: Session, checks: bool) -> None:
+def status(session: Session, checks: bool, watch: bool, every: float) -> None:
     """Whether this node sells, what, and why not."""
-    view = session.client.provider()
-    session.output.show(view, provider_text(view, checks), (model.model for model in view.models))
+
+    def show() -> None:
+        view = session.client.provider()
+        ids = (model.model for model in view.models)
+        session.output.show(view, provider_text(view, checks), ids)
+
+    if not watch:
+        show()
+        return
+    redraw = sys.stdout.isatty() and not session.output.as_json and not session.output.quiet
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in ticks(every, time.monotonic, time.sleep):
+            if redraw:
+                sys.stdout.write(REDRAW)
+            show()
+
+
+def ticks(seconds: float, clock: Callable[[], float], wait: Callable[[float], None]) -> Iterator[int]:
+    """0, 1, 2, … at the beginning of each interval; what took longer than one is followed at once."""
+    started, count = clock(), 0
+    while True:
+        yield count
+        count += 1
+        wait(max(0.0, started + count * seconds - clock()))
+
+
+@provider.command()
+@click.option("--model", "models", multiple=True, help="Model description to sell: name or path (repeatable).")
+@click.option("--slots", type=click.IntRange(1, 64), help="Jobs at the same time.")
+@config_options
+@passphrase_options
+def run(
+    models: tuple[str, ...],
+    slots: int | None,
+    config: Path | None,
+    listen: str | None,
+    seeds: tuple[str, ...],
+    settings: tuple[str, ...],
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+) -> None:
+    """Run this user's node as a provider until SIGTERM or Ctrl-C; `mercat join` makes the node.
+
+    Without --model it sells what its configuration names. Prices are those of the configuration, or the usual ones.
+    """
+    from node.cli.node import run_from_file
+
+    path = config_file(config)
+    flags = flag_settings(listen, seeds, settings)
+    if slots is not None:
+        flags["provider.slots"] = str(slots)
+    note("selling once the sandbox is proved and the models are loaded; see: mercat provider status --watch")
+    run_from_file(path, flags, passphrase_file, passphrase_fd, lambda loaded: as_provider(loaded, models))
+
+
+def as_provider(config: "NodeConfig", models: tuple[str, ...]) -> "NodeConfig":
+    """The same node as a provider of these models; of those that it sells anyway if none is named."""
+    import msgspec
+
+    from node.cli.failures import CommandFailed, ExitCode
+    from node.config.descriptions import description_path
+    from node.config.settings import ProviderModel, Role
+
+    sold = config.provider.models
+    if models:
+        known = {model.description: model for model in sold}
+        paths = [str(description_path(model)) for model in models]
+        sold = tuple(known.get(path) or ProviderModel(description=path) for path in paths)
+    if not sold:
+        raise CommandFailed("name what to sell: mercat provider run --model NAME", ExitCode.USAGE, "usage")
+    roles = config.roles if Role.PROVIDER in config.roles else (*config.roles, Role.PROVIDER)
+    provider = msgspec.structs.replace(config.provider, models=sold)
+    return msgspec.structs.replace(config, roles=roles, provider=provider)
 
 
 @provider.command()

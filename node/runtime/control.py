@@ -324,11 +324,24 @@ class BlockView(View, frozen=True):
 
 
 class ProviderModelView(View, frozen=True):
+    """One model that a provider sells, and its worker. Memory and processor time are what the kernel counted."""
+
     name: str
     model: str
     runtime: str
     state: str
     load_ms: int
+    reason: str = ""
+    """Why it is not served."""
+    until_ms: int = 0
+    """Wall time at which a quarantined or restarting model is tried again; 0: no such time."""
+    waiting: int = 0
+    jobs: int = 0
+    units_out: int = 0
+    units_per_second: float = 0.0
+    memory_bytes: int = 0
+    cpu_ms: int = 0
+    crashes: int = 0
 
 
 class ProviderView(View, frozen=True):

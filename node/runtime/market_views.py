@@ -219,7 +219,7 @@ def selling(node: "Node") -> tuple[bool, str | None]:
         return False, obstacle
     if not any(view.state == "ready" for view in node.shelf.models.values()):
         return False, "no model is ready: " + ", ".join(
-            f"{view.name} {view.state}" for view in node.shelf.models.values()
+            f"{view.name} {view.state}{view.reason and ': ' + view.reason}" for view in node.shelf.models.values()
         )
     because = node.engine.shop.silent_because
     return not because, because or None

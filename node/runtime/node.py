@@ -49,6 +49,9 @@ from protocol.primitives.units import Hash, NodeId
 _THREADS = 4
 """One each for the store and the guard, two for signature checks on two cores."""
 
+_FINISH_S = 5.0
+"""A stopping provider takes no more jobs and lets those that run go on for so long."""
+
 _DRAIN_S = 2.0
 """A stopping node's last effects may take so long; what matters was on disk before."""
 
@@ -106,7 +109,9 @@ class Node:
     ) -> None:
         work = self.loop.work if self._background else None
         if kind is None and self._background:
-            if work is not None:
+            if work is not None and self.shelf is not None:
+                self.shelf.withdraw(self.loop.feed)
+                await work.finished(_FINISH_S)
                 work.give_up("the provider's node is stopping")
             # What was decided while stopping (ends of running jobs) still goes out.
             with contextlib.suppress(TimeoutError):
@@ -174,7 +179,8 @@ class Node:
         if Role.PROVIDER not in self.config.roles:
             return None
         self._models = ModelStore(self.config.model_store)
-        supervisor = WorkerSupervisor(self._models, slots=self.config.provider.slots)
+        provider = self.config.provider
+        supervisor = WorkerSupervisor(self._models, slots=provider.slots, isolation=provider.isolation)
         return await self._stack.enter_async_context(supervisor)
 
     def _sell(self, supervisor: WorkerSupervisor) -> None:

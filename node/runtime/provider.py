@@ -1,11 +1,14 @@
-"""A provider's start: prove the sandbox, get the models, load them, then tell the engine what can be served.
+"""A provider's shelf: prove the sandbox, get the models, load them, then tell the engine what can be served, and when
+that changes.
 
-Law: nothing is offered before it has been loaded in the sandbox on this machine. A node that can't get its isolation
-says what is missing and does not sell.
+Law: nothing is offered before it has been loaded in the sandbox on this machine, and nothing while it is quarantined or
+the node is about to stop. A node that can't get its isolation says what is missing and does not sell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
+from node.clock import read_clock
 from node.config.descriptions import description_path
 from node.config.settings import NodeConfig, ProviderModel
 from node.runtime.control import ProviderModelView
@@ -22,6 +25,16 @@ from protocol.primitives.limits import SETTINGS_BYTES_MAX
 from protocol.primitives.units import Amount, DurationMs, ModelId, WorkUnits
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One model as far as it has come; `offer` once it was loaded."""
+
+    name: str
+    state: str
+    loaded: LoadedModel | None = None
+    offer: ModelOffer | None = None
+
+
 class ProviderShelf:
     """The models of one provider and how far each has come."""
 
@@ -30,33 +43,86 @@ class ProviderShelf:
         self._supervisor = supervisor
         self._store = store
         self._log: EventLogger = event_logger("provider")
+        self._entries: dict[str, _Entry] = {}
+        self._offered: tuple[ModelOffer, ...] = ()
+        self._withdrawn = False
         self.report: IsolationReport | None = None
-        self.models: dict[str, ProviderModelView] = {}
 
     async def open(self, addresses: tuple[str, ...], feed: Callable[[Input], None]) -> None:
-        """Run once after the node has started; what fails is told and left out."""
+        """Run once after the node has started, until it stops; what fails is told and left out."""
         self.report = await self._supervisor.probe()
         self._log.info("isolation_proved", level=self.report.level, summary=self.report.summary())
         if self.obstacle():
             return
-        offers: list[ModelOffer] = []
         for entry in self._config.provider.models:
-            offer = await self._load(entry)
-            if offer is not None:
-                offers.append(offer)
-                feed(self._serve(tuple(offers), addresses))
-        if not offers:
+            await self._load(entry)
+            self._offer_anew(addresses, feed)
+        if not self._offered:
             self._log.warning("nothing_to_sell", reason="no model could be loaded")
+        while True:
+            await self._supervisor.changed.wait()
+            self._supervisor.changed.clear()
+            self._offer_anew(addresses, feed)
+
+    def withdraw(self, feed: Callable[[Input], None]) -> None:
+        """Take no more jobs; those that run go on."""
+        self._withdrawn = True
+        if self._offered:
+            self._offer_anew((), feed)
+
+    @property
+    def models(self) -> Mapping[str, ProviderModelView]:
+        """Every model by its description, as it is now."""
+        return {key: self._view(entry) for key, entry in self._entries.items()}
+
+    def _view(self, entry: _Entry) -> ProviderModelView:
+        if entry.loaded is None:
+            return ProviderModelView(entry.name, "", "", entry.state, 0)
+        loaded, now_ms = entry.loaded, read_clock().wall_ms
+        pool, usage = self._supervisor.view(loaded.model_id), self._supervisor.usage(loaded.model_id)
+        assert pool is not None
+        return ProviderModelView(
+            name=entry.name,
+            model=loaded.model_id,
+            runtime=loaded.runtime,
+            state=pool.state,
+            load_ms=loaded.load_ms,
+            reason=pool.reason,
+            until_ms=now_ms + round(pool.until_s * 1000) if pool.until_s else 0,
+            waiting=pool.waiting,
+            jobs=pool.jobs,
+            units_out=pool.units_out,
+            units_per_second=round(pool.units_per_second, 1),
+            memory_bytes=usage.memory_bytes,
+            cpu_ms=usage.cpu_ms,
+            crashes=pool.crashes,
+        )
 
     def obstacle(self) -> str:
         """Why this machine's isolation does not do; empty if it does, or while it is not proved yet."""
         if self.report is None:
             return ""
-        wanted = self._config.provider.isolation or "strong"
-        if self.report.level == "strong" and isolation_suffices(self.report.level, wanted):
+        wanted = self._config.provider.isolation
+        if self.report.level != "none" and isolation_suffices(self.report.level, wanted):
             return ""
         proved = self.report.summary()
-        return proved if wanted == "strong" else f"isolation {wanted!r} is wanted here; {proved}"
+        return f"isolation {wanted!r} is wanted here; {proved}" if wanted else proved
+
+    def _offer_anew(self, addresses: tuple[str, ...], feed: Callable[[Input], None]) -> None:
+        """Tell the engine what is sold now, if that is something else than before."""
+        sold = () if self._withdrawn else tuple(self._sellable())
+        if sold != self._offered:
+            self._offered = sold
+            self._log.info("offer_changed", models=[offer.name for offer in sold])
+            feed(self._serve(sold, addresses))
+
+    def _sellable(self) -> Iterator[ModelOffer]:
+        for entry in self._entries.values():
+            if entry.offer is None or entry.loaded is None:
+                continue
+            pool = self._supervisor.view(entry.loaded.model_id)
+            if pool is not None and pool.state in ("ready", "restarting"):
+                yield entry.offer
 
     def _serve(self, offers: tuple[ModelOffer, ...], addresses: tuple[str, ...]) -> Serve:
         assert self.report is not None
@@ -70,22 +136,19 @@ class ProviderShelf:
             DurationMs(min(provider.offer_ms, OFFER_LIFETIME_MS_MAX)),
         )
 
-    async def _load(self, entry: ProviderModel) -> ModelOffer | None:
-        name = entry.description
-        self.models[name] = ProviderModelView(name, "", "", "loading", 0)
+    async def _load(self, entry: ProviderModel) -> None:
+        key = entry.description
+        self._entries[key] = _Entry(key, "loading")
         try:
             description = load_description(description_path(entry.description))
             model_id = await add_from_package(self._store, description)
             loaded = await self._supervisor.load(model_id)
         except (WorkerError, OSError, ValueError) as error:
-            self.models[name] = ProviderModelView(name, "", "", f"failed: {error}", 0)
-            self._log.warning("model_failed", model=name, reason=str(error))
-            return None
-        self.models[name] = ProviderModelView(
-            loaded.manifest.name, loaded.model_id, loaded.runtime, "ready", loaded.load_ms
-        )
+            self._entries[key] = _Entry(key, f"failed: {error}")
+            self._log.warning("model_failed", model=key, reason=str(error))
+            return
+        self._entries[key] = _Entry(loaded.manifest.name, "ready", loaded, self._offer(entry, loaded))
         self._log.info("model_ready", model=loaded.manifest.name, load_ms=loaded.load_ms)
-        return self._offer(entry, loaded)
 
     def _offer(self, entry: ProviderModel, loaded: LoadedModel) -> ModelOffer:
         provider = self._config.provider

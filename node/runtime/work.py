@@ -41,10 +41,22 @@ class WorkPump:
         self._tasks = tasks
         self._feed = feed
         self._running: dict[MessageId, _Running] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def finished(self, within_s: float) -> bool:
+        """Wait until no job runs here, but not longer. Returns whether none does."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def open(self, effect: OpenWork) -> None:
         """Start a job's task; the first pull runs the input through the model."""
         running = self._running[effect.job] = _Running()
+        self._idle.clear()
         running.task = self._tasks.create_task(self._run(effect, running))
 
     def pull(self, effect: PullWork) -> None:
@@ -58,6 +70,8 @@ class WorkPump:
         running = self._running.pop(effect.job, None)
         if running is not None and running.task is not None:
             running.task.cancel()
+        if not self._running:
+            self._idle.set()
 
     def give_up(self, reason: str) -> None:
         """Tell the engine that no job will be finished here: the buyers shall know before the links go."""
