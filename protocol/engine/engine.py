@@ -13,14 +13,14 @@ from protocol.engine.accusations import Accusations
 from protocol.engine.anchors import anchors_in
 from protocol.engine.checks import message_checks
 from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
-from protocol.engine.judging import BALLOT_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
+from protocol.engine.judging import BALLOT_LIFETIME_MS, DISPATCH_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.payouts import Payouts
 from protocol.engine.replica import Replica
 from protocol.engine.shop import RENEW_TIMER, Shop
 from protocol.engine.usefulness import Usefulness
-from protocol.gossip.router import GossipRouter
+from protocol.gossip.router import Admission, GossipRouter
 from protocol.gossip.verdicts import ACCEPTED, SIGNATURE_BROKEN
 from protocol.ledger.mempool import TransactionRejected
 from protocol.market.agreement import JobRequest, make_bid
@@ -92,6 +92,7 @@ class Engine:
         self.seller = seller
         self.own = own
         self.shop = Shop(node)
+        replica.gossips = True
         self.body_wanted = False
         """Whether the body last offered should go on to the door."""
         self._facts = LedgerFacts(replica.state)
@@ -141,6 +142,8 @@ class Engine:
                 admission = self.gossip.offered(happened.peer, happened.envelope, now)
                 self.body_wanted = admission.judgement is None
                 effects = admission.effects
+                if admission.judgement is None:
+                    effects += self._put_off(happened, admission, now)
             case inputs.BodyBroken():
                 object_id = envelope_id(open_envelope(happened.envelope)[0])
                 effects = self.gossip.judged(happened.peer, object_id, happened.envelope, SIGNATURE_BROKEN, now)
@@ -268,6 +271,19 @@ class Engine:
             effects += self._market(self.buyer, self.buyer.book_changed(now), now)
         return effects
 
+    def _put_off(self, happened: inputs.BodyOffered, admission: Admission, now: Now) -> list[Effect]:
+        """What authorities say of heights whose sets are not known here goes no further: the door can't check it."""
+        assert admission.payload is not None
+        assert admission.object_id is not None
+        judgement = self._judge.out_of_reach(admission.payload)
+        if judgement is None:
+            return []
+        self.body_wanted = False
+        peer, envelope_bytes = happened.peer, happened.envelope
+        effects = self.gossip.judged(peer, admission.object_id, envelope_bytes, judgement, now)
+        hint = self._judge.hint_in(admission.payload)
+        return effects + (self.replica.receive(peer, wire.TipNotice(hint), now) if hint else [])
+
     def _direct(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:
         envelope, payload = open_envelope(envelope_bytes)
         if envelope.kind in _BUYERS_KINDS:
@@ -286,6 +302,9 @@ class Engine:
                 return self.replica.signed(envelope_bytes, now) + self._spread_ballot(envelope, envelope_bytes, now)
             case MessageKind.PROPOSAL | MessageKind.ATTESTATION:
                 return self.replica.signed(envelope_bytes, now)
+            case MessageKind.DISPATCH | MessageKind.INQUIRY | MessageKind.TESTIMONY:
+                expires_at = TimestampMs(now.wall_ms + DISPATCH_LIFETIME_MS)
+                return self.gossip.publish(envelope_bytes, envelope_id(envelope), expires_at, now)
             case MessageKind.TRANSACTION:
                 return self._signed_transaction(envelope_bytes, now)
             case MessageKind.OFFER:

@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.replica import Replica
+from protocol.engine.replica_gossip import check_parts
 from protocol.engine.seats import HEIGHTS_KNOWN_AHEAD
+from protocol.gossip.policy import Rate
+from protocol.gossip.token_bucket import TokenBucket
 from protocol.gossip.verdicts import ACCEPTED, EXPIRED, Judgement, ignore, reject
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.mempool import TransactionRejected
 from protocol.market.order_book import OrderBook, Ruling
-from protocol.messages.consensus import FinalBody, VoteBody
+from protocol.messages.consensus import Dispatch, FinalBody, Inquiry, Testimony, VoteBody
 from protocol.messages.effects import Effect, Now
 from protocol.messages.envelope import Envelope, envelope_id
 from protocol.messages.kinds import MessageKind
@@ -21,7 +24,17 @@ from protocol.messages.market import Bid, Offer
 from protocol.messages.wire import Ballot, TipNotice
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import AccountId, Amount, Height, NodeId, PublicKey, TimestampMs
+from protocol.primitives.limits import AUTHORITIES_MAX
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    AuthorityId,
+    Height,
+    MonotonicMs,
+    NodeId,
+    PublicKey,
+    TimestampMs,
+)
 
 TRANSACTION_LIFETIME_MS = 60_000
 """A transaction is relayed for a minute; its sender's node brings it up again if it is still undecided then."""
@@ -35,6 +48,14 @@ BID_LIFETIME_MS_MAX = 3_600_000
 BIDS_PER_ACCOUNT_MAX = 16
 """Live bids of one account that are relayed."""
 
+
+DISPATCH_LIFETIME_MS = 5_000
+"""As long as a proposal waits to be gossiped again."""
+
+DISPATCH_OBJECTS = Rate(per_second=4, burst=32)
+DISPATCH_BYTES = Rate(per_second=512 * 1024, burst=4 * 1024 * 1024)
+"""What one authority may say of one kind by gossip: its largest proposal every five seconds and a statement a second,
+several times over."""
 
 BALLOTS_PER_AUTHORITY_MAX = 256
 """Ballots of one authority that are relayed while the tip stays: an honest one signs two a view."""
@@ -59,6 +80,8 @@ class Judge:
         self._ballots: dict[PublicKey, int] = {}
         """Ballots of each authority that were relayed since the tip last changed."""
         self._ballots_tip = replica.tip
+        self._said: dict[tuple[AuthorityId, MessageKind], tuple[TokenBucket, TokenBucket]] = {}
+        """What each authority may still say by gossip, in objects and in bytes."""
 
     def judge(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
         """The verdict on one object, and what the other rooms want to happen because of it."""
@@ -69,6 +92,8 @@ class Judge:
                 return Ruled(self._bid(envelope, payload, now), payload.expires_at, [])
             case VoteBody() | FinalBody():
                 return self._ballot(peer, envelope, payload, envelope_bytes, now)
+            case Dispatch() | Inquiry() | Testimony():
+                return self._overheard(envelope, payload, envelope_bytes, now)
         if envelope.kind is MessageKind.TRANSACTION:
             return self._transaction(envelope_bytes, now)
         return Ruled(reject(f"a {envelope.kind.name} does not travel by gossip"), now.wall_ms, [])
@@ -173,3 +198,74 @@ class Judge:
             return Ruled(ignore("too many ballots of this authority"), expires_at, effects)
         self._ballots[envelope.sender] = relayed + 1
         return Ruled(ACCEPTED, expires_at, effects)
+
+    # What authorities without links say
+
+    def out_of_reach(self, payload: Message) -> Judgement | None:
+        """The verdict on what the door could not check, asked for in the same moment; ``None`` for all else."""
+        tip = self._replica.tip
+        match payload:
+            case Dispatch():
+                # [IGNORE] of a closed height
+                if payload.height <= tip:
+                    return ignore("not of the open height")
+                # [IGNORE] of a height whose authorities are not known here
+                if payload.height > tip + HEIGHTS_KNOWN_AHEAD:
+                    return ignore("not of the open height", retryable=True)
+            case Testimony() if AuthorityId(payload.asker) == self._replica.key and payload.certificate is not None:
+                # [IGNORE] about a tip whose proof can't be checked here yet; the next answer will be nearer
+                if payload.certificate.height > tip + HEIGHTS_KNOWN_AHEAD:
+                    return ignore("about a tip that is out of reach")
+        return None
+
+    def hint_in(self, payload: Message) -> Height | None:
+        """The height that the sender of what is out of reach seems to have decided."""
+        tip = self._replica.tip
+        match payload:
+            case Dispatch() if payload.height > tip + 1:
+                return Height(payload.height - 1)
+            case Testimony() if payload.certificate is not None and payload.certificate.height > tip:
+                return payload.certificate.height
+        return None
+
+    def _overheard(
+        self, envelope: Envelope, payload: Dispatch | Inquiry | Testimony, envelope_bytes: bytes, now: Now
+    ) -> Ruled:
+        """Statements of an authority to those that it has no link to."""
+        expires_at = TimestampMs(now.wall_ms + DISPATCH_LIFETIME_MS)
+        author, replica = AuthorityId(envelope.sender), self._replica
+        # [IGNORE] the tip has moved since the door
+        late = self.out_of_reach(payload)
+        if late is not None:
+            return Ruled(late, expires_at, [])
+        # [REJECT] dispatch of a key that is no authority of that height
+        if isinstance(payload, Dispatch):
+            authorities = replica.seats.at(payload.height)
+            if authorities is None or not authorities.counts(author):
+                return Ruled(reject("a dispatch of no authority"), expires_at, [])
+        # [IGNORE] of a key that has no seat in sight: this node may lag
+        elif not replica.seats.seated(author):
+            return Ruled(ignore("no authority that is known here", retryable=True), expires_at, [])
+        # [IGNORE] more than an authority has to say
+        if not self._may_say(author, envelope.kind, len(envelope_bytes), now.monotonic_ms):
+            return Ruled(ignore("too much of this authority"), expires_at, [])
+        # [REJECT] parts of another height or authority
+        if isinstance(payload, Dispatch):
+            try:
+                check_parts(payload, author)
+            except RemoteProtocolError as error:
+                return Ruled(reject(str(error)), expires_at, [])
+        try:
+            effects = replica.overheard(author, payload, now)
+        except RemoteProtocolError as error:
+            return Ruled(reject(str(error)), expires_at, [])
+        return Ruled(ACCEPTED, expires_at, effects)
+
+    def _may_say(self, author: AuthorityId, kind: MessageKind, size: int, now: MonotonicMs) -> bool:
+        if len(self._said) > 8 * AUTHORITIES_MAX:
+            del self._said[next(iter(self._said))]
+        fresh = TokenBucket.full(DISPATCH_OBJECTS, now), TokenBucket.full(DISPATCH_BYTES, now)
+        objects, size_left = self._said.setdefault((author, kind), fresh)
+        if size_left.available(DISPATCH_BYTES, now) < size or not objects.take(DISPATCH_OBJECTS, now, 1):
+            return False
+        return size_left.take(DISPATCH_BYTES, now, size)

@@ -8,12 +8,23 @@ blocks and executes them.
 from protocol.consensus.outputs import Equivocation
 from protocol.engine.bodies import open_body
 from protocol.engine.replica_door import MisplacedMessage, open_ballot
+from protocol.engine.replica_gossip import ReplicaGossip
 from protocol.engine.replica_height import CATCH_UP, OPEN, PULL, PUSH, RESEND, STANDING, WAKE
 from protocol.engine.replica_snapshots import SNAPSHOT, ReplicaSnapshots
 from protocol.engine.restored import seen_proposal
 from protocol.ledger.signatures import open_transaction
 from protocol.messages import wire
-from protocol.messages.consensus import Attestation, Certificate, CertificateKind, ProposalBody
+from protocol.messages.consensus import (
+    Attestation,
+    Certificate,
+    CertificateKind,
+    Dispatch,
+    FinalBody,
+    Inquiry,
+    ProposalBody,
+    Testimony,
+    VoteBody,
+)
 from protocol.messages.effects import (
     Effect,
     Notify,
@@ -28,7 +39,7 @@ from protocol.primitives.units import (
 )
 
 
-class Replica(ReplicaSnapshots):
+class Replica(ReplicaGossip, ReplicaSnapshots):
     """The replica of one node. Entry points return effects; the state and the mempool may be read by anybody."""
 
     # Inputs
@@ -126,12 +137,32 @@ class Replica(ReplicaSnapshots):
 
     def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
         """An own envelope, handed back after ``SignAndSend``."""
+    def overheard(self, author: AuthorityId, payload: Dispatch | Inquiry | Testimony, now: Now) -> list[Effect]:
+        """What an authority without a link to us says by gossip; all signatures in it hold.
+
+        Raises ``RemoteProtocolError`` when it breaks a rule all the same.
+        """
+        if self._halted:
+            return []
+        match payload:
+            case Dispatch():
+                self.dispatched(author, payload, now)
+            case Inquiry():
+                self.inquired(author, payload, now)
+            case Testimony():
+                self.testified(author, payload, now)
+        return self._taken()
+
         if self._halted or self.snapshots.installing:
             return []
         envelope, body = open_envelope(envelope_bytes)
         if isinstance(body, Attestation):
             self._on_attested(envelope_bytes, body)
-        elif self._machine is not None and getattr(body, "height", None) == self.tip + 1:
+        elif (
+            self._machine is not None
+            and isinstance(body, ProposalBody | VoteBody | FinalBody)
+            and body.height == self.tip + 1
+        ):
             self._carry_out(self._machine.own_signed(envelope.kind, envelope.payload, envelope.signature, now), now)
         return self._taken()
 
@@ -160,7 +191,10 @@ class Replica(ReplicaSnapshots):
                 self._carry_out(machine.tick(now), now)
             case _ if key == RESEND and machine is not None:
                 self._resending = False
-                self._carry_out(machine.resend(now), now)
+                again = machine.resend(now)
+                self._carry_out(again, now)
+                if machine is self._machine:
+                    self._spread(again, now)
             case _ if key == PULL:
                 self._pulling = False
                 self._pull_bodies(now)
@@ -205,6 +239,8 @@ class Replica(ReplicaSnapshots):
             raise MisplacedMessage("a ballot signed by a key that is no authority")
         if self._previous is not None and body.height == self.tip == self._previous.rules.height:
             late = self._previous.ballot(signer, body, envelope.signature, now)
+        if authorities is not None:
+            self._heard[signer] = now.monotonic_ms
             self._effects.extend(Notify(output) for output in late if isinstance(output, Equivocation))
         if self._concerns_open_height(peer, body.height, now):
             self._carry_out(self._open_machine().ballot(signer, body, envelope.signature, now), now)

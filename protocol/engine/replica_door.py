@@ -232,9 +232,10 @@ class ReplicaDoor:
         if not isinstance(attestation, Attestation) or not self._seats.seated(AuthorityId(envelope.sender)):
             raise MisplacedMessage("an answer about our standing that no authority gave")
         checks = [signature_check(self._genesis_hash, envelope)]
-        if message.decided is not None and attestation.tip > tip:
-            certificate = message.decided.certificate
-            open_decided(message.decided)
+        certificate = message.certificate
+        if certificate is not None and attestation.tip > tip:
+            if certificate.kind is not CertificateKind.DECIDED:
+                raise MisplacedMessage("a tip beside a certificate that decides nothing")
             checks += certificate_checks(self._genesis_hash, self._set(certificate.height), certificate)
         for received in message.yours:
             statement, body = open_envelope(received)

@@ -110,14 +110,20 @@ class HeightDriver:
         self._answers = AnswerLimits()
         self._certificate_answers = AnswerLimits()
         self._snapshot_answers = AnswerLimits()
+        self._attesting: dict[tuple[Hash, Height], tuple[NodeId, Certificate | None]] = {}
         self.snapshots = SnapshotSync()
         self._seeking = False
-        self._attesting: dict[tuple[Hash, Height], tuple[NodeId, DecidedBlock | None]] = {}
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0
         self._resending = self._pulling = self._pushing = self._asking = False
         self._nonce = Hash(bytes(32))
         self._stuck: dict[MessageId, None] = {}
+        self.gossips = False
+        """Whether somebody carries by gossip what we sign for authorities without a link."""
+        self._spread_at: tuple[View, MonotonicMs] | None = None
+        self._heard: dict[AuthorityId, MonotonicMs] = {}
+        """When a ballot of each authority came last."""
+        self._inquired_at = MonotonicMs(-(2**40))
         self._open_at: MonotonicMs | None = None
         self._committed_at = MonotonicMs(0)
 
@@ -205,6 +211,7 @@ class HeightDriver:
                 if block_bytes is not None:
                     self._send_authorities(wire.Proposal(output.envelope, block_bytes, output.certificates))
             case out.BuildBlock():
+                    self._spread([output], now)
                 self._build(output.view, now)
             case out.JudgeBlock():
                 good = self._is_good(output.view, output.block_hash, output.received)
@@ -230,6 +237,10 @@ class HeightDriver:
                 assert_never(output)
 
     def _sign(self, output: out.Sign) -> None:
+    def _spread(self, asked: list[out.Output], now: Now) -> None:
+        """Say by gossip what those without a link have missed of these outputs."""
+        raise NotImplementedError
+
         """Sign under the guard. VOTE and FINAL go to all linked authorities; a PROPOSAL waits for its block."""
         assert self.inquiry is not None
         self.inquiry.signs(output.position)
@@ -349,6 +360,8 @@ class HeightDriver:
         self._pulled.clear()
         self._resending = self._pulling = False
         self._open_at = None
+        self._spread_at = None
+        self._heard = {key: at for key, at in self._heard.items() if self.seats.seated(key)}
         self._effects += [CancelTimer(WAKE), CancelTimer(RESEND), CancelTimer(PULL)]
         self._inquire(now)
         if self.inquiry is not None:
@@ -390,8 +403,13 @@ class HeightDriver:
                 self._ask_standing(peer)
             self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
+            self._inquire_by_gossip(now)
     def _ask_standing(self, peer: NodeId) -> None:
         if self.inquiry is not None and self.first_signing_height is None and peer in self.seats:
+    def _inquire_by_gossip(self, now: Now) -> None:
+        """Ask about our standing where no link leads."""
+        raise NotImplementedError
+
             self._send(peer, wire.StandingRequest(self.inquiry.nonce, self.inquiry.own))
 
     def _permit(self, now: Now) -> None:

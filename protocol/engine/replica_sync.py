@@ -19,7 +19,7 @@ from protocol.ledger.mempool import TransactionRejected
 from protocol.ledger.signatures import open_transaction
 from protocol.messages import wire
 from protocol.messages.blocks import header_hash
-from protocol.messages.consensus import Attestation
+from protocol.messages.consensus import Attestation, Testimony
 from protocol.messages.effects import (
     Notify,
     Now,
@@ -175,6 +175,7 @@ class ReplicaSync(HeightDriver):
             if record.node in self._links:
                 self._ask_standing(record.node)
         self._asking = True
+        self._inquire_by_gossip(now)
         self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
     def _on_standing_request(self, peer: NodeId, message: wire.StandingRequest, now: Now) -> None:
@@ -185,17 +186,23 @@ class ReplicaSync(HeightDriver):
             return
         if len(self._attesting) >= ATTESTATIONS_MAX:
             del self._attesting[next(iter(self._attesting))]
-        self._attesting[(message.nonce, self.tip)] = (peer, self.last_decided)
+        certificate = self.last_decided.certificate if self.last_decided is not None else None
+        self._attesting[(message.nonce, self.tip)] = (peer, certificate)
         attestation = Attestation(message.nonce, PublicKey(message.authority), self.tip, self.state.tip_hash)
         self._effects.append(SignAndSend(MessageKind.ATTESTATION, encode(attestation)))
 
     def _on_attested(self, envelope_bytes: bytes, attestation: Attestation) -> None:
-        peer, decided = self._attesting.pop((attestation.nonce, attestation.tip), (None, None))
+        peer, certificate = self._attesting.pop((attestation.nonce, attestation.tip), (None, None))
         if peer is None:
             return
         machines = [machine for machine in (self._machine, self._previous) if machine is not None]
-        yours = signatures_of(AuthorityId(attestation.asker), self.seats.at(self.tip), machines, decided)
-        self._send(peer, wire.Standing(envelope_bytes, decided, yours))
+        decided_by = self.seats.at(attestation.tip)
+        yours = signatures_of(AuthorityId(attestation.asker), decided_by, machines, certificate)
+        if peer in self._links:
+            self._send(peer, wire.Standing(envelope_bytes, certificate, yours))
+        elif self.gossips:
+            testimony = Testimony(attestation.asker, envelope_bytes, certificate, yours)
+            self._effects.append(SignAndSend(MessageKind.TESTIMONY, encode(testimony)))
 
     def _on_standing(self, peer: NodeId, message: wire.Standing, now: Now) -> None:
         if self.inquiry is None:

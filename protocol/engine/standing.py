@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 
 from protocol.consensus.height import AuthorityHeight
 from protocol.consensus.statements import GUARD_CLASSES
-from protocol.messages.blocks import DecidedBlock
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import GuardPosition
 from protocol.messages.envelope import open_envelope, seal
@@ -26,12 +25,11 @@ from protocol.messages.quorum import AuthoritySet, certified_statement
 from protocol.messages.wire import Standing
 from protocol.primitives.codec import Message, encode
 from protocol.primitives.errors import RemoteProtocolError
+from protocol.primitives.limits import OWN_STATEMENTS_MAX
 from protocol.primitives.units import AuthorityId, AuthorityIdField, Hash, Height, PublicKey, View
 
 OBSERVER_DISTANCE = 3
 """An observer signs from T + 3 on."""
-OWN_SIGNATURES_MAX = 16
-"""Envelopes in one answer."""
 
 
 class SignaturesLost(Message, frozen=True):
@@ -85,7 +83,7 @@ class StandingInquiry:
             raise RemoteProtocolError("an answer about our standing that no other authority gave")
         if attestation.nonce != self.nonce or AuthorityId(attestation.asker) != self.own:
             return False
-        proved = standing.decided.certificate if standing.decided is not None else None
+        proved = standing.certificate
         if attestation.tip <= tip:
             self._count(authority, attestation.tip)
         elif proved is not None:
@@ -141,11 +139,11 @@ def signatures_of(
     authority: AuthorityId,
     tip_authorities: AuthoritySet | None,
     machines: Iterable[AuthorityHeight],
-    decided: DecidedBlock | None,
+    certificate: Certificate | None,
 ) -> tuple[bytes, ...]:
     """Envelopes that an authority signed and that we still hold, newest height first, without repetition.
 
-    ``tip_authorities`` is the set that decided the tip, whose certificate is ``decided``'s.
+    ``tip_authorities`` is the set that decided the tip, by ``certificate``.
     """
     found: dict[bytes, None] = {}
     for machine in machines:
@@ -153,9 +151,9 @@ def signatures_of(
         if index is not None:
             found.update(dict.fromkeys(_signatures_at(machine, authority, index)))
     index = tip_authorities.index_of(authority) if tip_authorities is not None else None
-    if decided is not None and index is not None:
-        found.update(dict.fromkeys(_from_certificate(decided.certificate, authority, index)))
-    return tuple(found)[:OWN_SIGNATURES_MAX]
+    if certificate is not None and index is not None:
+        found.update(dict.fromkeys(_from_certificate(certificate, authority, index)))
+    return tuple(found)[:OWN_STATEMENTS_MAX]
 
 
 def _signatures_at(machine: AuthorityHeight, authority: AuthorityId, index: int) -> Iterator[bytes]:

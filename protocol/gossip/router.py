@@ -25,7 +25,7 @@ from protocol.messages.market import Bid, Offer
 from protocol.messages.wire import Announce, Graft, Prune, Pull, Push
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.limits import ANNOUNCED_IDS_MAX, GOSSIP_OBJECT_BYTES_MAX, GOSSIP_PULLS_MAX
+from protocol.primitives.limits import ANNOUNCED_IDS_MAX, DISPATCH_BYTES_MAX, GOSSIP_OBJECT_BYTES_MAX, GOSSIP_PULLS_MAX
 from protocol.primitives.units import Hash, MessageId, MonotonicMs, NodeId, TimestampMs
 
 HEARTBEAT_TIMER = TimerKey("gossip", "heartbeat")
@@ -37,8 +37,14 @@ GOSSIPED_KINDS = (
     MessageKind.TRANSACTION,
     MessageKind.VOTE,
     MessageKind.FINAL,
+    MessageKind.DISPATCH,
+    MessageKind.INQUIRY,
+    MessageKind.TESTIMONY,
 )
 """What travels by gossip unless the engine says otherwise."""
+
+OBJECT_BYTES_MAX = {MessageKind.DISPATCH: DISPATCH_BYTES_MAX}
+"""Kinds that may be larger than ``GOSSIP_OBJECT_BYTES_MAX``."""
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -190,7 +196,7 @@ class GossipRouter:
     def admissible(self, peer: NodeId, envelope_bytes: bytes) -> Admission:
         """The router's checks on a body, cheapest first, without any change of state."""
         # [REJECT] larger than any gossip object
-        if len(envelope_bytes) > GOSSIP_OBJECT_BYTES_MAX:
+        if len(envelope_bytes) > max(OBJECT_BYTES_MAX.values()):
             return Admission(verdicts.TOO_LARGE, None, None, None, [])
         # [IGNORE] these bytes are known or being checked
         bytes_hash = envelope_bytes_hash(envelope_bytes)
@@ -205,6 +211,9 @@ class GossipRouter:
         # [REJECT] this kind does not travel by gossip
         if envelope.kind not in self._kinds:
             return Admission(verdicts.KIND_NOT_GOSSIPED, None, envelope, payload, [])
+        # [REJECT] larger than any of its kind
+        if len(envelope_bytes) > OBJECT_BYTES_MAX.get(envelope.kind, GOSSIP_OBJECT_BYTES_MAX):
+            return Admission(verdicts.TOO_LARGE, None, envelope, payload, [])
         # [IGNORE] already seen
         object_id = envelope_id(envelope)
         if object_id in self.objects.seen:

@@ -28,6 +28,9 @@ class MessageKind(IntEnum):
     VOTE = 31
     FINAL = 32
     ATTESTATION = 33
+    DISPATCH = 34
+    INQUIRY = 35
+    TESTIMONY = 36
 
 
 class KeyRole(IntEnum):
@@ -55,6 +58,9 @@ _TABLE: dict[MessageKind, tuple[type[Message], KeyRole]] = {
     MessageKind.VOTE: (consensus.VoteBody, KeyRole.AUTHORITY),
     MessageKind.FINAL: (consensus.FinalBody, KeyRole.AUTHORITY),
     MessageKind.ATTESTATION: (consensus.Attestation, KeyRole.AUTHORITY),
+    MessageKind.DISPATCH: (consensus.Dispatch, KeyRole.AUTHORITY),
+    MessageKind.INQUIRY: (consensus.Inquiry, KeyRole.AUTHORITY),
+    MessageKind.TESTIMONY: (consensus.Testimony, KeyRole.AUTHORITY),
 }
 
 

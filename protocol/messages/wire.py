@@ -9,7 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocol.messages.blocks import DecidedBlock
-from protocol.messages.consensus import Certificate
+from protocol.messages.consensus import Certificate, StatementBytes
 from protocol.messages.peers import Hello
 from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import Message, decode, encode
@@ -21,6 +21,7 @@ from protocol.primitives.limits import (
     ENVELOPE_PAYLOAD_BYTES_MAX,
     JOB_INPUT_BYTES_MAX,
     JUSTIFICATION_CERTIFICATES_MAX,
+    OWN_STATEMENTS_MAX,
     PEER_RECORDS_MAX,
     SNAPSHOT_CHUNK_BYTES_MAX,
     SNAPSHOT_CHUNKS_MAX,
@@ -175,13 +176,13 @@ class StandingRequest(Message, frozen=True, tag=30):
 class Standing(Message, frozen=True, tag=31):
     """Answer to ``StandingRequest``.
 
-    ``attestation`` is a signed ``Attestation`` envelope (empty from a node that is no authority), ``decided`` proves
-    the tip, ``yours`` are envelopes that the asker itself signed at open heights.
+    ``attestation`` is a signed ``Attestation`` envelope (empty from a node that is no authority), ``certificate``
+    proves the tip, ``yours`` are envelopes that the asker itself signed at open heights.
     """
 
-    attestation: Annotated[bytes, Meta(max_length=512)]
-    decided: DecidedBlock | None
-    yours: Annotated[tuple[Annotated[bytes, Meta(max_length=512)], ...], Meta(max_length=16)]
+    attestation: StatementBytes
+    certificate: Certificate | None
+    yours: Annotated[tuple[StatementBytes, ...], Meta(max_length=OWN_STATEMENTS_MAX)]
 
 
 class SnapshotRequest(Message, frozen=True, tag=32):

@@ -19,11 +19,20 @@ BLOCK_TRANSACTIONS_MAX = 4096
 TRANSFER_OUTPUTS_MAX = 256
 """Transfers under one signature; with 40 bytes each this stays near 10 KiB."""
 
-ENVELOPE_PAYLOAD_BYTES_MAX = TRANSACTION_BYTES_MAX
-"""The largest thing that one key signs is a transaction."""
+ENVELOPE_PAYLOAD_BYTES_MAX = BLOCK_BYTES_MAX + 192 * 1024
+"""The largest thing that one key signs is a dispatch: a block and 64 certificates of thirty signatures."""
 
 GOSSIP_OBJECT_BYTES_MAX = 64 * 1024
 """An offer with all its models or a bid; transactions larger than this go straight to authorities."""
+
+DISPATCH_BYTES_MAX = ENVELOPE_PAYLOAD_BYTES_MAX + 256
+"""What authorities without links say to each other by gossip, proposals with their blocks included."""
+
+DISPATCH_BALLOTS_MAX = 4
+"""An authority has one VOTE and one FINAL in a view."""
+
+OWN_STATEMENTS_MAX = 16
+"""Statements of the asker in one answer about its standing: what it signed last."""
 
 BATCH_MESSAGES_MAX = 64
 BATCH_BYTES_MAX = 64 * 1024

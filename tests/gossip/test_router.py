@@ -11,7 +11,7 @@ from protocol.messages.effects import CancelTimer, Disconnect, Effect, Send, Set
 from protocol.messages.envelope import seal
 from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import Announce, Graft, Prune, Pull, Push
-from protocol.primitives.limits import ANNOUNCED_IDS_MAX, GOSSIP_LIFETIME_MS_MAX, GOSSIP_OBJECT_BYTES_MAX
+from protocol.primitives.limits import ANNOUNCED_IDS_MAX, GOSSIP_LIFETIME_MS_MAX, DISPATCH_BYTES_MAX
 from protocol.primitives.units import Hash, MessageId, NodeId, PublicKey, TimestampMs
 from tests.gossip.network import WALL_START, at, bid, forged, node_id
 
@@ -294,7 +294,7 @@ def test_pull_timer_is_cancelled_when_nothing_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"x" * (GOSSIP_OBJECT_BYTES_MAX + 1), verdicts.TOO_LARGE),
+        (b"x" * (DISPATCH_BYTES_MAX + 1), verdicts.TOO_LARGE),
         (b"not an envelope", verdicts.MALFORMED),
         (bid(1)[0][:-1], verdicts.MALFORMED),
         (seal(MessageKind.BID, b"\x90", PublicKey(b"k" * 32), b"s" * 64), verdicts.MALFORMED),

@@ -136,6 +136,11 @@ PAYLOADS: dict[MessageKind, Message] = {
     MessageKind.VOTE: consensus.VoteBody(Height(9), View(2), BLOCK),
     MessageKind.FINAL: consensus.FinalBody(Height(9), View(2), None),
     MessageKind.ATTESTATION: consensus.Attestation(Hash(filled("z")), PublicKey(filled("k")), Height(8), BLOCK),
+    MessageKind.DISPATCH: consensus.Dispatch(
+        Height(9), TimestampMs(1_800_000_000_000), b"proposal", b"block", (), (b"vote", b"final")
+    ),
+    MessageKind.INQUIRY: consensus.Inquiry(Hash(filled("z")), TimestampMs(1_800_000_000_000)),
+    MessageKind.TESTIMONY: consensus.Testimony(PublicKey(filled("k")), b"attestation", None, (b"vote",)),
 }
 
 RECORD = AuthorityRecord(AUTHORITY, ACCOUNT, NODE, "first")
@@ -237,7 +242,7 @@ WIRE: tuple[wire.WireMessage, ...] = (
     wire.TipNotice(Height(9)),
     wire.Transactions((sealed(MessageKind.TRANSACTION),)),
     wire.StandingRequest(Hash(filled("z")), AuthorityId(filled("k"))),
-    wire.Standing(sealed(MessageKind.ATTESTATION), DECIDED, (sealed(MessageKind.VOTE),)),
+    wire.Standing(sealed(MessageKind.ATTESTATION), CERTIFICATE, (sealed(MessageKind.VOTE),)),
     wire.SnapshotRequest(Height(4)),
     wire.SnapshotOffer(SnapshotManifest(HEADER, CERTIFICATE, (), (Hash(filled("1")), Hash(filled("2"))))),
     wire.SnapshotChunkRequest(Height(9), 1),

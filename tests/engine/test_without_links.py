@@ -1,0 +1,126 @@
+"""Authorities without a link to each other take part by gossip: they start, decide, and recover from lost leaders."""
+
+import pytest
+
+from protocol.engine.judging import DISPATCH_BYTES, DISPATCH_OBJECTS, Judge
+from protocol.engine.replica_gossip import BLOCK_BYTES_ALWAYS
+from protocol.gossip.verdicts import ACCEPTED, Verdict
+from protocol.messages.consensus import Dispatch, FinalBody
+from protocol.messages.envelope import open_envelope
+from protocol.messages.kinds import MessageKind
+from protocol.messages.transactions import Output, Transfer
+from protocol.primitives.codec import encode
+from protocol.primitives.units import Amount, Height, TimestampMs, View
+from tests.engine.village import Village, node_of
+from tests.ledger.world import account_of, make_genesis
+
+NAMES = ("auth0", "auth1", "auth2", "auth3")
+RELAYS = ("relay0", "relay1", "relay2", "relay3")
+RING = [(NAMES[i], RELAYS[i]) for i in range(4)] + [(RELAYS[i], NAMES[(i + 1) % 4]) for i in range(4)]
+LINE = RING[:-1]
+STAR = [(name, "relay0") for name in NAMES]
+
+
+def make_village(pairs: list[tuple[str, str]], **parameters: int) -> Village:
+    accounts = tuple(f"{name}-account" for name in NAMES)
+    numbers = {"heartbeat_ms": 3_000, **parameters}
+    village = Village(make_genesis(names=accounts, **numbers), NAMES, RELAYS)
+    village.begin(pairs)
+    return village
+
+
+@pytest.mark.parametrize("pairs", [RING, LINE, STAR], ids=["ring", "line", "star"])
+def test_authorities_that_are_linked_through_followers_alone_decide(pairs: list[tuple[str, str]]) -> None:
+    village = make_village(pairs)
+    used = [name for name in village.villagers if any(name in pair for pair in pairs)]
+    assert village.run_until(lambda: min(village.tips(*used)) >= 6, 120_000), village.tips()
+    assert all(len({position.height for position in village[name].guard}) >= 5 for name in NAMES)
+    assert not any(villager.blamed or villager.halted for villager in village.villagers.values())
+
+
+@pytest.mark.parametrize("lost", NAMES)
+def test_without_links_a_lost_leader_costs_a_view_and_no_more(lost: str) -> None:
+    village = make_village(STAR)
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 2, 60_000)
+    village[lost].stop()
+    others = [name for name in NAMES if name != lost]
+    before = max(village.tips(*others))
+    assert village.run_until(lambda: min(village.tips(*others)) >= before + 5, 120_000), village.tips()
+
+
+def test_a_silence_longer_than_any_dispatch_lives_is_made_good() -> None:
+    """What was gossiped on either side has ended before the two sides meet: it has to be said again."""
+    village = make_village(STAR)
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 2, 60_000)
+    for name in NAMES[:2]:
+        village.unlink(village[name], village["relay0"])
+        village.link(village[name], village["relay1"])
+    village.run(20_000)
+    stuck = max(village.tips(*NAMES))
+    village.link(village["relay0"], village["relay1"])
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= stuck + 3, 60_000), village.tips()
+
+
+def test_one_authority_without_links_signs_like_the_others() -> None:
+    pairs = [(one, other) for one in NAMES[:3] for other in NAMES[:3] if one < other]
+    village = make_village([*pairs, *STAR])
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 9, 120_000), village.tips()
+    assert len({position.height for position in village["auth3"].guard}) >= 8
+
+
+def test_a_large_block_reaches_those_without_links_when_it_is_needed() -> None:
+    village = make_village(STAR, heartbeat_ms=60_000)
+    village.run(8_000)
+    outputs = tuple(Output(account_of(f"somebody{number}"), Amount(1)) for number in range(250))
+    for name in NAMES:
+        for _ in range(5):
+            village[name].want(Transfer(outputs))
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 1, 60_000)
+    village.run(20_000)
+    assert max(len(decided.block) for decided in village["auth1"].blocks.values()) > BLOCK_BYTES_ALWAYS
+    assert len(set(village.tips(*NAMES))) == 1
+
+
+def test_one_authority_s_dispatches_are_relayed_so_often_and_so_large_and_not_more() -> None:
+    village = make_village(STAR)
+    relay = village["relay0"].engine
+    judge: Judge = relay._judge
+    verdicts = []
+    for number in range(DISPATCH_OBJECTS.burst + 5):
+        final = village.seal("auth1", MessageKind.FINAL, encode(FinalBody(Height(1), View(1), None)))
+        dispatch = Dispatch(Height(1), TimestampMs(number), b"", b"", (), (final,))
+        received = village.seal("auth1", MessageKind.DISPATCH, encode(dispatch))
+        envelope, payload = open_envelope(received)
+        ruled = judge.judge(node_of("auth2"), envelope, payload, received, village.now())
+        verdicts.append(ruled.judgement)
+    assert verdicts.count(ACCEPTED) == DISPATCH_OBJECTS.burst
+    assert DISPATCH_BYTES.burst < 5 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("signer", "height", "speaker"), [("auth2", 1, "auth1"), ("auth1", 2, "auth1"), ("auth1", 1, "relay0")]
+)
+def test_a_dispatch_speaks_for_its_author_at_its_height_alone(signer: str, height: int, speaker: str) -> None:
+    village = make_village(STAR)
+    final = village.seal(signer, MessageKind.FINAL, encode(FinalBody(Height(height), View(1), None)))
+    dispatch = Dispatch(Height(1), TimestampMs(1), b"", b"", (), (final,))
+    received = village.seal(speaker, MessageKind.DISPATCH, encode(dispatch))
+    envelope, payload = open_envelope(received)
+    judge = village["auth0"].engine._judge
+    ruled = judge.judge(node_of("relay0"), envelope, payload, received, village.now())
+    assert ruled.judgement.verdict is Verdict.REJECT
+    assert ruled.effects == []
+
+
+def test_a_dispatch_of_a_height_whose_authorities_are_unknown_goes_no_further_than_a_hint() -> None:
+    village = make_village(STAR)
+    village.run(3_000)
+    far = Height(village["auth0"].tip + 3)
+    final = village.seal("auth1", MessageKind.FINAL, encode(FinalBody(far, View(1), None)))
+    dispatch = Dispatch(far, TimestampMs(1), b"", b"", (), (final,))
+    _, payload = open_envelope(village.seal("auth1", MessageKind.DISPATCH, encode(dispatch)))
+    judge = village["auth0"].engine._judge
+    verdict = judge.out_of_reach(payload)
+    assert verdict is not None
+    assert verdict.verdict is Verdict.IGNORE
+    assert judge.hint_in(payload) == far - 1
