@@ -6,6 +6,7 @@ from node.cli.jobs import time_text
 from node.cli.money import account_text
 from node.cli.options import Session, with_node
 from node.cli.output import credits_text, fields, short, table
+from node.runtime.control import LedgerView
 from protocol.primitives.units import format_credits
 
 
@@ -28,10 +29,17 @@ def status(session: Session) -> None:
             ("state root", view.state_root),
             ("quorum", f"{view.quorum} of {len(view.authorities)} authorities"),
             ("pending", f"{view.pending_transactions} transactions"),
+            ("blocks", _blocks_text(view)),
+            ("snapshots", ", ".join(str(height) for height in view.snapshots) or "none yet"),
             *(("authority", authority) for authority in view.authorities),
         ]
     )
     session.output.show(view, text, (view.block_hash,))
+
+
+def _blocks_text(view: LedgerView) -> str:
+    kept = f"at least {view.blocks_kept} are kept" if view.blocks_kept else "all are kept"
+    return f"from {view.blocks_from} on; {kept}"
 
 
 @ledger.command()

@@ -299,6 +299,12 @@ class LedgerView(View, frozen=True):
     authorities: tuple[str, ...]
     quorum: int
     pending_transactions: int
+    blocks_from: int = 1
+    """The lowest height from which on this node has every block."""
+    blocks_kept: int = 0
+    """At least so many blocks are kept; 0: all, for ever."""
+    snapshots: tuple[int, ...] = ()
+    """Heights of the snapshots that this node serves, oldest first."""
 
 
 class BlockTransactionView(View, frozen=True):

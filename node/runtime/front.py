@@ -9,6 +9,8 @@ import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from node.clock import read_clock
 from node.config.settings import Role
 from node.runtime import control, governance_desk, ledger_views, market_views
@@ -122,7 +124,13 @@ class Front:
 
     def ledger(self) -> control.LedgerView:
         """The tip and who decides."""
-        return ledger_views.ledger_view(self._state, self._state.authorities, len(self._engine.replica.mempool))
+        view = ledger_views.ledger_view(self._state, self._state.authorities, len(self._engine.replica.mempool))
+        return msgspec.structs.replace(
+            view,
+            blocks_from=self._node.store.blocks_from(),
+            blocks_kept=self._node.config.ledger.keep_blocks,
+            snapshots=self._node.snapshots.files.heights,
+        )
 
     def block(self, height: int) -> control.BlockView:
         """A decided block."""

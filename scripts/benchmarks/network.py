@@ -5,7 +5,7 @@ temporary directory is written, but for the content-addressed model store.
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,10 +83,11 @@ def development_network(
     slots: int = 2,
     accounts: Sequence[Allocation] = (),
     buyer: bool = True,
+    prepare: Callable[[ClusterRecord], None] = lambda record: None,
 ) -> Iterator[Network]:
     """Start a network, wait until all of it serves, and end it with the context.
 
-    ``accounts`` are funded by the genesis beside the nodes' own.
+    ``accounts`` are funded by the genesis beside the nodes' own; ``prepare`` may change files before anything runs.
     """
     with tempfile.TemporaryDirectory(prefix="mercat-bench-") as folder:
         directory = Path(folder) / "net"
@@ -94,6 +95,7 @@ def development_network(
         if not buyer:
             record = msgspec.structs.replace(record, nodes=tuple(n for n in record.nodes if n.role != "buyer"))
         write_record(directory, record)
+        prepare(record)
         note(f"starting {len(record.nodes)} nodes on loopback")
         start = start_missing(directory, record)
         try:

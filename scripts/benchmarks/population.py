@@ -1,4 +1,4 @@
-"""Ledgers with many accounts, made as any ledger is made: by decided blocks, each signed by a development network's keys.
+"""Ledgers with many accounts, made as any is made: by decided blocks, each signed with a development network's keys.
 
 A store that is filled this way before its node starts is indistinguishable from one that the node has filled itself.
 """
@@ -12,6 +12,7 @@ from nacl.signing import SigningKey
 
 from node.keystore.development import development_key
 from node.store.database import Store
+from node.store.sign_guard import SignGuard
 from protocol.ledger.blocks import PendingTransaction, build_block
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import lattice_bytes
@@ -44,6 +45,7 @@ BALANCE = Amount(CREDIT // 10)
 """What each account is given."""
 _TREASURY = SigningKey(content_hash(b"benchmark treasury"))
 _FEE = Amount(100)
+STORE_NAME = "ledger.sqlite"
 _BLOCK_TRANSFERS = 90
 """With 256 outputs each they just fit a block."""
 
@@ -69,10 +71,10 @@ class Founder:
         self._keys = {bytes(key.verify_key): key for key in keys}
         self._certificate: Certificate | None = None
 
-    def give(self, recipients: Iterable[AccountId]) -> None:
-        """Pay every account its balance, in full blocks."""
+    def give(self, recipients: Iterable[AccountId], transfers: int = _BLOCK_TRANSFERS) -> None:
+        """Pay every account its balance, in blocks of so many transfers."""
         transactions = self._payments(iter(recipients))
-        while candidates := list(islice(transactions, _BLOCK_TRANSFERS)):
+        while candidates := list(islice(transactions, transfers)):
             timestamp = TimestampMs(self._state.tip.timestamp_ms + 1)
             self._decide(build_block(self._state, candidates, timestamp, self._certificate))
 
@@ -110,15 +112,28 @@ def _signature(key: SigningKey, genesis: Hash, kind: MessageKind, payload: bytes
     return Signature(key.sign(signing_bytes(genesis, kind, payload)).signature)
 
 
+def copy_store(directories: Sequence[Path], height: Height) -> None:
+    """Give every other state directory the ledger of the first, whose store is closed.
+
+    All sign guards then know that the heights are closed, or their authorities would miss signatures of their own.
+    """
+    first = directories[0] / STORE_NAME
+    for directory in directories:
+        if directory != directories[0]:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            shutil.copyfile(first, directory / STORE_NAME)
+        guard = SignGuard.open(directory / "guard.sqlite")
+        guard.raise_watermark(height)
+        guard.close()
+
+
 def fill_stores(directories: Sequence[Path], genesis: Genesis, recipients: Iterable[AccountId]) -> None:
     """Make the same ledger in each state directory: every recipient holds ``BALANCE``."""
-    first = directories[0] / "ledger.sqlite"
-    for directory in directories:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    store = Store.open(first, genesis)
+    directories[0].mkdir(parents=True, exist_ok=True, mode=0o700)
+    store = Store.open(directories[0] / STORE_NAME, genesis)
     try:
         Founder(genesis, store).give(recipients)
+        height = store.height()
     finally:
         store.close()
-    for directory in directories[1:]:
-        shutil.copyfile(first, directory / first.name)
+    copy_store(directories, height)
