@@ -65,10 +65,10 @@ def run_from_file(
     passphrase = read_passphrase(passphrase_file or settings.keystore.passphrase_file, passphrase_fd)
     keys = open_keys(settings.keystore.directory, passphrase, Role.AUTHORITY in settings.roles)
     if keys.authority_id is not None and keys.authority_id not in {record.authority for record in genesis.authorities}:
-        raise CommandFailed(
-            f"the authority key in {settings.keystore.directory} is not one of {genesis.network!r}'s authorities",
-            ExitCode.KEYS_OR_FUNDS,
-            "not_an_authority",
+        click.echo(
+            f"the authority key in {settings.keystore.directory} is not one of the genesis's; it decides from when "
+            "authorities have voted it in, until then this node follows",
+            err=True,
         )
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
 

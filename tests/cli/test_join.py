@@ -177,19 +177,6 @@ def test_no_terminal_and_no_passphrase_is_four(mercat: Mercat, tmp_path: Path) -
     assert "--passphrase-file" in ended.err
 
 
-def test_stranger_to_the_genesis_is_no_authority(
-    mercat: Mercat, genesis: Path, tmp_path: Path, passphrase: str
-) -> None:
-    folder = tmp_path / "stranger"
-    made = mercat("key", "new", "--role", "authority", "--dir", str(folder / "keys"), "--passphrase-file", passphrase)
-    assert made.code == 0
-    arguments = ("--role", "authority", "--dir", str(folder), "--passphrase-file", passphrase)
-    assert mercat("join", str(genesis), "127.0.0.1:1", *arguments).code == 0
-    refused = mercat("node", "run", "--config", str(folder / "config.toml"))
-    assert refused.code == 4
-    assert "not one of 'test'" in refused.err
-
-
 def test_unknown_key_in_the_file_refuses_to_start(
     mercat: Mercat, genesis: Path, tmp_path: Path, passphrase: str
 ) -> None:

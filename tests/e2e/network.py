@@ -239,7 +239,7 @@ class Network:
         """Whether all credits are still there, counted by one node."""
         supply = self.client(node).supply()
         parts = supply.balances + supply.deposits + supply.bonds + supply.fee_pool
-        return parts == supply.total == supply.genesis_total
+        return parts == supply.total == supply.genesis_total + supply.issued_by_vote - supply.redeemed_by_vote
 
     def slots_free(self, provider: str) -> tuple[int, int]:
         """Free slots of a provider, and all of them."""

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from node.keystore.keys import KeyPurpose
 from node.worker.models import ModelStore
 from tests.e2e.network import Network, run_command, wait_until
 from tests.e2e.people import Person
@@ -25,7 +24,7 @@ def test_follower_that_joins_catches_up_and_keeps_what_it_has(network: Network, 
         assert (followed.block_hash, followed.transactions) == (known.block_hash, known.transactions)
         assert len(followed.signers) >= 3, "its certificate may have other signers than the buyer's, but a quorum"
         supply = person.client.supply()
-        assert supply.total == supply.genesis_total
+        assert supply.total == supply.genesis_total + supply.issued_by_vote - supply.redeemed_by_vote
         network.mercat("wallet", "send", network.record("provider-1").account, "0.5", "-y")
         wait_until(lambda: person.client.ledger().height > height, "the follower follows")
     with person.running():
@@ -56,14 +55,6 @@ def test_wrong_passphrase_ends_with_4(network: Network, place: Path) -> None:
     refused = person.mercat("node", "run", "--config", str(person.config), expect=4)
     assert "passphrase" in refused.err
     assert "Traceback" not in refused.err
-
-
-def test_authority_without_a_seat_is_refused(network: Network, place: Path) -> None:
-    person = Person.settle(place / "usurper")
-    person.make_keys(KeyPurpose.AUTHORITY)
-    person.join(network.genesis, _seeds(network), "--role", "authority")
-    refused = person.mercat("node", "run", "--config", str(person.config), expect=4)
-    assert "not one of" in refused.err
 
 
 def test_network_made_by_hand_runs_a_paid_job(place: Path, store: ModelStore, echo: str) -> None:
