@@ -3,6 +3,7 @@
 import click
 
 from node.cli.jobs import time_text
+from node.cli.ledger_archive import COMMANDS
 from node.cli.money import account_text
 from node.cli.options import Session, with_node
 from node.cli.output import credits_text, fields, short, table
@@ -12,7 +13,11 @@ from protocol.primitives.units import format_credits
 
 @click.group()
 def ledger() -> None:
-    """The ledger: tip, blocks, accounts, supply."""
+    """The ledger: tip, blocks, accounts, supply, proofs, archives."""
+
+
+for command in COMMANDS:
+    ledger.add_command(command)
 
 
 @ledger.command()

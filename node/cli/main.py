@@ -21,12 +21,12 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "offers": ("node.cli.market:offers", "Every live offer."),
         "bids": ("node.cli.market:bids", "What other nodes' buyers wait for."),
         "job": ("node.cli.jobs:job", "Jobs of this node and their receipts."),
-        "verify": ("node.cli.verify:verify", "Check a receipt file offline."),
+        "verify": ("node.cli.verify:verify", "Check a receipt or a proof offline."),
     },
     "Money": {
         "wallet": ("node.cli.money:wallet", "Balance, and sending credits."),
         "channel": ("node.cli.money:channel", "Payment channels."),
-        "ledger": ("node.cli.ledger:ledger", "The ledger: tip, blocks, accounts, supply."),
+        "ledger": ("node.cli.ledger:ledger", "The ledger: tip, blocks, accounts, supply, proofs, archives."),
     },
     "Govern": {
         "authority": ("node.cli.authority:authority", "Who decides the ledger, and changing that by vote."),
