@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import msgpack
-
 from node.store.database import Store
 from protocol.messages.blocks import Block, DecidedBlock, Succession, header_hash
 from protocol.messages.effects import Table
@@ -24,7 +22,8 @@ _DECIDED_BYTES_MAX = BLOCK_BYTES_MAX + 16 * 1024
 """A block and its certificate: thirty signatures are 2 KiB."""
 _HEAD_BYTES_MAX = 1024
 _BLOCKS_AT_ONCE_MAX = 32
-_READ_BYTES = 256 * 1024
+_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+"""MessagePack's three kinds of byte strings, by how many bytes their length takes."""
 
 
 class ArchiveInvalid(UserError):
@@ -52,14 +51,14 @@ class ArchiveEnd(Message, frozen=True):
 
 def write_archive(file: BinaryIO, genesis: Hash, first_height: int, blocks: Iterable[DecidedBlock]) -> ArchiveEnd:
     """Write blocks in their order; the caller moves the file to its name when this has returned."""
-    file.write(msgpack.packb(encode(ArchiveHead(FORMAT, genesis, Height(first_height)))))
+    file.write(encode(encode(ArchiveHead(FORMAT, genesis, Height(first_height)))))
     count, tip_hash = 0, BlockHash(bytes(32))
     for decided in blocks:
-        file.write(msgpack.packb(encode(decided)))
+        file.write(encode(encode(decided)))
         assert decided.certificate.block_hash is not None
         count, tip_hash = count + 1, decided.certificate.block_hash
     end = ArchiveEnd(Height(count), tip_hash)
-    file.write(msgpack.packb(encode(end)))
+    file.write(encode(encode(end)))
     return end
 
 
@@ -70,19 +69,12 @@ class ArchiveReader:
         """Reads the head. Raises ``ArchiveInvalid``."""
         self._path = path
         self._file = file
-        self._values = msgpack.Unpacker(
-            raw=True,
-            max_buffer_size=4 * FRAME_BYTES_MAX,
-            max_bin_len=_DECIDED_BYTES_MAX,
-            max_str_len=0,
-            max_array_len=0,
-            max_map_len=0,
-            max_ext_len=0,
-        )
         self._place = "its head"
         try:
             self.head = decode(self._value(), ArchiveHead)
-        except MalformedMessage:
+        except ArchiveCut:
+            raise
+        except (ArchiveInvalid, MalformedMessage):
             raise ArchiveInvalid(f"{path} is not an archive of a ledger") from None
         if self.head.format != FORMAT:
             raise ArchiveInvalid(f"{path} has format {self.head.format!r}, this version reads {FORMAT!r}")
@@ -95,7 +87,7 @@ class ArchiveReader:
             self._place = f"block {height}"
             value = self._value()
             if len(value) <= _HEAD_BYTES_MAX and _is_end(value, count, tip_hash):
-                if self._more():
+                if self._file.read(1):
                     raise ArchiveInvalid(f"{self._path} goes on after its end")
                 return
             try:
@@ -109,23 +101,20 @@ class ArchiveReader:
             yield decided
 
     def _value(self) -> bytes:
-        while True:
-            try:
-                value = self._values.unpack()
-            except msgpack.OutOfData:
-                if not self._more():
-                    raise ArchiveCut(f"{self._path} ends inside {self._place}, or before it: it was cut") from None
-            except (msgpack.UnpackException, ValueError) as error:
-                raise ArchiveInvalid(f"{self._path}: {self._place} is damaged: {error}") from None
-            else:
-                if not isinstance(value, bytes):
-                    raise ArchiveInvalid(f"{self._path}: {self._place} is damaged: not a byte string")
-                return value
+        """The next byte string; its length is judged before it is read."""
+        marker = self._exactly(1)[0]
+        if marker not in _LENGTH_BYTES:
+            raise ArchiveInvalid(f"{self._path}: {self._place} is damaged: not a byte string")
+        length = int.from_bytes(self._exactly(_LENGTH_BYTES[marker]), "big")
+        if length > _DECIDED_BYTES_MAX:
+            raise ArchiveInvalid(f"{self._path}: {self._place} is damaged: {length} bytes are no block")
+        return self._exactly(length)
 
-    def _more(self) -> bool:
-        piece = self._file.read(_READ_BYTES)
-        self._values.feed(piece)
-        return bool(piece)
+    def _exactly(self, count: int) -> bytes:
+        piece = self._file.read(count)
+        if len(piece) < count:
+            raise ArchiveCut(f"{self._path} ends inside {self._place}, or before it: it was cut")
+        return piece
 
 
 def _is_end(value: bytes, count: int, tip_hash: BlockHash) -> bool:
