@@ -31,11 +31,14 @@ async def test_every_read_answers_with_its_view(session: aiohttp.ClientSession) 
         ("/v1/provider", "selling"),
         ("/v1/ledger", "quorum"),
         ("/v1/blocks/7", "transactions"),
+        ("/v1/authorities", "quorum"),
+        ("/v1/parameters", "version"),
+        ("/v1/motions/2", "needed"),
     ):
         async with session.get(path) as response:
             assert response.status == 200, path
             assert key in await response.json()
-    for path in ("/v1/models", "/v1/offers", "/v1/jobs", "/v1/channels"):
+    for path in ("/v1/models", "/v1/offers", "/v1/jobs", "/v1/channels", "/v1/motions"):
         async with session.get(path) as response:
             assert isinstance(await response.json(), list)
 
