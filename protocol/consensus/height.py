@@ -71,7 +71,7 @@ class AuthorityHeight(HeightState):
         """Start view 1: there is work, a heartbeat is due, or other authorities have started. Opening twice is fine."""
         outputs: list[Output] = []
         if not self.opened and self.decided is None:
-            self._enter(View(1), now, outputs)
+            self._enter(self.first_view, now, outputs)
         return outputs
 
     def permit(self, own: AuthorityId, guard: Mapping[tuple[View, GuardClass], bytes], now: Now) -> list[Output]:
@@ -82,6 +82,7 @@ class AuthorityHeight(HeightState):
         """
         outputs: list[Output] = []
         self.own = own
+        guard = {position: payload for position, payload in guard.items() if position[0] >= self.first_view}
         for (view, guard_class), payload in sorted(guard.items()):
             match guard_class:
                 case GuardClass.PROPOSAL:
@@ -96,7 +97,7 @@ class AuthorityHeight(HeightState):
             outputs.append(vote_to_sign(self.rules.height, view, block_hash))
         for view, decision in sorted(self.final.items()):
             outputs.append(final_to_sign(self.rules.height, view, decision))
-        current = View(max(self.current, self.held.highest() + 1))
+        current = View(max(self.current, self.held.highest() + 1, self.first_view))
         if current in self.proposed:
             outputs += [KeepBody(self.proposed[current].block_hash), proposal_to_sign(self.proposed[current])]
         self._enter(current, now, outputs)
@@ -108,9 +109,10 @@ class AuthorityHeight(HeightState):
     def restore(self, certificates: tuple[Certificate, ...], now: Now) -> list[Output]:
         """Take back the durable certificates of this height after a restart, before ``permit``."""
         for certificate in certificates:
-            self.held.of(certificate.kind)[certificate.view] = certificate
+            if certificate.view >= self.first_view:
+                self.held.of(certificate.kind)[certificate.view] = certificate
         outputs: list[Output] = []
-        if certificates:
+        if self.held.all():
             self._enter(View(self.held.highest() + 1), now, outputs)
         return outputs
 
@@ -130,9 +132,9 @@ class AuthorityHeight(HeightState):
             return outputs
         leader = self.rules.authorities.leader(self.rules.height, body.view)
         self._signed_here(leader, now, outputs)
-        if body.view == 1 and not self.opened:
-            self._enter(View(1), now, outputs)
-        if body.view > self.current:
+        if body.view == self.first_view and not self.opened:
+            self._enter(self.first_view, now, outputs)
+        if not self.first_view <= body.view <= self.current:
             return outputs
         first = self.proposals.get(body.view) or self.remembered.get(body.view)
         if first is not None and first.body != body:
@@ -159,7 +161,7 @@ class AuthorityHeight(HeightState):
             return outputs
         if self.decided is None:
             self._signed_here(signer, now, outputs)
-        if not 1 <= body.view <= max(self.current, 1) + VIEWS_AHEAD_MAX:
+        if not self.first_view <= body.view <= max(self.current, self.first_view) + VIEWS_AHEAD_MAX:
             return outputs
         is_vote = isinstance(body, VoteBody)
         tally = self.votes if is_vote else self.finals
@@ -470,7 +472,7 @@ class AuthorityHeight(HeightState):
             return
         self._signers[signer] = None
         if len(self._signers) > self.rules.authorities.f:
-            self._enter(View(1), now, outputs)
+            self._enter(self.first_view, now, outputs)
 
     # Small parts
 

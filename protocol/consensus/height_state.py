@@ -56,7 +56,8 @@ class HeightState:
         self.voted: dict[View, BlockHash] = {}
         self.final: dict[View, BlockHash | None] = {}
         self.proposed: dict[View, ProposalBody] = {}
-        self.held = HeldCertificates()
+        self.first_view = rules.authorities.first_view
+        self.held = HeldCertificates(rules.authorities.view_base)
         self.votes = Tally()
         self.finals = Tally()
         self.proposals: dict[View, SeenProposal] = {}
@@ -125,7 +126,7 @@ class HeightState:
 
     def delta(self, view: View) -> DurationMs:
         """Δ_v in ms."""
-        return delta_ms(view, self.rules.delta_ms, self.rules.delta_cap_ms)
+        return delta_ms(View(view - self.rules.authorities.view_base), self.rules.delta_ms, self.rules.delta_cap_ms)
 
     def unjustified(self, base: View, view: View) -> tuple[View, ...]:
         """Views whose certificate a proposal in ``view`` on ``base`` still lacks here."""

@@ -48,6 +48,8 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
         """First input of this life; ``nonce`` is fresh and makes old answers about our standing worthless."""
         self._committed_at = now.monotonic_ms
         self._nonce = nonce
+        if not self._knows_next_rules():
+            return self._taken()
         self._machine = self._new_machine()
         if self._machine is not None:
             for block_bytes in self._restored.bodies:
@@ -135,8 +137,6 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
                 self._on_snapshot_message(peer, message, now)
         return self._taken()
 
-    def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
-        """An own envelope, handed back after ``SignAndSend``."""
     def overheard(self, author: AuthorityId, payload: Dispatch | Inquiry | Testimony, now: Now) -> list[Effect]:
         """What an authority without a link to us says by gossip; all signatures in it hold.
 
@@ -153,6 +153,8 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
                 self.testified(author, payload, now)
         return self._taken()
 
+    def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        """An own envelope, handed back after ``SignAndSend``."""
         if self._halted or self.snapshots.installing:
             return []
         envelope, body = open_envelope(envelope_bytes)
@@ -237,10 +239,10 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
         authorities = self.seats.at(body.height)
         if authorities is not None and not authorities.counts(signer):
             raise MisplacedMessage("a ballot signed by a key that is no authority")
-        if self._previous is not None and body.height == self.tip == self._previous.rules.height:
-            late = self._previous.ballot(signer, body, envelope.signature, now)
         if authorities is not None:
             self._heard[signer] = now.monotonic_ms
+        if self._previous is not None and body.height == self.tip == self._previous.rules.height:
+            late = self._previous.ballot(signer, body, envelope.signature, now)
             self._effects.extend(Notify(output) for output in late if isinstance(output, Equivocation))
         if self._concerns_open_height(peer, body.height, now):
             self._carry_out(self._open_machine().ballot(signer, body, envelope.signature, now), now)

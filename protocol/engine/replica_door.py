@@ -150,7 +150,9 @@ class ReplicaDoor:
         if body.height <= tip:
             return []
         authorities = self._set(body.height)
-        if body.view < 1 or authorities.leader(body.height, body.view) != AuthorityId(envelope.sender):
+        if body.view < authorities.first_view:
+            raise MisplacedMessage("a proposal from before this ledger's recovery: its node was not given the document")
+        if authorities.leader(body.height, body.view) != AuthorityId(envelope.sender):
             raise MisplacedMessage("a proposal of another authority than the view's leader")
         block, block_hash = open_body(message.block)
         if (block.header.height, block_hash) != (body.height, body.block_hash):

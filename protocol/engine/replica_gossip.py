@@ -15,7 +15,7 @@ from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import DISPATCH_BALLOTS_MAX, JUSTIFICATION_CERTIFICATES_MAX
-from protocol.primitives.units import AuthorityId, DurationMs, NodeId, View
+from protocol.primitives.units import AuthorityId, DurationMs, NodeId
 
 BLOCK_BYTES_ALWAYS = 48 * 1024
 """A block up to this size is always gossiped to those without a link; larger ones only if they are needed."""
@@ -96,7 +96,7 @@ class ReplicaGossip(ReplicaSync):
         if last is not None and last[0] == view and now.monotonic_ms - last[1] < PROPOSAL_REPEAT_MS:
             return False
         linked = len(self._linked_authorities()) + 1
-        needed = linked < self.authorities.quorum or view > View(1) or self._hears_unlinked(now)
+        needed = linked < self.authorities.quorum or view > self.authorities.first_view or self._hears_unlinked(now)
         if size > BLOCK_BYTES_ALWAYS and not needed:
             return False
         self._spread_at = (view, now.monotonic_ms)

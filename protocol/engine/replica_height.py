@@ -19,6 +19,7 @@ from protocol.engine.seats import Seats
 from protocol.engine.snapshots import SnapshotSync
 from protocol.engine.standing import StandingInquiry
 from protocol.ledger.blocks import BLOCK_OVERHEAD_BYTES_MAX, build_block, heartbeat_due
+from protocol.ledger.charter import SUPPORTED_VERSIONS, unsupported_version
 from protocol.ledger.errors import BlockInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.mempool import Mempool
@@ -109,21 +110,21 @@ class HeightDriver:
         self._catch_up = CatchUp(self.seats)
         self._answers = AnswerLimits()
         self._certificate_answers = AnswerLimits()
-        self._snapshot_answers = AnswerLimits()
         self._attesting: dict[tuple[Hash, Height], tuple[NodeId, Certificate | None]] = {}
+        self._snapshot_answers = AnswerLimits()
         self.snapshots = SnapshotSync()
         self._seeking = False
         self._pulled: dict[View, MonotonicMs] = {}
         self._pull_turn = 0
         self._resending = self._pulling = self._pushing = self._asking = False
         self._nonce = Hash(bytes(32))
-        self._stuck: dict[MessageId, None] = {}
         self.gossips = False
         """Whether somebody carries by gossip what we sign for authorities without a link."""
         self._spread_at: tuple[View, MonotonicMs] | None = None
         self._heard: dict[AuthorityId, MonotonicMs] = {}
         """When a ballot of each authority came last."""
         self._inquired_at = MonotonicMs(-(2**40))
+        self._stuck: dict[MessageId, None] = {}
         self._open_at: MonotonicMs | None = None
         self._committed_at = MonotonicMs(0)
 
@@ -210,8 +211,8 @@ class HeightDriver:
                 block_bytes = self._bodies.bytes_of(output.block_hash)
                 if block_bytes is not None:
                     self._send_authorities(wire.Proposal(output.envelope, block_bytes, output.certificates))
-            case out.BuildBlock():
                     self._spread([output], now)
+            case out.BuildBlock():
                 self._build(output.view, now)
             case out.JudgeBlock():
                 good = self._is_good(output.view, output.block_hash, output.received)
@@ -236,11 +237,11 @@ class HeightDriver:
             case _:
                 assert_never(output)
 
-    def _sign(self, output: out.Sign) -> None:
     def _spread(self, asked: list[out.Output], now: Now) -> None:
         """Say by gossip what those without a link have missed of these outputs."""
         raise NotImplementedError
 
+    def _sign(self, output: out.Sign) -> None:
         """Sign under the guard. VOTE and FINAL go to all linked authorities; a PROPOSAL waits for its block."""
         assert self.inquiry is not None
         self.inquiry.signs(output.position)
@@ -256,7 +257,7 @@ class HeightDriver:
         if not is_timely(
             block.header.timestamp_ms,
             received,
-            view,
+            View(view - self.authorities.view_base),
             parameters.delta_ms,
             parameters.delta_cap_ms,
             parameters.clock_precision_ms,
@@ -274,7 +275,7 @@ class HeightDriver:
         state = self.state
         timestamp = TimestampMs(max(now.wall_ms, state.tip.timestamp_ms))
         candidates = self.mempool.select(state, BLOCK_ROOM_BYTES, BLOCK_TRANSACTIONS_MAX)
-        if not candidates:
+        if not candidates and not self.mempool.has_work(state):
             due = TimestampMs(max(timestamp, state.tip.timestamp_ms + state.parameters.heartbeat_ms))
             early = due - now.wall_ms - state.parameters.clock_precision_ms // 2
             if early > 0:
@@ -344,7 +345,8 @@ class HeightDriver:
         self._tell_tip(header.height)
         if self._machine is not None:
             self._machine.decided = certificate
-        self._next_height(now)
+        if self._knows_next_rules():
+            self._next_height(now)
 
     def _tell_tip(self, height: Height) -> None:
         """Who decides learns by certificates; everybody else is told, and nodes that only follow tell all."""
@@ -358,10 +360,10 @@ class HeightDriver:
         self._previous, self._machine = self._machine, self._new_machine()
         self._bodies = Bodies()
         self._pulled.clear()
-        self._resending = self._pulling = False
-        self._open_at = None
         self._spread_at = None
         self._heard = {key: at for key, at in self._heard.items() if self.seats.seated(key)}
+        self._resending = self._pulling = False
+        self._open_at = None
         self._effects += [CancelTimer(WAKE), CancelTimer(RESEND), CancelTimer(PULL)]
         self._inquire(now)
         if self.inquiry is not None:
@@ -401,15 +403,15 @@ class HeightDriver:
             self._asking = True
             for peer in self._links:
                 self._ask_standing(peer)
+            self._inquire_by_gossip(now)
             self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
-            self._inquire_by_gossip(now)
-    def _ask_standing(self, peer: NodeId) -> None:
-        if self.inquiry is not None and self.first_signing_height is None and peer in self.seats:
     def _inquire_by_gossip(self, now: Now) -> None:
         """Ask about our standing where no link leads."""
         raise NotImplementedError
 
+    def _ask_standing(self, peer: NodeId) -> None:
+        if self.inquiry is not None and self.first_signing_height is None and peer in self.seats:
             self._send(peer, wire.StandingRequest(self.inquiry.nonce, self.inquiry.own))
 
     def _permit(self, now: Now) -> None:
@@ -453,6 +455,16 @@ class HeightDriver:
     def _taken(self) -> list[Effect]:
         effects, self._effects = self._effects, []
         return effects
+
+    def _knows_next_rules(self) -> bool:
+        """False, and the node halts, if the next block follows a voted version that this software does not know."""
+        version = unsupported_version(self.state.charter.versions, self.tip + 1)
+        if version is not None:
+            self._halt(
+                f"block {self.tip + 1} follows protocol version {version}, which authorities have voted and this "
+                f"software does not know (it knows up to {SUPPORTED_VERSIONS[-1]}): install a newer one and start again"
+            )
+        return version is None
 
     def _halt(self, reason: str) -> None:
         self._halted = True

@@ -40,8 +40,9 @@ class Seats:
         return tuple(found for height in range(tip, tip + HEIGHTS_KNOWN_AHEAD + 1) if (found := self.at(height)))
 
     def of_hash(self, wanted: Hash) -> AuthoritySet | None:
-        """One of the sets around the tip by what headers call it."""
-        return next((found for found in self.around() if found.hash() == wanted), None)
+        """One of the sets around the tip by what headers call it; of two, the one of the higher height: the views that
+        a recovery voids are those of its first height alone."""
+        return next((found for found in reversed(self.around()) if found.hash() == wanted), None)
 
     def seated(self, authority: AuthorityId) -> bool:
         """True for a member of any set around the tip."""

@@ -15,6 +15,7 @@ from protocol.ledger.execution import Execution as Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
 from protocol.ledger.motions import motion_due, settle_due
+from protocol.ledger.recovery import recovered_schedule, recovered_seats
 from protocol.ledger.rows import (
     AUTHORITIES_KEY,
     FEE_POOL_KEY,
@@ -148,7 +149,11 @@ def _opened(state: LedgerState, context: Context, parent_certificate: Certificat
     noted, and what voters decided takes effect if it is due. After that no block makes or burns a credit.
     """
     changes = Overlay(state)
-    changes.schedule = state.schedule.advanced()
+    schedule, recovery = state.schedule, state.recovery
+    if recovery is not None:
+        schedule = recovered_schedule(schedule, recovery)
+        changes.with_charter(seats=recovered_seats(changes.charter.seats, recovery))
+    changes.schedule = schedule.advanced()
     if parent_certificate is not None:
         members = state.schedule.previous.records
         count_signers(changes, [members[signer] for signer in parent_certificate.signers if signer < len(members)])

@@ -4,7 +4,7 @@ Law: ``issued = balances + channel deposits + bonds + fee pool`` after every blo
 in each block, by a full recount whenever a state is loaded. The root over all rows stands in the tip's header.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from protocol.ledger.accounts import AccountDict, AccountTable
@@ -28,6 +28,7 @@ from protocol.ledger.errors import GenesisInvalid, StateInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import EMPTY_ROOT
+from protocol.ledger.recovery import RecoveryRefused, check_named, signed_by_member
 from protocol.ledger.rows import (
     ACCOUNT_PREFIX,
     AUTHORITIES_KEY,
@@ -52,6 +53,7 @@ from protocol.messages.blocks import NO_CERTIFICATE_HASH, Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
 from protocol.messages.governance import MotionNumber
 from protocol.messages.quorum import AuthoritySet
+from protocol.messages.recovery import Recovery
 from protocol.primitives.codec import decode
 from protocol.primitives.errors import AmountOutOfRange, LocalProtocolError, MalformedMessage
 from protocol.primitives.units import (
@@ -118,6 +120,7 @@ class LedgerState:
         self._evidence: dict[AuthorityId, Evidence] = {}
         self._load(rows)
         self._checkpoints = Checkpoints(tip, self, tree)
+        self._recoveries: dict[BlockHash, tuple[Recovery, tuple[AuthorityId, ...]]] = {}
         self._sets = sets_of(self.schedule)
 
     def _load(self, rows: Iterable[Row]) -> None:
@@ -240,6 +243,32 @@ class LedgerState:
     def authorities_at(self, height: Height) -> AuthoritySet | None:
         """The set that decides a height; known for the tip and the two heights above it, else ``None``."""
         return self._sets[height - self.height] if 0 <= height - self.height < len(self._sets) else None
+
+    # Recovery
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What operators have agreed on out of band for the next height, if this node was told of it."""
+        recovery, signers = self._recoveries.get(self.tip_hash, (None, ()))
+        if recovery is None or recovery.height != self.tip.height:
+            return None
+        return recovery if signed_by_member(signers, AuthoritySet.of(self.schedule.current)) else None
+
+    def follow_recovery(self, recovery: Recovery, signers: Sequence[AuthorityId]) -> None:
+        """From the block that the recovery names on, its set decides; also if that block is still to come.
+
+        The later attempt of two for one block counts; one that nobody has signed who decides there counts for nothing.
+        Raises ``RecoveryRefused`` if the block is to come on another tip than this; what lies below the tip is the
+        caller's to check.
+        """
+        if recovery.height == self.tip.height:
+            check_named(recovery, self.tip)
+            if not signed_by_member(signers, AuthoritySet.of(self.schedule.current)):
+                raise RecoveryRefused("nobody who decides this ledger has signed the recovery document")
+        known, _ = self._recoveries.get(recovery.block_hash, (None, ()))
+        if known is None or known.attempt < recovery.attempt:
+            self._recoveries[recovery.block_hash] = recovery, tuple(signers)
+        self._sets = sets_of(self.schedule, self.recovery)
 
     def account(self, account_id: AccountId) -> Account:
         """The account's row; an account nobody paid has balance 0 and nonce 0."""
@@ -373,15 +402,18 @@ class LedgerState:
         self._evidence.update(changes.accused)
         self.charter = changes.charter
         self.fee_pool = changes.fee_pool
-        if changes.schedule != self.schedule:
-            self.schedule, self._sets = changes.schedule, sets_of(changes.schedule)
+        changed = changes.schedule != self.schedule
+        self.schedule = changes.schedule
         self.lattice, self.tip, self.tip_hash = execution.lattice, execution.header, execution.block_hash
+        if changed or self._recoveries:
+            self._sets = sets_of(self.schedule, self.recovery)
         return kept
 
     def take_over(self, other: "LedgerState") -> None:
         """Become what another state of the same network says, from a snapshot: whoever holds this one sees it too."""
         assert other.genesis_hash == self.genesis_hash
-        vars(self).update(vars(other))
+        vars(self).update(vars(other), _recoveries=self._recoveries)
+        self._sets = sets_of(self.schedule, self.recovery)
         self._checkpoints.rebase(self)
 
     def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
@@ -430,8 +462,13 @@ def genesis_schedule(genesis: Genesis) -> AuthoritySchedule:
     return AuthoritySchedule(membership, membership, membership)
 
 
-def sets_of(schedule: AuthoritySchedule) -> tuple[AuthoritySet, AuthoritySet, AuthoritySet]:
+def sets_of(
+    schedule: AuthoritySchedule, recovery: Recovery | None = None
+) -> tuple[AuthoritySet, AuthoritySet, AuthoritySet]:
     """The sets that decide the tip and the two heights above it; equal ones are one object."""
+    if recovery is not None:
+        recovered = AuthoritySet.of(recovery.membership, recovery.view_base)
+        return AuthoritySet.of(schedule.previous), recovered, AuthoritySet.of(recovery.membership)
     previous = AuthoritySet.of(schedule.previous)
     current = previous if schedule.current == schedule.previous else AuthoritySet.of(schedule.current)
     following = current if schedule.following == schedule.current else AuthoritySet.of(schedule.following)

@@ -5,7 +5,7 @@ Law: a number, once used on a wire, is never used for something else.
 
 from enum import IntEnum
 
-from protocol.messages import consensus, market, peers, transactions
+from protocol.messages import consensus, market, peers, recovery, transactions
 from protocol.primitives.codec import Message
 
 
@@ -31,6 +31,7 @@ class MessageKind(IntEnum):
     DISPATCH = 34
     INQUIRY = 35
     TESTIMONY = 36
+    RECOVERY = 37
 
 
 class KeyRole(IntEnum):
@@ -61,6 +62,7 @@ _TABLE: dict[MessageKind, tuple[type[Message], KeyRole]] = {
     MessageKind.DISPATCH: (consensus.Dispatch, KeyRole.AUTHORITY),
     MessageKind.INQUIRY: (consensus.Inquiry, KeyRole.AUTHORITY),
     MessageKind.TESTIMONY: (consensus.Testimony, KeyRole.AUTHORITY),
+    MessageKind.RECOVERY: (recovery.Recovery, KeyRole.AUTHORITY),
 }
 
 

@@ -19,6 +19,9 @@ from protocol.primitives.limits import AUTHORITIES_MAX
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import AuthorityId, BlockHash, Hash, Height, PublicKey, View
 
+NO_VIEW = View(0)
+"""Views count from 1."""
+
 
 class CertificateInvalid(RemoteProtocolError):
     """A certificate whose structure is wrong, before any signature is looked at."""
@@ -31,13 +34,21 @@ class AuthoritySet:
     seat in n, f and Q: its faults are among the f, but it leads no view and its signature counts in no certificate.
     """
 
-    __slots__ = ("_active", "_hash", "_positions", "f", "n", "quorum", "records", "suspended")
+    __slots__ = ("_active", "_hash", "_positions", "f", "n", "quorum", "records", "suspended", "view_base")
 
-    def __init__(self, records: tuple[AuthorityRecord, ...], suspended: tuple[AuthorityId, ...] = ()) -> None:
-        """Sorts both. Raises ``ValueError`` on no record, one key twice, more than ``AUTHORITIES_MAX``, a suspended key
+    def __init__(
+        self,
+        records: tuple[AuthorityRecord, ...],
+        suspended: tuple[AuthorityId, ...] = (),
+        view_base: View = NO_VIEW,
+    ) -> None:
+        """Sorts both. Views up to ``view_base`` are void at the height, see ``messages.recovery``.
+
+        Raises ``ValueError`` on no record, one key twice, more than ``AUTHORITIES_MAX``, a suspended key
         that is no member, or nobody left who could lead."""
         self.records = tuple(sorted(records, key=lambda record: record.authority))
         self.suspended = tuple(sorted(suspended))
+        self.view_base = view_base
         self.n = len(self.records)
         self.f = (self.n - 1) // 3
         self.quorum = 2 * self.n // 3 + 1
@@ -62,6 +73,11 @@ class AuthoritySet:
         """The set that decides from height 1 on."""
         return cls(genesis.authorities)
 
+    @property
+    def first_view(self) -> View:
+        """The first view of the height."""
+        return View(self.view_base + 1)
+
     def leader(self, height: Height, view: View) -> AuthorityId:
         """Who proposes in this view: rotates with height and view over all that are not suspended."""
         return self._active[(height + view) % len(self._active)]
@@ -71,9 +87,9 @@ class AuthoritySet:
         return Membership(self.records, self.suspended)
 
     @classmethod
-    def of(cls, membership: Membership) -> "AuthoritySet":
+    def of(cls, membership: Membership, view_base: View = NO_VIEW) -> "AuthoritySet":
         """Inverse of ``membership``. Raises ``ValueError`` as the constructor does."""
-        return cls(membership.records, membership.suspended)
+        return cls(membership.records, membership.suspended, view_base)
 
     def counts(self, authority: AuthorityId) -> bool:
         """True for a member whose signatures count: one that is not suspended."""
@@ -114,8 +130,8 @@ def certificate_checks(genesis_hash: Hash, authorities: AuthoritySet, certificat
     belongs.
     """
     signers, signatures = certificate.signers, certificate.signatures
-    if certificate.height < 1 or certificate.view < 1:
-        raise CertificateInvalid("heights and views of certificates start at 1")
+    if certificate.height < 1 or certificate.view <= authorities.view_base:
+        raise CertificateInvalid("heights and views of certificates start at 1, after a recovery higher")
     if len(signers) != len(signatures):
         raise CertificateInvalid(f"{len(signers)} signers but {len(signatures)} signatures")
     if len(signers) < authorities.quorum:

@@ -56,6 +56,7 @@ from protocol.messages.envelope import seal, signing_bytes
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import KeyRole, MessageKind, key_role
 from protocol.messages.peers import NodeRecord
+from protocol.messages.recovery import Recovery
 from protocol.messages.transactions import Action
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import RemoteProtocolError
@@ -105,14 +106,15 @@ class Villager:
         """A liar's hand on what it sends."""
         self.timers: dict[TimerKey, int] = {}
         self.up = False
-        self.engine = self._make()
+        self.engine = self._make(LedgerState.from_genesis(self.village.genesis), RestoredConsensus())
 
-    def _make(self) -> Engine:
-        genesis, state = self.village.genesis, LedgerState.from_genesis(self.village.genesis)
+    def _make(self, state: LedgerState, restored: RestoredConsensus) -> Engine:
+        genesis = self.village.genesis
         account = account_of(f"{self.name}-account")
         facts, book = LedgerFacts(state), OrderBook()
         mempool = Mempool(genesis)
-        replica = self.village.replica_type(genesis, state, mempool, self.key, self.node, RestoredConsensus(), None)
+        last = self.blocks.get(state.height)
+        replica = self.village.replica_type(genesis, state, mempool, self.key, self.node, restored, last)
         return Engine(
             node=self.node,
             account=account,
@@ -136,11 +138,36 @@ class Villager:
 
     def start(self) -> None:
         self.up = True
-        self.step(Started(Hash(self.node[:32])))
+        number = self.village.next_number()
+        self.step(Started(Hash(number.to_bytes(32, "big"))))
 
     def stop(self) -> None:
         """Dead for good."""
         self.up = False
+
+    def restart(self, *recoveries: tuple[Recovery, tuple[AuthorityId, ...]]) -> None:
+        """Begin a new life with what is on disk, and with what its operator was told meanwhile."""
+        before = self.replica.state
+        state = LedgerState.from_rows(before.genesis, before.rows(), before.tip)
+        for recovery, signers in recoveries:
+            state.follow_recovery(recovery, signers)
+        tables, watermark = self.tables, Height(max(0, state.height - 1))
+        restored = RestoredConsensus.from_rows(
+            state.height,
+            tables[Table.CONSENSUS_CERTIFICATE].items(),
+            tables[Table.CONSENSUS_BODY].items(),
+            tables[Table.STANDING].items(),
+            [row for row in self.guard.items() if row[0].height > watermark],
+            watermark,
+            tables[Table.CONSENSUS_PROPOSAL].items(),
+        )
+        for peer in tuple(self.links):
+            other = next(each for each in self.village.villagers.values() if each.node == peer)
+            self.village.unlink(self, other)
+        self.timers.clear()
+        self.halted = ""
+        self.engine = self._make(state, restored)
+        self.start()
 
     def want(self, action: Action) -> None:
         """A transaction of this node's own account."""
@@ -187,6 +214,8 @@ class Villager:
                 case Delete():
                     self.tables[effect.table].pop(effect.key, None)
                 case CommitBlock():
+                    for journal in (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE, Table.CONSENSUS_PROPOSAL):
+                        self.tables[journal].clear()
                     self.blocks[effect.height] = effect.decided
                     self.village.committed(self, effect)
                 case SignAndSend():

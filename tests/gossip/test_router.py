@@ -11,7 +11,7 @@ from protocol.messages.effects import CancelTimer, Disconnect, Effect, Send, Set
 from protocol.messages.envelope import seal
 from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import Announce, Graft, Prune, Pull, Push
-from protocol.primitives.limits import ANNOUNCED_IDS_MAX, GOSSIP_LIFETIME_MS_MAX, DISPATCH_BYTES_MAX
+from protocol.primitives.limits import ANNOUNCED_IDS_MAX, DISPATCH_BYTES_MAX, GOSSIP_LIFETIME_MS_MAX
 from protocol.primitives.units import Hash, MessageId, NodeId, PublicKey, TimestampMs
 from tests.gossip.network import WALL_START, at, bid, forged, node_id
 

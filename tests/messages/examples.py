@@ -3,11 +3,11 @@
 from msgspec.structs import replace
 from nacl.signing import SigningKey
 
-from protocol.messages import consensus, governance, market, transactions, wire
+from protocol.messages import consensus, governance, market, recovery, transactions, wire
 from protocol.messages.blocks import Block, DecidedBlock, Header
 from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.envelope import seal, signing_bytes
-from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters
+from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Membership, Parameters
 from protocol.messages.kinds import MessageKind
 from protocol.messages.peers import Hello, NodeRecord
 from protocol.messages.snapshots import SnapshotManifest
@@ -141,6 +141,9 @@ PAYLOADS: dict[MessageKind, Message] = {
     ),
     MessageKind.INQUIRY: consensus.Inquiry(Hash(filled("z")), TimestampMs(1_800_000_000_000)),
     MessageKind.TESTIMONY: consensus.Testimony(PublicKey(filled("k")), b"attestation", None, (b"vote",)),
+    MessageKind.RECOVERY: recovery.Recovery(
+        Height(8), BLOCK, Membership((AuthorityRecord(AUTHORITY, ACCOUNT, NODE, "first"),)), 1
+    ),
 }
 
 RECORD = AuthorityRecord(AUTHORITY, ACCOUNT, NODE, "first")

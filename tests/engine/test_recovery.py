@@ -1,0 +1,143 @@
+"""More than a third of the authorities are gone for good: operators agree on a recovery, and the ledger goes on."""
+
+import pytest
+from msgspec.structs import replace
+
+from protocol.engine.replica_door import MisplacedMessage
+from protocol.ledger.recovery import RecoveryRefused, check_followed, open_recovery
+from protocol.messages import wire
+from protocol.messages.blocks import Block
+from protocol.messages.genesis import AuthorityRecord, Membership
+from protocol.messages.kinds import MessageKind
+from protocol.messages.recovery import Recovery
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.units import AuthorityId, BlockHash, Height
+from tests.engine.village import Village, node_of
+from tests.ledger.world import account_of, make_genesis
+
+FIRST = ("auth0", "auth1", "auth2", "auth3")
+NEW = ("auth4", "auth5")
+LEFT = ("auth0", "auth1")
+
+
+def record(name: str) -> AuthorityRecord:
+    return AuthorityRecord(AuthorityId(account_of(name)), account_of(f"{name}-account"), node_of(name), name)
+
+
+def halted_village() -> Village:
+    """Two of four are gone in the middle of a height; the two that are left have signed in it."""
+    accounts = tuple(f"{name}-account" for name in (*FIRST, *NEW))
+    village = Village(make_genesis(names=accounts, heartbeat_ms=1_000), (*FIRST, *NEW))
+    village.begin()
+    assert village.run_until(lambda: min(village.tips()) >= 3, 20_000)
+    for name in ("auth2", "auth3"):
+        village[name].stop()
+    village.run(20_000)
+    tip = max(village.tips(*LEFT))
+    assert village.tips(*LEFT, *NEW) == [tip] * 4
+    assert all(any(position.height == tip + 1 for position in village[name].guard) for name in LEFT)
+    return village
+
+
+def agree(village: Village, *names: str, attempt: int = 1) -> Recovery:
+    state = village["auth0"].replica.state
+    records = sorted((record(name) for name in names), key=lambda each: each.authority)
+    return Recovery(state.height, state.tip_hash, Membership(tuple(records)), attempt)
+
+
+def follow(village: Village, recovery: Recovery, *names: str, signer: str = "auth0") -> None:
+    envelope = village.seal(signer, MessageKind.RECOVERY, encode(recovery))
+    told = open_recovery(village.genesis_hash, [envelope])
+    for name in names:
+        village[name].restart(told)
+    for one in names:
+        for other in names:
+            if one < other:
+                village.link(village[one], village[other])
+
+
+@pytest.mark.parametrize("members", [(*LEFT, *NEW), LEFT, ("auth0",)], ids=["replaced", "two left", "one left"])
+def test_after_a_recovery_the_named_set_decides_on(members: tuple[str, ...]) -> None:
+    village = halted_village()
+    recovery = agree(village, *members)
+    before = {name: dict(village[name].guard) for name in LEFT}
+    follow(village, recovery, *LEFT, *NEW)
+    assert village.run_until(lambda: min(village.tips(*LEFT, *NEW)) >= recovery.height + 6, 60_000)
+    for name in (*LEFT, *NEW):
+        state = village[name].replica.state
+        assert [each.name for each in state.authorities.records] == [each.name for each in recovery.membership.records]
+        assert state.supply().total == state.supply().issued
+        assert state.charter.seats.at(AuthorityId(account_of("auth2")), Height(recovery.height + 1)) is None
+        assert state.charter.seats.at(AuthorityId(account_of("auth2")), recovery.height) is not None
+    for name in LEFT:
+        kept = village[name].guard
+        assert all(kept[position] == payload for position, payload in before[name].items())
+    first = village["auth0"].blocks[Height(recovery.height + 1)].certificate
+    assert first.view > recovery.view_base
+    assert not any(village[name].halted for name in (*LEFT, *NEW))
+
+
+def test_a_node_restarts_with_the_document_after_the_ledger_has_gone_on() -> None:
+    village = halted_village()
+    recovery = agree(village, *LEFT, *NEW)
+    follow(village, recovery, *LEFT, *NEW)
+    assert village.run_until(lambda: min(village.tips(*LEFT, *NEW)) >= recovery.height + 3, 60_000)
+    tip = max(village.tips(*LEFT))
+    check_followed(recovery, decode(village["auth1"].blocks[Height(recovery.height + 1)].block, Block).header)
+    follow(village, recovery, "auth1")
+    for other in ("auth0", *NEW):
+        village.link(village["auth1"], village[other])
+    assert village.run_until(lambda: village["auth1"].tip >= tip + 4, 60_000)
+
+
+def test_a_node_without_the_document_says_so_and_stays_where_it_is() -> None:
+    village = halted_village()
+    recovery = agree(village, *LEFT, *NEW)
+    follow(village, recovery, *LEFT, "auth4")
+    village.link(village["auth5"], village["auth0"])
+    village.link(village["auth5"], village["auth1"])
+    village["auth5"].blamed.clear()
+    assert village.run_until(lambda: min(village.tips(*LEFT, "auth4")) >= recovery.height + 4, 60_000)
+    assert village["auth5"].tip == recovery.height
+    assert any("recovered out of band" in reason for reason in village["auth5"].blamed)
+    decided = village["auth0"].blocks[Height(recovery.height + 1)]
+    with pytest.raises(MisplacedMessage, match="out of band"):
+        village["auth5"].replica.checks(wire.Blocks((decided,), Height(recovery.height + 1)))
+    follow(village, recovery, "auth5")
+    village.link(village["auth5"], village["auth0"])
+    assert village.run_until(lambda: village["auth5"].tip >= recovery.height + 4, 60_000)
+
+
+def test_a_second_attempt_replaces_a_set_that_never_decided() -> None:
+    village = halted_village()
+    first = agree(village, *LEFT, "auth2", "auth3", "auth4")
+    follow(village, first, *LEFT, *NEW)
+    village.run(20_000)
+    assert max(village.tips(*LEFT)) == first.height
+    second = agree(village, *LEFT, *NEW, attempt=2)
+    follow(village, second, *LEFT, *NEW)
+    assert village.run_until(lambda: min(village.tips(*LEFT, *NEW)) >= first.height + 4, 60_000)
+
+
+def test_documents_that_prove_nothing_or_come_too_late_are_refused() -> None:
+    village = halted_village()
+    recovery, state = agree(village, *LEFT, *NEW), village["auth0"].replica.state
+    envelope = village.seal("auth0", MessageKind.RECOVERY, encode(recovery))
+    stranger = village.seal("auth4", MessageKind.RECOVERY, encode(recovery))
+    other = village.seal("auth1", MessageKind.RECOVERY, encode(replace(recovery, attempt=2)))
+    broken = envelope[:-1] + bytes((envelope[-1] ^ 1,))
+    assert open_recovery(village.genesis_hash, [envelope, stranger])[1] == tuple(
+        AuthorityId(account_of(name)) for name in ("auth0", "auth4")
+    )
+    for envelopes in ([], [b"nonsense"], [broken], [envelope, other]):
+        with pytest.raises(RecoveryRefused):
+            open_recovery(village.genesis_hash, envelopes)
+    with pytest.raises(RecoveryRefused, match="does not hold"):
+        open_recovery(type(village.genesis_hash)(bytes(32)), [envelope])
+    with pytest.raises(RecoveryRefused, match="nobody who decides"):
+        state.follow_recovery(*open_recovery(village.genesis_hash, [stranger]))
+    with pytest.raises(RecoveryRefused, match="another block"):
+        state.follow_recovery(replace(recovery, block_hash=BlockHash(bytes(32))), (AuthorityId(account_of("auth0")),))
+    header = decode(village["auth0"].blocks[recovery.height].block, Block).header
+    with pytest.raises(RecoveryRefused, match="without the recovery"):
+        check_followed(replace(recovery, height=Height(recovery.height - 1)), header)
