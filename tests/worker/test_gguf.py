@@ -11,7 +11,7 @@ from node.worker.child.text import TextStream
 from node.worker.errors import JobCancelled, JobEnded, JobRefused, JobTimedOut
 from node.worker.models import ModelId, ModelStore
 from node.worker.supervisor import JobRequest, WorkerSupervisor
-from tests.worker.conftest import chat, pull, run, text, tokens
+from tests.worker.conftest import chat, pull, run, running, text, tokens
 
 FRANCE = chat("What is the capital of France?")
 LONG_STORY = chat("Tell me a very long story about a ship.")
@@ -49,6 +49,21 @@ async def test_tokens_depend_on_the_request_alone(store: ModelStore, smollm: Mod
     assert len({tokens(pieces) for pieces in beside}) == 3
     assert alone[-1].finish == "length"
     assert sum(piece.units for piece in alone) == 40
+
+
+async def test_a_story_goes_on_in_another_worker_as_if_nothing_had_happened(store: ModelStore, smollm: ModelId) -> None:
+    """Its worker is ended because of a neighbour: the same tokens come, none twice and none missing."""
+    request = JobRequest("chat", LONG_STORY, 24, 4, seed=5, temperature_milli=900)
+    async with WorkerSupervisor(store) as supervisor:
+        undisturbed = await run(supervisor, smollm, request)
+        job = await supervisor.open_job(smollm, b"job", request, deadline_s=60)
+        await job.prefill()
+        pieces = [await job.next_chunk(), await job.next_chunk()]
+        running(supervisor, smollm).kill("a neighbour was not given up in time", "deadline")
+        while pieces[-1].finish is None:
+            pieces.append(await job.next_chunk())
+    assert tokens(pieces) == tokens(undisturbed)
+    assert text(pieces) == text(undisturbed)
 
 
 def test_a_job_stops_computing_a_piece_ahead_of_its_credit() -> None:

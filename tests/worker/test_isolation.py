@@ -1,6 +1,7 @@
 """The sandbox itself: attacks from inside it, each layer's own worth, and what is left when something is killed."""
 
 import asyncio
+import contextlib
 import os
 import select
 import shutil
@@ -15,7 +16,7 @@ from node.worker.child.canaries import ATTACKS
 from node.worker.errors import IsolationUnavailable
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.models import ModelId, ModelStore
-from node.worker.sandbox import cgroup, facts, probe, users
+from node.worker.sandbox import cgroup, facts, launch, probe, users
 from node.worker.sandbox.bubblewrap import remedy_for
 from node.worker.sandbox.facts import circumstances
 from node.worker.sandbox.layers import Layers
@@ -342,3 +343,28 @@ async def test_processor_time_is_what_the_kernel_counted(store: ModelStore, echo
         ended = worker.usage()
         assert ended.cpu_ms >= before.cpu_ms - 10  # a tick
         assert ended.memory_peak_bytes >= 4 << 20
+
+
+async def test_a_start_that_is_given_up_leaves_no_process(store: ModelStore, echo: ModelId) -> None:
+    """At whatever moment: the launcher may or may not have told yet what it started."""
+    uids: set[int] = set()
+    for pause_s in (0.0, 0.01, 0.03, 0.06):
+        async with WorkerSupervisor(store) as supervisor:
+            await supervisor.probe()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await supervisor.load(echo)
+            uids |= set(users._held)
+    assert users._held == {}
+    assert not [entry for entry in os.scandir("/proc") if entry.name.isdigit() and entry.stat().st_uid in uids]
+
+
+def test_folders_of_killed_nodes_are_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen(["/bin/true"])
+    ended.wait()
+    left, kept = (tmp_path / f"{launch.ROOT_PREFIX}{pid}-x" for pid in (ended.pid, os.getpid()))
+    left.mkdir()
+    kept.mkdir()
+    launch._sweep_roots()
+    assert (left.exists(), kept.exists()) == (False, True)

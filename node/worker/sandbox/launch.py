@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +40,7 @@ STACK_BYTES = 8 << 20  # what Linux gives a program by default; inherited, it ma
 # Address space beyond memory: libraries, allocators' reserves. It bounds page tables, which no other limit counts.
 ADDRESSES_EXTRA_BYTES = 16 << 30
 INFO_BYTES_MAX = 4096
+ROOT_PREFIX = "mercat-worker-"
 PYTHON = f"{PYTHON_HOME}/bin/python"
 
 
@@ -110,6 +112,14 @@ def processes_max(limits: WorkerLimits, layers: Layers, uid: int | None) -> int:
     return _tasks_of_this_user() + limits.processes
 
 
+def _sweep_roots() -> None:
+    """Delete the folders that nodes which were killed left behind; they hold links only."""
+    for left in Path(tempfile.gettempdir()).glob(f"{ROOT_PREFIX}*"):
+        owner = left.name.removeprefix(ROOT_PREFIX).partition("-")[0]
+        if not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def check_platform() -> None:
     """Raises IsolationUnavailable on a machine that the filters were not written for."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -167,7 +177,8 @@ class _Preparation:
         return common
 
     def _without(self, common: Specification) -> Specification:
-        self.root = tempfile.mkdtemp(prefix="mercat-worker-")
+        _sweep_roots()
+        self.root = tempfile.mkdtemp(prefix=f"{ROOT_PREFIX}{os.getpid()}-")
         os.chmod(self.root, 0o755)
         common["staged"] = [str(bind.source) for bind in self._command.binds]
         common["arguments"] = [self.root + PYTHON, *self._python(self.root)]

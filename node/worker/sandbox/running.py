@@ -93,9 +93,11 @@ class SandboxedProcess:
         """Take over the pipes."""
         loop = asyncio.get_running_loop()
         self.stdin, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._popen.stdin)
+        self._pipes.append(self.stdin)
         self.stdout, output = await _reader(self._popen.stdout)
+        self._pipes.append(output)
         self.stderr, complaints = await _reader(self._popen.stderr)
-        self._pipes = [self.stdin, output, complaints]
+        self._pipes.append(complaints)
 
     @property
     def launcher_pid(self) -> int:
@@ -109,6 +111,11 @@ class SandboxedProcess:
 
     def kill(self) -> None:
         """SIGKILL the first process inside, and with it everything there; returns at once."""
+        if self._inner < 0 and self._launcher >= 0:
+            # Killed first, the launcher could leave a child behind that it was just about to tie to its own life.
+            for child in _children(self._popen.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         held = self._inner if self._inner >= 0 else self._launcher
         if held >= 0:
             with contextlib.suppress(ProcessLookupError):
@@ -163,6 +170,9 @@ class SandboxedProcess:
         self._inner = self._launcher = -1
         for pipe in self._pipes[1:]:
             pipe.close()
+        for file in (self._popen.stdin, self._popen.stdout, self._popen.stderr)[len(self._pipes) :]:
+            if file is not None:  # never taken over
+                file.close()
         self.group.kill()
         self.group.remove()
         users.give_back(self.uid)
@@ -170,16 +180,23 @@ class SandboxedProcess:
             shutil.rmtree(self.root, ignore_errors=True)
 
 
+def _children(pid: int) -> list[int]:
+    """Processes that this one has started, ours alone to wait for until we have waited for it."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except OSError:
+        return []
+
+
 def _tree_usage(pid: int) -> tuple[int, int]:
     """Ticks of processor time and pages of memory of a process and everything under it."""
     try:
         # Behind the name, which may hold anything, fields 3 and on of proc(5).
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:
         return 0, 0
     ticks, pages = sum(int(field) for field in fields[11:15]), int(fields[21])
-    for child in children:
-        more_ticks, more_pages = _tree_usage(int(child))
+    for child in _children(pid):
+        more_ticks, more_pages = _tree_usage(child)
         ticks, pages = ticks + more_ticks, pages + more_pages
     return ticks, pages
