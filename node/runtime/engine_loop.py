@@ -114,7 +114,10 @@ class EngineLoop:
         for message in messages:
             await self._turnstile.enter(peer)
             use, signatures = await self._handle(peer, message)
-            self._turnstile.pay(peer, cost_us(each, signatures), useful=use in (Use.USEFUL, Use.NEUTRAL))
+            if use is not Use.NEUTRAL:
+                self._turnstile.pay(peer, cost_us(each, signatures), useful=use is Use.USEFUL)
+            else:
+                self._turnstile.take_turn(peer, cost_us(each, signatures))
         if not messages:
             await self._turnstile.enter(peer)
             self._turnstile.pay(peer, cost_us(size, 0), useful=False)  # the transport alone had to do with it
@@ -229,7 +232,7 @@ class EngineLoop:
             del self._answering[effect.to]
         assert self._transport is not None
         size = sum(len(decided.block) for decided in blocks)
-        self._turnstile.pay(effect.to, cost_us(size, 0), useful=False)
+        self._turnstile.pay_for_answer(effect.to, cost_us(size, 0))
         self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height, first))
 
     def _read_blocks(self, height: Height) -> tuple[list[DecidedBlock], Height]:

@@ -1,10 +1,10 @@
 """How much work of no use each link may cause, and how links take turns.
 
-Law: a message is paid for after it was handled, with its cost if it was of no use, with nothing if it was. A link in
-debt is not read until it has paid: TCP makes the peer wait, and nothing of an honest peer is lost. Strangers that have
-wasted our time lately share one purse besides their own, so that many of them cost no more than a few; authorities have
-a larger one each. Whoever has used up its turn lets all others go first, so that a flood on one link delays another's
-message by a turn, not by a flood.
+Law: a message is paid for after it was handled, with its cost if it was of no use; if it was of use, it earns. A link
+in debt is not read until it has paid: TCP makes the peer wait, and nothing of an honest peer is lost. Strangers that
+have wasted our time lately share one purse besides their own, so that many of them cost no more than a few;
+authorities have a larger one each. Whoever has used up its turn lets all others go first, so that a flood on one link
+delays another's message by a turn, not by a flood.
 
 Costs are estimates in µs of one core: what matters is their ratio to each other.
 """
@@ -31,17 +31,22 @@ STRANGERS = Rate(150_000, 300_000)
 CLEAN_TENTHS = 9
 """A stranger with so much of its own purse left does not wait for the others' debts."""
 
+USEFUL_EARNS = 4
+"""Work of use makes up for so much of none: a link that mostly helps never waits for the others' debts."""
+
 TURN_US = 1_000
 WAIT_SECONDS_MAX = 1.0
 """A link in debt is looked at again this often, whatever its debt."""
 
 
 class _Purse:
-    __slots__ = ("bucket", "rate", "turn_us")
+    __slots__ = ("bucket", "rate", "turn_us", "wasted")
 
     def __init__(self, rate: Rate, now: MonotonicMs) -> None:
         self.rate = rate
         self.bucket = TokenBucket.full(rate, now)
+        self.wasted = TokenBucket.full(rate, now)
+        """As ``bucket``, without what the peer asked for and was given."""
         self.turn_us = 0
         """Work since the link last let the others go first, of use or not."""
 
@@ -49,6 +54,15 @@ class _Purse:
         """How long until the purse is out of debt."""
         self.bucket.available(self.rate, now)
         return max(0.0, -self.bucket.parts / 1000 / self.rate.per_second)
+
+    def is_clean(self, now: MonotonicMs) -> bool:
+        """True if hardly anything was wasted lately."""
+        return self.wasted.available(self.rate, now) * 10 >= CLEAN_TENTHS * self.rate.burst
+
+    def earn(self, cost_us: int) -> None:
+        """Work was of use."""
+        self.bucket.give(self.rate, USEFUL_EARNS * cost_us)
+        self.wasted.give(self.rate, USEFUL_EARNS * cost_us)
 
 
 class Turnstile:
@@ -85,19 +99,29 @@ class Turnstile:
     def _debt_seconds(self, purse: _Purse) -> float:
         now = self._clock()
         own = purse.debt_seconds(now)
-        if purse.rate is not STRANGER or purse.bucket.parts // 100 >= CLEAN_TENTHS * STRANGER.burst:
+        if purse.rate is not STRANGER or purse.is_clean(now):
             return own
         return max(own, self._strangers.debt_seconds(now))
 
     def pay(self, peer: NodeId, cost_us: int, *, useful: bool) -> None:
-        """A message was handled: useful work costs the turn alone."""
+        """A message was handled."""
         purse = self._purse(peer)
         purse.turn_us += cost_us
         if useful:
+            purse.earn(cost_us)
             return
         purse.bucket.charge(cost_us)
+        purse.wasted.charge(cost_us)
         if purse.rate is STRANGER:
             self._strangers.bucket.charge(cost_us)
+
+    def take_turn(self, peer: NodeId, cost_us: int) -> None:
+        """A message was handled of which nobody can say what use it is."""
+        self._purse(peer).turn_us += cost_us
+
+    def pay_for_answer(self, peer: NodeId, cost_us: int) -> None:
+        """The peer was given what it had asked for: its own purse pays, nobody's time was wasted."""
+        self._purse(peer).bucket.charge(cost_us)
 
 
 def cost_us(size: int, signatures: int) -> int:

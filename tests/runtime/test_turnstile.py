@@ -82,6 +82,25 @@ async def test_clean_stranger_does_not_wait_for_the_debts_of_others(clock: _Cloc
     assert clock.now_ms == 0
 
 
+async def test_stranger_that_mostly_helps_does_not_wait_for_the_debts_of_others(clock: _Clock) -> None:
+    turnstile = _turnstile(clock)
+    for peer in HOSTILE:
+        turnstile.pay(peer, 10 * STRANGERS.burst, useful=False)
+    for _ in range(1_000):
+        await _flood(turnstile, HONEST, 1)
+        await _flood(turnstile, HONEST, 1, useful=True)
+    assert clock.now_ms == 0
+
+
+async def test_answers_are_paid_for_by_who_asked_alone(clock: _Clock) -> None:
+    turnstile = _turnstile(clock)
+    turnstile.pay_for_answer(HOSTILE[0], 3 * STRANGER.burst)
+    await _flood(turnstile, HONEST, STRANGERS.burst // MESSAGE_US // 4)
+    assert clock.now_ms == 0
+    await turnstile.enter(HOSTILE[0])
+    assert clock.now_ms >= 2 * STRANGER.burst / STRANGER.per_second * 900
+
+
 async def test_flood_delays_anothers_message_by_a_turn_only(clock: _Clock) -> None:
     turnstile = _turnstile(clock)
     order: list[NodeId] = []
