@@ -4,6 +4,7 @@ import click
 
 from node.cli.jobs import time_text
 from node.cli.ledger_archive import COMMANDS
+from node.cli.ledger_recover import recover
 from node.cli.money import account_text
 from node.cli.options import Session, with_node
 from node.cli.output import credits_text, fields, short, table
@@ -16,7 +17,7 @@ def ledger() -> None:
     """The ledger: tip, blocks, accounts, supply, proofs, archives."""
 
 
-for command in COMMANDS:
+for command in (*COMMANDS, recover):
     ledger.add_command(command)
 
 

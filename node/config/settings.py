@@ -140,6 +140,8 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     advertise: Annotated[tuple[str, ...], Meta(max_length=ADDRESSES_PER_NODE_MAX)] = ()
     """``HOST:PORT`` that peers can dial; empty: the address listened on."""
     seeds: tuple[str, ...] = ()
+    recovery: tuple[Path, ...] = ()
+    """Recovery documents that this node follows; see ``mercat ledger recover``."""
     control: Path | None = None
     """Unix socket of the control API; None: ``control.sock`` inside the state directory."""
     log: LogConfig = LogConfig()

@@ -7,6 +7,7 @@ state root before anything is built on them.
 from node.clock import read_clock
 from node.config.settings import NodeConfig, Role
 from node.keystore.keys import NodeKeys
+from node.runtime.recoveries import follow_recoveries
 from node.store.database import Store
 from node.store.sign_guard import SignGuard
 from protocol.engine.engine import Engine
@@ -26,8 +27,13 @@ from protocol.primitives.units import Amount, DurationMs, Height
 
 
 def assemble(config: NodeConfig, keys: NodeKeys, genesis: Genesis, store: Store, guard: SignGuard | None) -> Engine:
-    """The engine over the stored state. Raises ``StoreCorrupt`` when the state is not what its tip says."""
+    """The engine over the stored state.
+
+    Raises ``StoreCorrupt`` when the state is not what its tip says, ``RecoveryRefused`` for a recovery document that
+    it can't follow.
+    """
     state = store.load_state()
+    follow_recoveries(config.recovery, state, store)
     mempool = Mempool(genesis)
     own = keys.authority_id if Role.AUTHORITY in config.roles else None
     replica = Replica(

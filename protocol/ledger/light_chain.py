@@ -17,8 +17,9 @@ from protocol.messages.blocks import DecidedHeader, Header, Succession, header_h
 from protocol.messages.consensus import Certificate, CertificateKind
 from protocol.messages.genesis import Genesis, Membership, genesis_hash
 from protocol.messages.quorum import AuthoritySet, certificate_checks
+from protocol.messages.recovery import Recovery
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import Hash, Height
+from protocol.primitives.units import AuthorityId, Hash, Height
 
 FETCHES_MAX = 256
 """Headers that one walk asks for: halving the way to any height takes fewer than 49 for each change of a third."""
@@ -97,6 +98,19 @@ def follow(trusted: TrustedHeader, succession: Succession) -> TrustedHeader:
     return TrustedHeader(trusted.genesis, header, deciding, following)
 
 
+def recovered(trusted: TrustedHeader, recovery: Recovery, signers: Iterable[AuthorityId]) -> TrustedHeader:
+    """Believe, beside the header that a recovery names, that its set decides from the next height on.
+
+    ``signers`` are those whose signatures under the recovery hold (``recovery.open_recovery``). Raises
+    ``ProofInvalid`` for another header, or if none of them decides by what the header says.
+    """
+    if header_hash(trusted.header) != recovery.block_hash:
+        raise ProofInvalid("the recovery document names another block")
+    if trusted.following is None or not any(trusted.following.counts(signer) for signer in signers):
+        raise ProofInvalid("nobody who would have decided the next block has signed the recovery document")
+    return trusted._replace(following=_set_of(recovery.membership))
+
+
 def follow_all(trusted: TrustedHeader, successions: Iterable[Succession]) -> TrustedHeader:
     """All links in their order; see ``follow``."""
     for succession in successions:
@@ -146,7 +160,8 @@ def reach(trusted: TrustedHeader, target: DecidedHeader) -> TrustedHeader:
     _check_above(trusted, header)
     authorities = _set_of(target.authorities)
     verify_decided(trusted.genesis, authorities, header, target.certificate)
-    if header.authorities_hash != trusted.header.next_authorities_hash:
+    expected = trusted.following.hash() if trusted.following is not None else trusted.header.next_authorities_hash
+    if header.authorities_hash != expected:
         if header.height == trusted.header.height + 1:
             raise ProofInvalid(f"header {header.height} names another set than the header before it promised")
         base = trusted.following or trusted.authorities

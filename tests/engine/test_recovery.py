@@ -4,14 +4,18 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.engine.replica_door import MisplacedMessage
+from protocol.ledger.blocks import build_block
+from protocol.ledger.light_chain import ProofInvalid, reach, recovered, trusted_genesis
 from protocol.ledger.recovery import RecoveryRefused, check_followed, open_recovery
 from protocol.messages import wire
-from protocol.messages.blocks import Block
+from protocol.messages.blocks import Block, DecidedHeader
+from protocol.messages.consensus import Certificate, CertificateKind, FinalBody
+from protocol.messages.envelope import open_envelope
 from protocol.messages.genesis import AuthorityRecord, Membership
 from protocol.messages.kinds import MessageKind
 from protocol.messages.recovery import Recovery
 from protocol.primitives.codec import decode, encode
-from protocol.primitives.units import AuthorityId, BlockHash, Height
+from protocol.primitives.units import AuthorityId, BlockHash, Height, TimestampMs
 from tests.engine.village import Village, node_of
 from tests.ledger.world import account_of, make_genesis
 
@@ -141,3 +145,44 @@ def test_documents_that_prove_nothing_or_come_too_late_are_refused() -> None:
     header = decode(village["auth0"].blocks[recovery.height].block, Block).header
     with pytest.raises(RecoveryRefused, match="without the recovery"):
         check_followed(replace(recovery, height=Height(recovery.height - 1)), header)
+
+
+def test_a_light_client_steps_over_a_recovery_only_with_its_document() -> None:
+    village = halted_village()
+    recovery = agree(village, "auth0", *NEW, "auth6", "auth7")
+    follow(village, recovery, "auth0", *NEW)
+    genesis = village.genesis
+    trusted = trusted_genesis(genesis)
+    last = decode(village["auth0"].blocks[recovery.height].block, Block).header
+    trusted = trusted._replace(header=last)
+    assert trusted.following is not None
+    ledger = village["auth0"].replica.state
+    execution = build_block(
+        ledger, (), TimestampMs(last.timestamp_ms + 60_000), village["auth0"].blocks[recovery.height].certificate
+    )
+    header, members = execution.header, ledger.authorities
+    view = members.first_view
+    final = encode(FinalBody(header.height, view, execution.block_hash))
+    names = {AuthorityId(account_of(name)): name for name in ("auth0", *NEW, "auth6", "auth7")}
+    signers = tuple(range(members.quorum))
+    envelopes = [
+        open_envelope(village.seal(names[members.records[signer].authority], MessageKind.FINAL, final))[0]
+        for signer in signers
+    ]
+    certificate = Certificate(
+        CertificateKind.DECIDED,
+        header.height,
+        view,
+        execution.block_hash,
+        signers,
+        tuple(envelope.signature for envelope in envelopes),
+    )
+    target = DecidedHeader(header, certificate, recovery.membership)
+    with pytest.raises(ProofInvalid):
+        reach(trusted, target)
+    with pytest.raises(ProofInvalid, match="nobody"):
+        recovered(trusted, recovery, (AuthorityId(account_of("auth6")),))
+    with pytest.raises(ProofInvalid, match="another block"):
+        recovered(trusted_genesis(genesis), recovery, (AuthorityId(account_of("auth0")),))
+    stepped = reach(recovered(trusted, recovery, (AuthorityId(account_of("auth0")),)), target)
+    assert stepped.authorities.hash() == members.hash()
