@@ -7,7 +7,19 @@ import pytest
 from protocol.ledger.blocks import PendingTransaction, execute_block
 from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.mempool import Mempool, TransactionRejected
+from protocol.messages.consensus import VoteBody
 from protocol.messages.envelope import open_as
+from protocol.messages.genesis import AuthorityRecord
+from protocol.messages.governance import (
+    AuthorityChange,
+    Issuance,
+    MotionNumber,
+    ParameterChange,
+    ParameterValue,
+    Redemption,
+    Subject,
+    VersionChange,
+)
 from protocol.messages.kinds import MessageKind
 from protocol.messages.transactions import (
     Action,
@@ -19,12 +31,25 @@ from protocol.messages.transactions import (
     ChannelOpen,
     ChannelRedeem,
     ChannelTopUp,
+    EvidenceReport,
+    MotionOpen,
+    MotionVote,
     Output,
     Transaction,
     Transfer,
 )
-from protocol.primitives.units import AMOUNT_MAX, Amount, ChannelId, TimestampMs
-from tests.ledger.world import FEE, NAMES, Ledger, account_of
+from protocol.primitives.units import (
+    AMOUNT_MAX,
+    Amount,
+    AuthorityId,
+    BlockHash,
+    ChannelId,
+    Height,
+    NodeId,
+    TimestampMs,
+    View,
+)
+from tests.ledger.world import FEE, NAMES, Ledger, account_of, sealed
 
 
 class Hostile:
@@ -54,6 +79,32 @@ class Hostile:
             receipts_count=dice.choice((0, 0, 2**32)),
         )
 
+    def authority(self) -> AuthorityId:
+        """A real one's key, or one that nobody has."""
+        return AuthorityId(account_of(self.dice.choice(("auth0", "auth1", "alice"))))
+
+    def subject(self) -> Subject:
+        """What could do harm if it were passed, and a redemption, which anybody may ask for."""
+        dice, amount = self.dice, Amount(self.number())
+        member = AuthorityRecord(self.authority(), account_of("bob"), NodeId(account_of("bob-node")), "bob")
+        subjects: tuple[Subject, ...] = (
+            AuthorityChange((self.authority(),) * dice.randint(0, 2), (member,) * dice.randint(0, 2)),
+            ParameterChange((ParameterValue(dice.choice(("fee_min", "issuance_cap", "")), amount),)),
+            VersionChange(dice.choice((1, 2, 2**16)), Height(dice.choice((0, 9, 2**48)))),
+            Issuance(account_of("bob"), amount, "\x1b"),
+            Redemption(amount, "x" * 256),
+            Redemption(Amount(dice.choice((1, 500))), ""),
+        )
+        return dice.choice(subjects)
+
+    def statement(self) -> bytes:
+        """Something that an authority, or somebody, may have signed."""
+        dice = self.dice
+        block_hash = BlockHash(bytes([dice.randrange(3)]) * 32)
+        body = VoteBody(Height(dice.choice((0, 1, 2**48))), View(dice.choice((0, 1))), block_hash)
+        vote = sealed(self.ledger.hash, dice.choice(("auth0", "auth1", "alice")), MessageKind.VOTE, body)
+        return dice.choice((vote, vote, vote[:-1], b"", self.voucher(self.channels[0][0], "alice", "bob")))
+
     def action(self) -> Action:
         dice = self.dice
         channel, payer, payee = dice.choice(self.channels)
@@ -69,6 +120,9 @@ class Hostile:
             ChannelRedeem(channel, vouchers),
             ChannelClose(channel),
             ChannelFinalise(channel),
+            MotionOpen(dice.choice((None, self.authority())), self.subject()),
+            MotionVote(MotionNumber(dice.choice((1, 2, 2**48))), self.authority(), True),
+            EvidenceReport(self.statement(), self.statement()),
         )
         return dice.choice(actions)
 
