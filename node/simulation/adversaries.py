@@ -41,8 +41,7 @@ class Adversary(Manners):
     @property
     def replica(self) -> Replica:
         """The honest replica behind the adversary."""
-        assert isinstance(self.node.participant, Replica)
-        return self.node.participant
+        return self.node.replica
 
     def signed(self, kind: MessageKind, body: Message) -> bytes:
         """Sign anything, without asking the guard. For authorities only."""

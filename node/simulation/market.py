@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from node.simulation.checkers import Violation
 from node.simulation.disk import SimulatedDisk
+from node.simulation.engine_participant import EngineParticipant, build_engine
 from node.simulation.faults import Crash, CrashAtSync, Partition, Pause, Restart
 from node.simulation.keys import SimulatedKey
 from node.simulation.market_checkers import MarketCheckers
-from node.simulation.market_node import EngineParticipant, MarketNode
+from node.simulation.market_node import MarketNode
 from node.simulation.member import MemberKeys, SimulatedNode
 from node.simulation.network import Deliver, SimulatedNetwork
 from node.simulation.power import Moment
@@ -22,16 +23,10 @@ from node.simulation.timeline import Timeline
 from node.simulation.world import Options, World, make_genesis
 from protocol.engine.engine import Engine
 from protocol.engine.inputs import CancelJob, Serve, StartJob, WantAction
-from protocol.engine.ledger_facts import LedgerFacts
-from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.replica import Replica
-from protocol.gossip.router import GossipRouter
 from protocol.ledger.mempool import Mempool
 from protocol.market.agreement import JobRequest
-from protocol.market.buyer import Buyer
-from protocol.market.order_book import OrderBook
 from protocol.market.policies import SellerPolicy
-from protocol.market.seller import Seller
 from protocol.messages.genesis import Allocation, Genesis
 from protocol.messages.market import JobPayload, ModelOffer, Prices
 from protocol.messages.transactions import ChannelClose
@@ -170,18 +165,8 @@ class MarketWorld(World):
             disk.load_consensus(),
             disk.blocks.get(disk.tip),
         )
-        facts, book = LedgerFacts(replica.state), OrderBook()
         policy = SellerPolicy(slots=2, redeem_age_ms=DurationMs(REDEEM_AGE_MS))
-        return Engine(
-            node=node,
-            account=account,
-            replica=replica,
-            gossip=GossipRouter(node, bytes(node)[:8]),
-            book=book,
-            buyer=Buyer(account, node, facts, book),
-            seller=Seller(account, node, facts, policy),
-            own=OwnTransactions(account),
-        )
+        return build_engine(replica, account, node, policy)
 
     # What users do
 

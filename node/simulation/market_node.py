@@ -9,106 +9,20 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from node.simulation.disk import SimulatedDisk
+from node.simulation.engine_participant import EngineParticipant
 from node.simulation.market_checkers import MarketCheckers
 from node.simulation.member import MemberKeys, Participant, SimulatedNode, Surroundings
 from protocol.engine.engine import Engine
-from protocol.engine.inputs import (
-    BodyOffered,
-    Input,
-    LinkDown,
-    LinkUp,
-    Received,
-    Serve,
-    Signed,
-    Started,
-    TimerFired,
-    WorkFailed,
-    WorkPiece,
-    WorkPrefilled,
-)
-from protocol.ledger.state import LedgerState
+from protocol.engine.inputs import Input, WorkFailed, WorkPiece, WorkPrefilled
 from protocol.messages import wire
-from protocol.messages.effects import (
-    CloseWork,
-    Effect,
-    Notify,
-    Now,
-    OpenWork,
-    PullWork,
-    SignAndSend,
-    Table,
-    TimerKey,
-)
+from protocol.messages.effects import CloseWork, Effect, Notify, OpenWork, PullWork, SignAndSend
 from protocol.messages.envelope import open_envelope
 from protocol.messages.market import Chunk, FaultKind, FinishReason, JobPayload
-from protocol.messages.peers import NodeRecord
 from protocol.primitives.codec import decode
-from protocol.primitives.signing import SignatureCheck
-from protocol.primitives.units import AccountId, Hash, MessageId, NodeId, WorkUnits
+from protocol.primitives.units import MessageId, NodeId, WorkUnits
 
 PREFILL_MS = (2, 60)
 PIECE_MS = (2, 80)
-
-
-class EngineParticipant:
-    """The engine with the entry points that a simulated node calls."""
-
-    def __init__(self, engine: Engine, disk: SimulatedDisk, serve: Serve | None) -> None:
-        self.engine = engine
-        self.state: LedgerState = engine.replica.state
-        self._disk = disk
-        self._serve = serve
-
-    def start(self, nonce: Hash, now: Now) -> list[Effect]:
-        """What an earlier life left, then the first inputs of this one."""
-        tables = self._disk.tables
-        effects = self.engine.restore(
-            buyer_lanes=[*tables[Table.BUYER_LANE].values()],
-            seller_lanes=[*tables[Table.SELLER_LANE].values()],
-            own_transactions=[*tables[Table.OWN_TRANSACTION].values()],
-            row=lambda table, key: tables[table].get(key),
-            now=now,
-        )
-        effects += self.engine.step(Started(nonce), now)
-        return effects + (self.engine.step(self._serve, now) if self._serve is not None else [])
-
-    def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
-        """A link stands."""
-        record = NodeRecord(1, now.wall_ms, (), AccountId(bytes(32)))
-        return self.engine.step(LinkUp(peer, record, 0), now)
-
-    def link_down(self, peer: NodeId, now: Now) -> list[Effect]:
-        """A link is gone."""
-        return self.engine.step(LinkDown(peer), now)
-
-    def receive(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]:
-        """A message whose signatures hold."""
-        effects: list[Effect] = []
-        if isinstance(message, wire.Push):
-            effects = self.engine.step(BodyOffered(peer, message.envelope), now)
-            if not self.engine.body_wanted:
-                return effects
-        return effects + self.engine.step(Received(peer, message), now)
-
-    def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
-        """An own envelope, handed back."""
-        return self.engine.step(Signed(envelope_bytes), now)
-
-    def submit(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
-        """A transaction of somebody who uses this node."""
-        return self.engine.replica.submit(envelope_bytes, now)
-
-    def timer(self, key: TimerKey, now: Now) -> list[Effect]:
-        """One of the engine's timers has come."""
-        return self.engine.step(TimerFired(key), now)
-
-    def readable(self, message: wire.WireMessage) -> wire.WireMessage:
-        """What of a message the door can check."""
-        return self.engine.readable(message)
-
-    def checks(self, message: wire.WireMessage) -> list[SignatureCheck]:
-        """What the door has to verify."""
-        return self.engine.checks(message)
 
 
 class _Work(Struct):

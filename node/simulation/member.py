@@ -15,12 +15,14 @@ from node.simulation.network import SimulatedNetwork
 from node.simulation.power import PowerFailed
 from node.simulation.timeline import Timeline
 from node.store.errors import GuardRefused
+from protocol.engine.replica import Replica
 from protocol.ledger.state import LedgerState
 from protocol.messages import wire
 from protocol.messages.effects import (
     CancelTimer,
     CommitBlock,
     Delete,
+    Disconnect,
     Effect,
     GuardPosition,
     Halt,
@@ -44,13 +46,16 @@ EPOCH_MS = 1_800_000_000_000
 
 
 class Participant(Protocol):
-    """What runs inside a simulated node: a ``Replica``, or anything with its entry points."""
+    """What runs inside a simulated node: the whole engine, or a replica alone."""
 
     state: LedgerState
 
+    @property
+    def replica(self) -> Replica: ...
     def start(self, nonce: Hash, now: Now) -> list[Effect]: ...
     def link_up(self, peer: NodeId, now: Now) -> list[Effect]: ...
     def link_down(self, peer: NodeId, now: Now) -> list[Effect]: ...
+    def offered(self, peer: NodeId, message: wire.WireMessage, now: Now) -> tuple[list[Effect], bool]: ...
     def receive(self, peer: NodeId, message: wire.WireMessage, now: Now) -> list[Effect]: ...
     def signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]: ...
     def submit(self, envelope_bytes: bytes, now: Now) -> list[Effect]: ...
@@ -155,6 +160,12 @@ class SimulatedNode:
         return self.participant is not None
 
     @property
+    def replica(self) -> Replica:
+        """The replica of the running process."""
+        assert self.participant is not None
+        return self.participant.replica
+
+    @property
     def authority(self) -> AuthorityId | None:
         """The authority key of this node, if it has one."""
         return AuthorityId(self.keys.authority.public) if self.keys.authority is not None else None
@@ -205,21 +216,27 @@ class SimulatedNode:
             return
         self._around.trace(f"{self.name} receives", frame)
         for message in wire.split_frame(frame):
-            participant = self.participant
-            if participant is None:
-                return
             try:
-                readable = participant.readable(message)
-                if not self._around.verifier.hold(participant.checks(readable)):
-                    raise SignatureInvalid(f"a {type(message).__name__} with a broken signature")
-                effects = participant.receive(peer, readable, self.now())
+                self._receive(peer, message)
             except RemoteProtocolError as error:
-                if peer in self._around.liars:
-                    continue
-                raise Violation(f"{self.name} blames an honest node: {error}") from error
-            self._step(effects)
+                if peer not in self._around.liars:
+                    raise Violation(f"{self.name} blames an honest node: {error}") from error
             if self.participant is not None:
                 self._say(self.manners.hears(peer, message))
+
+    def _receive(self, peer: NodeId, message: wire.WireMessage) -> None:
+        """Through the door, as in ``node/runtime``: what gossip does not want costs no signature check."""
+        participant = self.participant
+        if participant is None:
+            return
+        effects, wanted = participant.offered(peer, message, self.now())
+        self._step(effects)
+        if not wanted or self.participant is not participant:
+            return
+        readable = participant.readable(message)
+        if not self._around.verifier.hold(participant.checks(readable)):
+            raise SignatureInvalid(f"a {type(message).__name__} with a broken signature")
+        self._step(participant.receive(peer, readable, self.now()))
 
     def submit(self, envelope_bytes: bytes) -> bool:
         """A user's transaction; False if the node is down or its mempool refuses."""
@@ -292,12 +309,21 @@ class SimulatedNode:
                 self._timers.pop(effect.key, None)
             case Notify():
                 self._around.events.append((self.name, effect.event))
+            case Disconnect():
+                self._part(effect)
             case Halt():
                 if self.honest:
                     raise Violation(f"{self.name} halted: {effect.reason}")
                 self.crash()
             case _:
                 pass
+
+    def _part(self, effect: Disconnect) -> None:
+        """An honest node ends no link to another honest one; liars may be cut off."""
+        if self.honest and effect.peer not in self._around.liars:
+            raise Violation(f"{self.name} cuts an honest node off: {effect.reason}")
+        self._around.struck("liar cut off")
+        self._around.network.cut(self.id, effect.peer, max(effect.ban_ms, RELINK_MS_MIN))
 
     def _write(self, effect: Put | Delete | CommitBlock) -> None:
         """Synced before the next effect that leaves the node, or a little later with whatever else was written."""
@@ -370,6 +396,9 @@ SIGNING_MS = DurationMs(1)
 
 SYNC_MS = DurationMs(3)
 """What nothing waits for is synced after so long, with whatever else was written."""
+
+RELINK_MS_MIN = DurationMs(1_000)
+"""A link that one side has ended is made anew after so long, or when its ban is over."""
 
 IDLE_MS = DurationMs(250)
 """How often a dishonest node speaks unasked."""

@@ -37,7 +37,13 @@ class SimulatedNetwork:
         """Part of each node while the network is split; nodes in different parts hear nothing of each other."""
         self.one_way: dict[tuple[NodeId, NodeId], None] = {}
         """(sender, receiver): what the first says does not reach the second, while the way back is open."""
+        self._cut_until: dict[tuple[NodeId, NodeId], int] = {}
+        """(smaller id, larger id) of two nodes whose link one of them has ended → when there may be a new one."""
         self.frames_sent = 0
+
+    def cut(self, one: NodeId, other: NodeId, for_ms: int) -> None:
+        """One of the two wants nothing to do with the other for so long."""
+        self._cut_until[min((one, other), (other, one))] = self._timeline.now_ms + for_ms
 
     def heal(self) -> None:
         """One network, fair weather."""
@@ -46,8 +52,10 @@ class SimulatedNetwork:
         self.one_way = {}
 
     def connected(self, one: NodeId, other: NodeId) -> bool:
-        """True if the two stand in one part: a link between them may stand."""
-        return self.parts.get(one, 0) == self.parts.get(other, 0)
+        """True if the two stand in one part and have not parted: a link between them may stand."""
+        if self.parts.get(one, 0) != self.parts.get(other, 0):
+            return False
+        return self._cut_until.get(min((one, other), (other, one)), 0) <= self._timeline.now_ms
 
     def send(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
         """Hand a frame to the weather."""

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from node.simulation.adversaries import Adversary
 from node.simulation.checkers import Checkers
 from node.simulation.disk import SimulatedDisk
+from node.simulation.engine_participant import EngineParticipant, ReplicaParticipant, build_engine
 from node.simulation.keys import SimulatedKey, Verifier
 from node.simulation.member import EPOCH_MS, MemberKeys, Participant, SimulatedNode, Surroundings
 from node.simulation.nemesis import Nemesis
@@ -23,6 +24,7 @@ from node.simulation.workload import Client, Subscription
 from protocol.engine.replica import Replica
 from protocol.engine.standing import OBSERVER_DISTANCE
 from protocol.ledger.mempool import Mempool
+from protocol.market.policies import SellerPolicy
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import CREDIT, AccountId, Amount, AuthorityId, DurationMs, Hash, NodeId, TimestampMs
@@ -57,6 +59,8 @@ class Options:
     delta_ms: int = 500
     delta_cap_ms: int = 8_000
     clock_precision_ms: int = 200
+    whole_engine: bool = True
+    """With gossip and accusations; else each node is a replica alone."""
     profile: Profile = PROFILES["all"]
     liar: type[Adversary] | None = None
     """What the first authority is, whatever the profile says."""
@@ -159,7 +163,11 @@ class World:
             own = AuthorityId(keys.authority.public) if keys.authority is not None else None
             last = disk.blocks.get(disk.tip)
             mempool, node = Mempool(self.genesis), NodeId(keys.node.public)
-            return Replica(self.genesis, disk.load_state(), mempool, own, node, disk.load_consensus(), last)
+            replica = Replica(self.genesis, disk.load_state(), mempool, own, node, disk.load_consensus(), last)
+            if not self.options.whole_engine:
+                return ReplicaParticipant(replica)
+            engine = build_engine(replica, AccountId(keys.account.public), node, SellerPolicy())
+            return EngineParticipant(engine, disk, None)
 
         return SimulatedNode(name, keys, self.any_skew(), self.around, self.new_disk(), build)
 
@@ -218,8 +226,7 @@ class World:
     def _recover(self) -> None:
         """Trust those again who lost their signatures once all heights that these were of are closed."""
         for authority, (node, closed) in list(self._recovering.items()):
-            replica = node.participant
-            if isinstance(replica, Replica) and replica.tip > closed and not replica.observing:
+            if node.up and node.replica.tip > closed and not node.replica.observing:
                 self.trust.give_back(authority)
                 del self._recovering[authority]
 

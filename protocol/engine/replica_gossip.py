@@ -144,9 +144,10 @@ class ReplicaGossip(ReplicaSync):
                     self._on_ballot(node, part, now)
 
     def inquired(self, author: AuthorityId, inquiry: Inquiry, now: Now) -> None:
-        """An authority asks about its standing; whom there is a link to has asked over it."""
+        """An authority asks about its standing; whom there is a link to has asked over it, and what an earlier life of
+        ours asked comes back to us from those who relay it."""
         node = self._node_of(author)
-        if node is not None and node not in self._links:
+        if node is not None and node != self.own_node and node not in self._links:
             self._on_standing_request(node, wire.StandingRequest(inquiry.nonce, author), now)
 
     def testified(self, author: AuthorityId, testimony: Testimony, now: Now) -> None:

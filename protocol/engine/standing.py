@@ -79,10 +79,13 @@ class StandingInquiry:
         """
         envelope, attestation = open_envelope(standing.attestation)
         authority = AuthorityId(envelope.sender)
-        if not isinstance(attestation, Attestation) or authority == self.own:
-            raise RemoteProtocolError("an answer about our standing that no other authority gave")
+        if not isinstance(attestation, Attestation):
+            raise RemoteProtocolError("an answer about our standing that attests nothing")
+        # Answers to others come by gossip too, our own among them where we have forgotten that we gave them.
         if attestation.nonce != self.nonce or AuthorityId(attestation.asker) != self.own:
             return False
+        if authority == self.own:
+            raise RemoteProtocolError("an answer about our standing that no other authority gave")
         proved = standing.certificate
         if attestation.tip <= tip:
             self._count(authority, attestation.tip)

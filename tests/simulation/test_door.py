@@ -22,7 +22,7 @@ from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.units import BlockHash, Height, NodeId, TimestampMs, View
 
-IDLE = Options(profile=PROFILES["none"], followers=0, heartbeat_ms=10_000_000)
+IDLE = Options(profile=PROFILES["none"], whole_engine=False, followers=0, heartbeat_ms=10_000_000)
 X = BlockHash(b"x" * 32)
 
 
@@ -39,10 +39,9 @@ def world() -> World:
 
 
 def _replica(world: World) -> Replica:
-    participant = world.nodes[0].participant
-    assert isinstance(participant, Replica)
-    assert participant.tip == 1
-    return participant
+    replica = world.nodes[0].replica
+    assert replica.tip == 1
+    return replica
 
 
 def _signed(world: World, signer: int, kind: MessageKind, body: Message) -> bytes:

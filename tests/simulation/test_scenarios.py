@@ -16,7 +16,7 @@ from protocol.messages.effects import GuardClass, Table
 from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX
 from protocol.primitives.units import AuthorityId, Hash
 
-FAIR = Options(profile=PROFILES["none"], followers=1, heartbeat_ms=1_000)
+FAIR = Options(profile=PROFILES["none"], whole_engine=False, followers=1, heartbeat_ms=1_000)
 IDLE = replace(FAIR, heartbeat_ms=10_000_000)
 
 
@@ -28,8 +28,7 @@ def _world(options: Options, run_ms: int, seed: int = 1) -> World:
 
 
 def _replica(node: SimulatedNode) -> Replica:
-    assert isinstance(node.participant, Replica)
-    return node.participant
+    return node.replica
 
 
 def _tips(world: World) -> list[int]:
