@@ -4,8 +4,6 @@ Law: the file holds what was signed, as it was signed. A receipt counts as settl
 lane that commits to it.
 """
 
-from collections.abc import Iterator
-
 from node.runtime.control import ControlError
 from node.store.archive import succession_rows
 from node.store.database import Store
@@ -13,7 +11,7 @@ from node.worker.models import ModelStore
 from protocol.engine.anchors import AnchorRow, anchor_key
 from protocol.ledger.light_client import settlement_proof
 from protocol.ledger.receipt_file import make_receipt_file, write_receipt_file
-from protocol.market.records import ReceiptRecord
+from protocol.market.records import ReceiptLeaf, ReceiptRecord, receipt_lane_key
 from protocol.messages.effects import Table
 from protocol.messages.envelope import open_as
 from protocol.messages.genesis import Genesis, genesis_hash
@@ -54,7 +52,7 @@ class ReceiptDesk:
 
     def best_voucher(self, record: ReceiptRecord) -> bytes:
         """The latest voucher of the receipt's lane that we know to be final."""
-        return max(self._lane(record), key=lambda each: each.proof.index).final_voucher
+        return self.record(self._lane(record)[-1].job).final_voucher
 
     def file(self, job: MessageId) -> bytes:
         """The receipt file's JSON."""
@@ -68,7 +66,7 @@ class ReceiptDesk:
             settlement = settlement_proof(decided, anchor.transaction, successions)
             voucher = anchor.voucher
             count = _voucher(voucher).receipts_count
-            leaves = [each.leaf for each in sorted(self._lane(record), key=lambda each: each.proof.index)]
+            leaves = [each.leaf for each in self._lane(record)]
             proof = prove(leaves[:count], record.proof.index)
         if not voucher:
             raise ControlError("not_receipted", "the buyer's voucher that commits to this receipt has not come yet")
@@ -88,11 +86,12 @@ class ReceiptDesk:
             )
         )
 
-    def _lane(self, record: ReceiptRecord) -> Iterator[ReceiptRecord]:
-        for _, value in self._store.load_table(Table.RECEIPT):
-            other = decode(value, ReceiptRecord)
-            if (other.channel, other.lane) == (record.channel, record.lane):
-                yield other
+    def _lane(self, record: ReceiptRecord) -> list[ReceiptLeaf]:
+        """The lane's receipts in their order; at least this one."""
+        first = receipt_lane_key(record.channel, record.lane, 0)
+        last = receipt_lane_key(record.channel, record.lane, 2**63)
+        found = self._store.values_between(Table.RECEIPT_LANE, first, last, -1)
+        return [decode(value, ReceiptLeaf) for value in found]
 
 
 def receipt_of(record: ReceiptRecord) -> Receipt:

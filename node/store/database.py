@@ -169,7 +169,8 @@ class Store:
         return None if found is None else bytes(found[0])
 
     def values_between(self, table: Table, first: bytes, last: bytes, count_max: int) -> list[bytes]:
-        """The values with the smallest keys from ``first`` to ``last``, in the order of their keys."""
+        """The values with the smallest keys from ``first`` to ``last``, in the order of their keys; all of them with a
+        ``count_max`` of -1."""
         with self._reading() as connection:
             query = f"SELECT value FROM {table_name(table)} WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
             found = connection.execute(query, (first, last, count_max)).fetchall()

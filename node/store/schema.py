@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from sqlite_utils import Database
 
+from protocol.market.records import ReceiptRecord, receipt_rows
 from protocol.messages.effects import Table
+from protocol.primitives.codec import decode
 
 Step = Callable[[Database], None]
 
@@ -68,6 +70,14 @@ def step_5_no_transaction_heights(database: Database) -> None:
     database.execute("DROP TABLE transactions")
 
 
+def step_6_receipts_of_a_lane(database: Database) -> None:
+    """The receipts of a lane in their order, without reading all receipts there are."""
+    database.execute("CREATE TABLE receipt_lane (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+    for (value,) in database.conn.execute("SELECT value FROM receipt").fetchall():
+        put = receipt_rows(decode(value, ReceiptRecord))[1]
+        database.conn.execute("INSERT INTO receipt_lane VALUES (?, ?)", (put.key, put.value))
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -86,6 +96,7 @@ STORE_SCHEMA = Schema(
         step_3_seen_proposals,
         step_4_successions,
         step_5_no_transaction_heights,
+        step_6_receipts_of_a_lane,
     ),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

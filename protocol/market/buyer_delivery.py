@@ -17,14 +17,13 @@ from protocol.market.buyer_job import (
 )
 from protocol.market.buyer_opening import Opening
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
-from protocol.market.records import ReceiptRecord, Side
+from protocol.market.records import ReceiptRecord, Side, receipt_rows
 from protocol.market.requests import MarketEffect
 from protocol.market.terms import BOOKS_DIFFER
-from protocol.messages.effects import Notify, Now, Put, Table
+from protocol.messages.effects import Notify, Now
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
-from protocol.primitives.codec import encode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.units import AccountId, MonotonicMs
 from protocol.settlement.accumulator import receipt_leaf
@@ -129,7 +128,7 @@ class Delivery:
         core.unsealed[(agreement.channel, agreement.lane)] = record
         # The end of the attempt puts the lane's row, which holds the voucher: before the voucher goes.
         return [
-            Put(Table.RECEIPT, attempt.job, encode(record)),
+            *receipt_rows(record),
             *core.finish_done(job, receipt, now),
             core.send_voucher(voucher, attempt.node),
         ]

@@ -13,8 +13,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from protocol.messages.effects import Put, Table
 from protocol.messages.market import Count, FaultKind, Text
-from protocol.primitives.codec import Message
+from protocol.primitives.codec import Message, encode
 from protocol.primitives.units import (
     AccountIdField,
     Amount,
@@ -155,6 +156,27 @@ class ReceiptRecord(Message, frozen=True):
     output: bytes
     last_chunk: bytes = b""
     """Envelope of the last chunk, kept by the provider until the final voucher comes, should it have to go again."""
+
+
+class ReceiptLeaf(Message, frozen=True):
+    """``Table.RECEIPT_LANE``: one receipt of a lane, so that nobody has to read all receipts to find a lane's."""
+
+    job: MessageIdField
+    leaf: HashField
+
+
+def receipt_rows(record: ReceiptRecord) -> tuple[Put, Put]:
+    """Keep a new receipt, and where it stands in its lane."""
+    key = receipt_lane_key(record.channel, record.lane, record.proof.index)
+    return (
+        Put(Table.RECEIPT, record.job, encode(record)),
+        Put(Table.RECEIPT_LANE, key, encode(ReceiptLeaf(record.job, record.leaf))),
+    )
+
+
+def receipt_lane_key(channel: ChannelId, lane: int, index: int) -> bytes:
+    """Sorts by lane, then by the receipt's place in its accumulator."""
+    return lane_key(channel, lane) + index.to_bytes(8, "big")
 
 
 def lane_key(channel: ChannelId, lane: int) -> bytes:

@@ -32,6 +32,7 @@ from protocol.market.records import (
     JobRecord,
     ReceiptRecord,
     SellerLane,
+    lane_key,
 )
 from protocol.market.redemption import Redeemable, Redemption
 from protocol.market.requests import MarketEffect
@@ -40,7 +41,7 @@ from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_delivery import Selling
 from protocol.market.seller_intake import Intake
 from protocol.market.seller_job import SALE_EXPIRIES, Piece, SellerJob, SellerState
-from protocol.messages.effects import Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.effects import Delete, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import (
@@ -313,11 +314,17 @@ class Seller:
         core = self._core
         self._looked_at = now.monotonic_ms
         known: list[ChannelFacts] = []
+        ended: list[MarketEffect] = []
         for channel in core.books.channels():
             facts = core.ledger.channel(channel)
             if facts is not None:
                 known.append(facts)
-        return [*self._redemption.due(now, tuple(known))]
+                continue
+            # Nothing can be redeemed on a channel that is no more: its lanes would stay for ever.
+            for lane in core.books.forget_ended(channel):
+                core.pending.pop((channel, lane.lane), None)
+                ended.append(Delete(Table.SELLER_LANE, lane_key(channel, lane.lane)))
+        return [*ended, *self._redemption.due(now, tuple(known))]
 
     def _redeem_timer(self, now: Now) -> SetTimer:
         look_ms = max(1, min(_REDEEM_LOOK_MS_MAX, self._core.policy.redeem_age_ms // 4))

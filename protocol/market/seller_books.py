@@ -173,6 +173,16 @@ class SellerBooks:
         assert held.job is not None
         return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job)))
 
+    def forget_ended(self, channel: ChannelId) -> tuple[SellerLane, ...]:
+        """The ledger does not have this channel any more: its lanes go, but for those with a live job. Gives them."""
+        lanes = self._channels[channel]
+        gone = tuple(lane for lane in self.lanes_of(channel) if lane.job is None)
+        for lane in gone:
+            del lanes[lane.lane]
+        if not lanes:
+            del self._channels[channel]
+        return gone
+
     def redeemed(self, channel: ChannelId) -> tuple[Put, ...]:
         """All vouchers held for the channel are on the ledger now."""
         return tuple(

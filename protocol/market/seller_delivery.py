@@ -7,7 +7,7 @@ voucher is durable.
 
 from msgspec.structs import replace
 
-from protocol.market.records import NO_REQUEST, ReceiptRecord, Side
+from protocol.market.records import NO_REQUEST, ReceiptRecord, Side, receipt_rows
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import Taken
 from protocol.market.seller_core import SellerCore
@@ -116,7 +116,7 @@ class Selling:
         job.unanswered.append(envelope_bytes)
         return [
             core.books.expect_receipt(agreement.channel, agreement.lane, job.job, leaf),
-            Put(Table.RECEIPT, job.job, encode(record)),
+            *receipt_rows(record),
             Put(Table.JOB, job.job, encode(job.record())),
             Send(agreement.buyer_node, Direct(envelope_bytes)),
         ]

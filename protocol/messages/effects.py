@@ -66,6 +66,8 @@ class Table(IntEnum):
     """(channel, lane, receipts count) → where the ledger has a voucher of ours that commits to so many receipts."""
     SUCCESSION = 17
     """Height → the header that named another set for the height above, with what proves it."""
+    RECEIPT_LANE = 18
+    """(channel, lane, index in the accumulator) → job and leaf of the receipt: what proofs over a lane are made of."""
 
 
 class Put(_Effect, frozen=True):
