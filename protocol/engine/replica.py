@@ -142,7 +142,7 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
 
         Raises ``RemoteProtocolError`` when it breaks a rule all the same.
         """
-        if self._halted:
+        if self._halted or self.snapshots.installing:
             return []
         match payload:
             case Dispatch():

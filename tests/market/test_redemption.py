@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from protocol.market.events import JobFinished
 from protocol.market.policies import SellerPolicy
 from protocol.market.requests import WantTransaction
-from protocol.messages.effects import Put
+from protocol.messages.effects import Put, Table
 from protocol.messages.envelope import open_envelope
 from protocol.messages.market import Voucher
 from protocol.messages.transactions import ChannelRedeem
@@ -197,3 +197,26 @@ def test_a_channel_that_closes_under_a_job_ends_it_with_the_next_voucher_and_is_
     town.run()
     [vouchers] = town.watch.vouchers.values()
     assert town.ledger.balances[town.seller.account] == vouchers[max(vouchers)].cumulative
+
+
+def test_lanes_of_a_channel_that_is_no_more_are_forgotten_with_their_rows() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    look(town)
+    town.run()
+    assert town.seller.seller.books.channels() == (channel,)
+    del town.ledger.channels[channel]
+    look(town)
+    assert town.seller.seller.books.channels() == ()
+    assert town.seller.rows(Table.SELLER_LANE) == []
+
+
+def test_lane_with_a_live_job_outlives_its_channel() -> None:
+    town = town_with()
+    channel = sell(town, 1)
+    books = town.seller.seller.books
+    [lane] = books.lanes_of(channel)
+    books._keep(replace(lane, job=request(2).request))
+    del town.ledger.channels[channel]
+    look(town)
+    assert books.channels() == (channel,)
