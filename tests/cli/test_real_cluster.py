@@ -128,11 +128,28 @@ def test_node_that_was_killed_alone_is_started_again(cluster: Cluster) -> None:
     assert {name for name in after if after[name] != before[name]} == {"authority-1"}
 
 
-def test_stop_leaves_no_process_and_no_socket(cluster: Cluster) -> None:
+def test_an_account_is_proven_by_a_node_that_was_started_again(cluster: Cluster, tmp_path: Path) -> None:
+    account = existing_record(cluster.folder).named("buyer-1").account
+    control = str(cluster.folder / "nodes" / "authority-1" / "state" / "control.sock")
+    path, trusted = tmp_path / "proof.json", tmp_path / "checkpoint.json"
+    cluster.mercat("ledger", "proof", "account", account, "-o", str(path), "--control", control)
+    cluster.mercat("ledger", "checkpoint", "-o", str(trusted), "--control", control)
+    view = json.loads(cluster.mercat("verify", str(path), "--checkpoint", str(trusted), "--json"))
+    assert (view["holds"], view["id"]) == (True, account)
+    assert 0 <= view["header_height"] - view["after_block"] <= 64
+
+
+def test_stop_leaves_no_process_and_no_socket_and_a_ledger_as_its_blocks_say(cluster: Cluster, tmp_path: Path) -> None:
+    archive = tmp_path / "chain.mercat"
+    exported = json.loads(cluster.mercat("ledger", "export", str(archive), "--json"))
     cluster.cluster("stop")
     assert cluster.processes() == {}
     assert list(cluster.folder.glob("nodes/*/state/control.sock")) == []
     cluster.mercat("status", expect=5)
+    config = str(cluster.folder / "nodes" / "authority-1" / "config.toml")
+    checked = json.loads(cluster.mercat("ledger", "check", "--config", config, "--json"))
+    assert checked["blocks"] >= exported["blocks"] > 0
+    assert cluster.mercat("ledger", "check", str(archive), "--config", config, "-q") == "OK\n"
 
 
 def test_start_that_is_interrupted_leaves_nothing_behind(cluster: Cluster) -> None:
