@@ -12,7 +12,7 @@ import click
 
 from node.cli.money import LEDGER_WAIT, show_transaction
 from node.cli.options import CREDITS, Session, confirm, passphrase_options, timeout_option, with_node, yes_option
-from node.cli.output import credits_text, fields, note, short, table
+from node.cli.output import credits_text, fields, note, printable, short, table
 from node.cli.settings import config_file, config_options, flag_settings
 from node.runtime.control import ProviderModelView, ProviderView
 from protocol.primitives.units import Amount
@@ -25,11 +25,19 @@ REDRAW = "\033[H\033[2J"
 
 
 def state_text(model: ProviderModelView, now_ms: int) -> str:
-    """Whether a model is served, and if not, why and until when."""
-    if model.state == "ready" or not model.reason:
-        return model.state
+    """Whether a model is served, and if not, until when."""
     left = f" for {math.ceil((model.until_ms - now_ms) / 1000)} s" if model.until_ms > now_ms else ""
-    return f"{model.state}{left}: {model.reason}"
+    return model.state.partition(":")[0] + left
+
+
+def reasons_text(models: tuple[ProviderModelView, ...]) -> str:
+    """For each model that is not served, why."""
+    lines = []
+    for model in models:
+        reason = model.reason or model.state.partition(": ")[2]
+        if model.state != "ready" and reason:
+            lines.append(printable(f"{model.name}: {reason}"))
+    return "\n".join(lines)
 
 
 def models_text(models: tuple[ProviderModelView, ...], now_ms: int) -> str:
@@ -70,16 +78,15 @@ def provider_text(view: ProviderView, with_checks: bool = False) -> str:
             ("earned", f"{credits_text(view.earned)}, of which not yet redeemed {credits_text(view.unredeemed)}"),
         ]
     )
-    models = models_text(view.models, round(time.time() * 1000))
+    parts = [head, models_text(view.models, round(time.time() * 1000)), reasons_text(view.models)]
     failed = [name for name, holds, _ in view.checks if not holds]
-    if not with_checks and view.checks:
-        held = f"{len(view.checks) - len(failed)} of {len(view.checks)} attacks on the sandbox were stopped"
-        rest = f"; not: {', '.join(failed)}" if failed else " (--checks lists them)"
-        return "\n\n".join([head, models, held + rest])
-    checks = table(
-        ("CHECK", "HOLDS", "DETAIL"), [(name, "yes" if holds else "NO", detail) for name, holds, detail in view.checks]
-    )
-    return "\n\n".join([head, models, checks] if view.checks else [head, models])
+    if with_checks:
+        rows = [(name, "yes" if holds else "NO", detail) for name, holds, detail in view.checks]
+        parts.append(table(("CHECK", "HOLDS", "DETAIL"), rows))
+    elif view.checks:
+        held = f"{len(view.checks) - len(failed)} of {len(view.checks)} checks of the sandbox passed"
+        parts.append(held + (f"; not: {', '.join(failed)}" if failed else " (--checks lists them)"))
+    return "\n\n".join(part for part in parts if part)
 
 
 @click.group()

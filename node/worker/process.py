@@ -416,7 +416,7 @@ class Worker:
             return WorkerDied(f"the worker used up its {self._limits.cpu_s} s of processor time", "time")
         said = "".join(letter for letter in self._said.decode("ascii", "replace") if letter.isprintable())[-300:]
         death: DeathReason = "crashed" if self._ready.done() else "start"
-        return WorkerDied(f"the worker ended with status {status}" + (f": {said}" if said else ""), death)
+        return WorkerDied(f"the worker {_ending(status)}" + (f": {said}" if said else ""), death)
 
     def _take(self, frame: Frame) -> None:
         """Act on one frame. Raises MalformedFrame, OutputOverflow."""
@@ -466,3 +466,11 @@ class Worker:
         if job is None:
             raise MalformedFrame("a job that isn't open")
         return job
+
+
+def _ending(status: int) -> str:
+    """How a process ended, by its launcher's status."""
+    try:
+        return f"was ended by {signal.Signals(status - 128).name}"
+    except ValueError:
+        return f"ended with status {status}"
