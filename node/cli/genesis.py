@@ -91,7 +91,13 @@ def _parameters(texts: tuple[str, ...]) -> Parameters:
     return msgspec.structs.replace(PRODUCTION_PARAMETERS, **changes)
 
 
-@genesis.command()
+def _parameters_text() -> str:
+    """Every parameter with its default, for the help."""
+    defaults = [f"{name}={getattr(PRODUCTION_PARAMETERS, name)}" for name in Parameters.__struct_fields__]
+    return "Parameters and their defaults, in ms and base units: " + ", ".join(defaults) + "."
+
+
+@genesis.command(epilog=_parameters_text())
 @click.option(
     "--authority",
     "authorities",
