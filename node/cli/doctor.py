@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from node.worker.sandbox.probe import IsolationReport
 
 NEEDED_MODULES = ("aiohttp", "blake3", "cryptography", "msgpack", "msgspec", "nacl", "platformdirs", "structlog")
-SELLING_MODULES = ("cffi", "numpy", "onnxruntime", "xllamacpp")
+SELLING_MODULES = ("cffi", "numpy", "onnxruntime", "wasmtime", "xllamacpp")
 DISK_BYTES_MIN = 1024**3
 """A ledger of a million blocks, and logs; model files need more."""
 OPEN_FILES_MIN = 1024
