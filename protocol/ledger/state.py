@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from protocol.ledger.accounts import AccountDict, AccountTable
+from protocol.ledger.channel_table import ChannelTable
 from protocol.ledger.charter import (
     CHARTER_KEYS,
     EVIDENCE_PREFIX,
@@ -113,9 +114,7 @@ class LedgerState:
         """Sum of all balances: counted when the state was loaded, kept by difference since."""
         self._accounts = accounts if accounts is not None else AccountDict()
         self._bonds: dict[AccountId, Bond] = {}
-        self._channels: dict[ChannelId, Channel] = {}
-        self._channels_of: dict[AccountId, dict[ChannelId, None]] = {}
-        self._channels_paid_by: dict[AccountId, dict[ChannelId, None]] = {}
+        self._channels = ChannelTable()
         self._motions: dict[MotionNumber, Motion] = {}
         self._evidence: dict[AuthorityId, Evidence] = {}
         self._load(rows)
@@ -140,7 +139,7 @@ class LedgerState:
         elif prefix == BOND_PREFIX:
             self._bonds[AccountId(identity)] = decode(value, Bond)
         elif prefix == CHANNEL_PREFIX:
-            self._set_channel(ChannelId(identity), decode(value, Channel))
+            self._channels.set(ChannelId(identity), decode(value, Channel))
         elif key == FEE_POOL_KEY:
             self.fee_pool = decode_sum(value)
         elif key in CHARTER_KEYS:
@@ -296,18 +295,14 @@ class LedgerState:
 
     def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels in which the account is payer or payee, oldest first."""
-        return self._oldest_first(self._channels_of.get(account_id, {}))
+        return self._channels.of(account_id)
 
     def channels_paid_by(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels that the account has opened itself, oldest first: how many there are is its own doing.
 
         Strangers can open any number of channels *towards* an account; what is looked at often must not see those.
         """
-        return self._oldest_first(self._channels_paid_by.get(account_id, {}))
-
-    def _oldest_first(self, ids: Iterable[ChannelId]) -> tuple[tuple[ChannelId, Channel], ...]:
-        found = [(channel_id, self._channels[channel_id]) for channel_id in ids]
-        return tuple(sorted(found, key=lambda entry: (entry[1].opened_height, entry[0])))
+        return self._channels.paid_by(account_id)
 
     def supply(self) -> Supply:
         """Where all credits are; a full recount, linear in the state's size."""
@@ -393,7 +388,7 @@ class LedgerState:
             else:
                 self._bonds[account_id] = bond
         for channel_id, channel in changes.channels.items():
-            self._set_channel(channel_id, channel)
+            self._channels.set(channel_id, channel)
         for number, motion in changes.motions.items():
             if motion is None:
                 self._motions.pop(number, None)
@@ -415,24 +410,6 @@ class LedgerState:
         vars(self).update(vars(other), _recoveries=self._recoveries)
         self._sets = sets_of(self.schedule, self.recovery)
         self._checkpoints.rebase(self)
-
-    def _set_channel(self, channel_id: ChannelId, channel: Channel | None) -> None:
-        if channel is not None:
-            self._channels[channel_id] = channel
-            for index, party in self._indexed(channel):
-                index.setdefault(party, {})[channel_id] = None
-            return
-        ended = self._channels.pop(channel_id, None)
-        if ended is None:
-            return
-        for index, party in self._indexed(ended):
-            del index[party][channel_id]
-            if not index[party]:
-                del index[party]
-
-    def _indexed(self, channel: Channel) -> tuple[tuple[dict[AccountId, dict[ChannelId, None]], AccountId], ...]:
-        of, paid_by = self._channels_of, self._channels_paid_by
-        return (of, channel.payer), (of, channel.payee), (paid_by, channel.payer)
 
 
 def _existing(row: tuple[bytes, bytes | None]) -> Row:
