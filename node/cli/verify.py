@@ -32,6 +32,7 @@ class VerifyView(msgspec.Struct, frozen=True):
     failed: str | None
     checks: tuple[CheckView, ...]
     trusted: str
+    trusted_age_s: int
     settlement: str
     height: int | None
     timestamp_ms: int | None
@@ -81,16 +82,9 @@ class Trust:
 
         self.genesis = load_genesis(genesis)
         self.checkpoint = None
-        self.since_ms = self.genesis.created_at
         if checkpoint is not None:
             with checkpoint.open("rb") as file:
                 self.checkpoint = read_checkpoint_file(file.read(PROOF_FILE_BYTES_MAX), self.genesis)
-            self.since_ms = self.checkpoint.header.timestamp_ms
-
-    @property
-    def age_s(self) -> int:
-        """Seconds since what is believed was made."""
-        return _age_s(self.since_ms)
 
 
 def is_proof(content: bytes) -> bool:
@@ -114,7 +108,7 @@ def verify_proof_file(content: bytes, trust: Trust) -> ProofView:
         failed=proven.failed,
         checks=tuple(CheckView(check.name, check.ok, check.detail) for check in proven.checks),
         trusted=proven.trusted,
-        trusted_age_s=trust.age_s,
+        trusted_age_s=_age_s(proven.trusted_at_ms),
         subject=file.subject,
         id=format_address(AddressKind.ACCOUNT, identity) if file.subject == "account" else file.id,
         header_height=proven.header.height if proven.header else None,
@@ -184,6 +178,7 @@ def verify_file(content: bytes, trust: Trust) -> VerifyView:
         failed=report.failed,
         checks=tuple(CheckView(check.name, check.ok, check.detail) for check in report.checks),
         trusted=report.trusted,
+        trusted_age_s=_age_s(report.trusted_at_ms),
         settlement=report.settlement,
         height=report.height,
         timestamp_ms=report.timestamp_ms,
@@ -256,10 +251,11 @@ def verify(output: Output, file: Path, genesis: Path, checkpoint: Path | None, s
     else:
         view = verify_file(content, trust)
         output.show(view, verify_text(view), [view.failed] if view.failed else [])
-    if trust.age_s > OLD_TRUST_S:
+    believed_authorities = isinstance(view, ProofView) or view.height is not None
+    if believed_authorities and view.trusted_age_s > OLD_TRUST_S:
         output.note(
-            f"mercat: what you trust is {age_text(trust.age_s)} old. Keys of authorities that were removed since could "
-            "sign another history; get a recent checkpoint from somebody you trust, and name it with --checkpoint"
+            f"mercat: what you trust is {age_text(view.trusted_age_s)} old. Keys of authorities that were removed since "
+            "could sign another history; get a recent checkpoint from somebody you trust, and name it with --checkpoint"
         )
     if view.failed is not None:
         raise CommandFailed(f"{view.failed} does not hold", code=view.failed)

@@ -121,33 +121,32 @@ def follow_all(trusted: TrustedHeader, successions: Iterable[Succession]) -> Tru
 def deciding_set(
     start: TrustedHeader, checkpoint: TrustedHeader | None, successions: tuple[Succession, ...], header: Header
 ) -> AuthoritySet:
-    """Who decides a header, by the successions below it since ``start``.
+    """Who decides a header, by the successions between it and what is trusted.
 
-    A checkpoint, if it is given and lies below the header, has to lead to the same set by the successions above it.
-
-    Raises ``ProofInvalid`` or ``CertificateInvalid``, also for a change that has no bearing on the header.
+    That is the checkpoint if it is given and lies below the header, else ``start``: whoever trusts a checkpoint need
+    not believe keys of before, and can follow a ledger that was recovered below it. Raises ``ProofInvalid`` or
+    ``CertificateInvalid``, also for a succession that has no bearing on the header.
     """
     if successions and successions[-1].header.height >= header.height:
         raise ProofInvalid(f"the change at {successions[-1].header.height} has no bearing on header {header.height}")
-    deciding = follow_all(start, successions).following
-    if checkpoint is not None and checkpoint.header.height < header.height:
-        later = [succession for succession in successions if succession.header.height > checkpoint.header.height]
-        reached = follow_all(checkpoint, later).following
-        if reached is None or deciding is None or reached.hash() != deciding.hash():
-            raise ProofInvalid(f"the trusted checkpoint at {checkpoint.header.height} leads to other authorities")
+    trusted = trusted_below(start, checkpoint, header)
+    later = [succession for succession in successions if succession.header.height > trusted.header.height]
+    deciding = follow_all(trusted, later).following
     if deciding is None:
         raise ProofInvalid(f"no set is known that could decide header {header.height}")
     return deciding
 
 
-def trusted_text(start: TrustedHeader, checkpoint: TrustedHeader | None) -> str:
+def trusted_below(start: TrustedHeader, checkpoint: TrustedHeader | None, header: Header) -> TrustedHeader:
+    """The checkpoint if it lies below the header, else ``start``."""
+    return checkpoint if checkpoint is not None and checkpoint.header.height < header.height else start
+
+
+def trusted_text(trusted: TrustedHeader) -> str:
     """What was believed, for people."""
-    authorities = start.authorities
-    text = f"genesis {start.genesis.hex()}: {authorities.quorum} of {authorities.n} authorities"
-    if checkpoint is not None:
-        authorities = checkpoint.authorities
-        text += f"; block {checkpoint.header.height}: {authorities.quorum} of {authorities.n} authorities"
-    return text
+    authorities, height = trusted.authorities, trusted.header.height
+    source = f"block {height} of network" if height else "genesis"
+    return f"{source} {trusted.genesis.hex()}: {authorities.quorum} of {authorities.n} authorities"
 
 
 def reach(trusted: TrustedHeader, target: DecidedHeader) -> TrustedHeader:

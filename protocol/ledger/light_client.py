@@ -13,6 +13,7 @@ from protocol.ledger.light_chain import (
     ProofInvalid,
     TrustedHeader,
     deciding_set,
+    trusted_below,
     trusted_genesis,
     trusted_text,
     verify_decided,
@@ -73,7 +74,9 @@ class VerifyReport(NamedTuple):
 
     checks: tuple[Check, ...]
     trusted: str
-    """What had to be believed: the genesis and its authorities."""
+    """What had to be believed: the genesis or a checkpoint, and its authorities."""
+    trusted_at_ms: TimestampMs
+    """When that was made: how old the trust is."""
     settlement: str
     """``settled``: the provider was paid; ``anchored``: a block holds the voucher, unpaid; ``not settled``."""
     height: Height | None
@@ -130,6 +133,7 @@ class _Case:
         self.hash = genesis_hash(genesis)
         self.trusted = trusted_genesis(genesis)
         self.checkpoint = checkpoint
+        self.believed = self.trusted
         self.settlement = "not settled"
 
     def genesis_matches(self) -> str:
@@ -283,6 +287,7 @@ class _Case:
         if self.file.settlement is None:
             return None
         try:
+            self.believed = trusted_below(self.trusted, self.checkpoint, self.proof.header)
             authorities = deciding_set(self.trusted, self.checkpoint, self.proof.successions, self.proof.header)
             verify_decided(self.hash, authorities, self.proof.header, self.proof.certificate)
         except RemoteProtocolError as error:
@@ -317,7 +322,8 @@ _CHECKS: tuple[Callable[[_Case], str | None], ...] = (
 def verify_receipt(file: ReceiptFile, genesis: Genesis, checkpoint: TrustedHeader | None = None) -> VerifyReport:
     """Check everything that a receipt file claims, offline. Stops at the first check that fails. Never raises.
 
-    With a checkpoint, a block above it has to be decided by authorities that follow from the checkpoint too.
+    A block above the checkpoint has to be decided by authorities that follow from it, any other by those that follow
+    from the genesis.
     """
     case = _Case(file, genesis, checkpoint)
     checks: list[Check] = []
@@ -333,7 +339,8 @@ def verify_receipt(file: ReceiptFile, genesis: Genesis, checkpoint: TrustedHeade
     settled = ok and file.settlement is not None
     return VerifyReport(
         checks=tuple(checks),
-        trusted=trusted_text(case.trusted, checkpoint),
+        trusted=trusted_text(case.believed),
+        trusted_at_ms=case.believed.header.timestamp_ms,
         settlement=case.settlement if ok else "not settled",
         height=case.proof.header.height if settled else None,
         timestamp_ms=case.proof.header.timestamp_ms if settled else None,

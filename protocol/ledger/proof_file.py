@@ -16,6 +16,7 @@ from protocol.ledger.light_chain import (
     ProofInvalid,
     TrustedHeader,
     deciding_set,
+    trusted_below,
     trusted_checkpoint,
     trusted_genesis,
     trusted_text,
@@ -97,6 +98,8 @@ class Proven(NamedTuple):
     checks: tuple[Check, ...]
     """Everything that was checked, in order, up to the first failure."""
     trusted: str
+    trusted_at_ms: TimestampMs
+    """When what had to be believed was made: how old the trust is."""
     header: Header | None
     checkpoint: Height | None
     """The subject is as it was after this block."""
@@ -222,7 +225,8 @@ def verify_account(content: bytes, genesis: Genesis, checkpoint: TrustedHeader |
 def verify_proof(file: ProofFile, genesis: Genesis, checkpoint: TrustedHeader | None = None) -> Proven:
     """Check everything that a proof file claims, offline; stops at the first check that fails. Never raises.
 
-    With a checkpoint, a header above it has to be decided by authorities that follow from the checkpoint too.
+    A header above the checkpoint has to be decided by authorities that follow from it, any other by those that follow
+    from the genesis.
     """
     case = _Case(file, genesis, checkpoint)
     checks: list[Check] = []
@@ -236,7 +240,8 @@ def verify_proof(file: ProofFile, genesis: Genesis, checkpoint: TrustedHeader | 
     header = case.header if holds else None
     return Proven(
         checks=tuple(checks),
-        trusted=trusted_text(case.trusted, checkpoint),
+        trusted=trusted_text(case.believed),
+        trusted_at_ms=case.believed.header.timestamp_ms,
         header=header,
         checkpoint=None if header is None else case.checkpoint_height,
         account=case.account if holds else None,
@@ -254,6 +259,7 @@ class _Case:
         self.file = file
         self.trusted = trusted_genesis(genesis)
         self.checkpoint = checkpoint
+        self.believed = self.trusted
         self.account: Account | None = None
         self.bond: Bond | None = None
         self.channel: Channel | None = None
@@ -276,6 +282,7 @@ class _Case:
         successions = tuple(decode(bytes.fromhex(each), Succession) for each in self.file.successions)
         if header.height == 0:
             raise ProofInvalid("nobody signed the genesis")
+        self.believed = trusted_below(self.trusted, self.checkpoint, header)
         authorities = deciding_set(self.trusted, self.checkpoint, successions, header)
         verify_decided(self.trusted.genesis, authorities, header, certificate)
         self.header = header

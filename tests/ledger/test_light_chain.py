@@ -185,8 +185,16 @@ def test_old_keys_that_fork_the_past_do_not_get_by_a_recent_checkpoint(dynasty: 
     header = msgspec.structs.replace(dynasty.headers[3], height=Height(24), timestamp_ms=TimestampMs(2**41))
     certificate = certify(dynasty.genesis, dynasty.trusted.authorities, header)
     verify_decided(genesis, deciding_set(dynasty.trusted, None, (), header), header, certificate)
-    with pytest.raises(ProofInvalid, match="trusted checkpoint at 18"):
-        deciding_set(dynasty.trusted, checkpoint, (), header)
+    with pytest.raises(ProofInvalid, match="another authority set"):
+        verify_decided(genesis, deciding_set(dynasty.trusted, checkpoint, (), header), header, certificate)
+
+
+def test_a_checkpoint_does_not_say_who_decided_before_it(dynasty: Dynasty) -> None:
+    checkpoint = trusted_checkpoint(genesis_hash(dynasty.genesis), dynasty.decided(18))
+    header = dynasty.headers[14]
+    early = tuple(each for each in dynasty.successions() if each.header.height < header.height)
+    expected = deciding_set(dynasty.trusted, None, early, header)
+    assert deciding_set(dynasty.trusted, checkpoint, early, header).hash() == expected.hash()
 
 
 def test_a_checkpoint_has_to_be_decided_and_to_say_who_follows(dynasty: Dynasty) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from protocol.ledger import receipt_file
+from protocol.ledger.light_chain import trusted_checkpoint
 from protocol.ledger.light_client import (
     ProofInvalid,
     redeemed_voucher,
@@ -14,8 +16,16 @@ from protocol.ledger.light_client import (
     verify_decided,
     verify_receipt,
 )
-from protocol.ledger.receipt_file import ReceiptFile, ReceiptFileInvalid, read_receipt_file, write_receipt_file
+from protocol.ledger.merkle import transaction_leaf
+from protocol.ledger.receipt_file import (
+    ReceiptFile,
+    ReceiptFileInvalid,
+    SettlementProof,
+    read_receipt_file,
+    write_receipt_file,
+)
 from protocol.messages.consensus import CertificateKind
+from protocol.messages.genesis import genesis_hash
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Prices
 from protocol.messages.quorum import AuthoritySet, CertificateInvalid
@@ -23,6 +33,7 @@ from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AMOUNT_MAX, Amount, MessageId
 from tests.ledger.deal import Deal, id_of
+from tests.ledger.dynasty import Dynasty, certify, set_of
 from tests.ledger.world import account_of, make_genesis, sealed
 
 Json = dict[str, "Json"] | list["Json"] | str | int | bool | None
@@ -308,3 +319,40 @@ def test_the_parties_in_the_report_are_those_of_the_receipt(settled: ReceiptFile
     assert receipt is not None
     assert (receipt.buyer, receipt.provider) == (account_of("alice"), account_of("bob"))
     assert encode(receipt).hex() in settled.receipt
+
+
+def settled_after_changes() -> ReceiptFile:
+    """A receipt that a block settled whose authorities the genesis does not know."""
+    deal = Deal()
+    redeem = deal.ledger.transaction("bob", ChannelRedeem(deal.channel, (deal.voucher,))).envelope_bytes
+    dynasty = Dynasty([(5, set_of(("auth0", "auth1", "auth2", "new4"))), (9, set_of(("new4", "new5")))], 12)
+    header = replace(dynasty.headers[12], transactions_root=transaction_leaf(redeem))
+    certificate = certify(dynasty.genesis, dynasty.set_at(12), header)
+    return deal.file(SettlementProof(redeem, (), header, certificate, dynasty.successions()))
+
+
+def test_a_receipt_carries_every_change_of_who_decides_and_no_byte_of_them_can_be_changed() -> None:
+    file = settled_after_changes()
+    report = verify_receipt(read_receipt_file(write_receipt_file(file)), make_genesis())
+    assert report.ok, report.checks[-1]
+    assert report.checks[-1].detail == "2 of 2 authorities, after 2 changes of who decides"
+    assert file.settlement is not None
+    for position, succession in enumerate(file.settlement.successions):
+        for place in range(0, len(succession), 23):
+            digit = "1" if succession[place] == "0" else "0"
+            forged = list(file.settlement.successions)
+            forged[position] = succession[:place] + digit + succession[place + 1 :]
+            changed = replace(file, settlement=replace(file.settlement, successions=tuple(forged)))
+            assert verify_receipt(changed, make_genesis()).failed in ("redeem_transaction", "certificate_quorum")
+    without = replace(file, settlement=replace(file.settlement, successions=()))
+    assert verify_receipt(without, make_genesis()).failed == "certificate_quorum"
+
+
+def test_a_checkpoint_stands_for_all_changes_before_it() -> None:
+    file = settled_after_changes()
+    dynasty = Dynasty([(5, set_of(("auth0", "auth1", "auth2", "new4"))), (9, set_of(("new4", "new5")))], 12)
+    checkpoint = trusted_checkpoint(genesis_hash(dynasty.genesis), dynasty.decided(10))
+    report = verify_receipt(file, make_genesis(), checkpoint)
+    assert report.ok
+    assert report.trusted.startswith("block 10 of network ")
+    assert report.trusted_at_ms == checkpoint.header.timestamp_ms
