@@ -7,12 +7,13 @@ from protocol.engine.replica_door import BeyondReach
 from protocol.messages import wire
 from protocol.messages.blocks import Block
 from protocol.messages.consensus import CertificateKind, FinalBody, ProposalBody, VoteBody
+from protocol.messages.envelope import seal
 from protocol.messages.genesis import AuthorityRecord
 from protocol.messages.governance import AuthorityChange, MotionNumber
 from protocol.messages.kinds import MessageKind
 from protocol.messages.transactions import MotionOpen, MotionVote
 from protocol.primitives.codec import decode, encode
-from protocol.primitives.units import AuthorityId, BlockHash, Height, View
+from protocol.primitives.units import AuthorityId, BlockHash, Height, PublicKey, Signature, View
 from tests.engine.village import Village, node_of
 from tests.ledger.world import account_of, make_genesis
 
@@ -136,6 +137,33 @@ def test_what_is_of_a_height_whose_authorities_are_unknown_passes_the_door_as_a_
         near = replica.readable(message)
         assert replica.receive(node_of("auth2"), near, village.now()) is not None
     assert village["auth1"].replica._catch_up.behind(replica.tip)
+
+
+def test_what_came_too_early_does_not_slip_in_when_the_tip_moves_before_it_is_handled() -> None:
+    """Forged words of a height whose set is not known at the door can't be checked there. By the time they are handled
+    the height is open, and they would count if they had come through as what they claim to be."""
+    village = make_village()
+    replica = village["auth1"].replica
+    far = Height(replica.tip + 3)
+    assert replica.last_decided is not None
+    broken = Signature(bytes(64))
+    vote = seal(MessageKind.VOTE, encode(VoteBody(far, View(1), X)), PublicKey(account_of("auth2")), broken)
+    forged = replace(
+        replica.last_decided.certificate,
+        kind=CertificateKind.VOTED,
+        height=far,
+        block_hash=X,
+        signatures=tuple(broken for _ in replica.last_decided.certificate.signers),
+    )
+    early = [replica.readable(message) for message in (wire.Ballot(vote), wire.CertificateNotice(forged))]
+    assert [check for message in early for check in replica.checks(message)] == []
+    assert village.run_until(lambda: replica.tip == far - 1, 20_000)
+    for message in early:
+        village["auth1"].carry_out(replica.receive(node_of("auth2"), message, village.now()))
+    machine = replica._open_machine()
+    assert machine.rules.height == far
+    assert machine.held.all() == ()
+    assert all((machine.votes.said(View(1), seat) or (None,))[0] != X for seat in range(4))
 
 
 def test_a_certificate_checked_before_the_tip_moved_is_the_one_that_counts_after_it() -> None:

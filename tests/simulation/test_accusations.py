@@ -1,4 +1,4 @@
-"""Twins, equivocating leaders and two-faced voters end suspended in every honest ledger; honest authorities never do."""
+"""Twins, equivocating leaders and two-faced voters end suspended in every honest ledger; the others never do."""
 
 from collections.abc import Callable
 
