@@ -37,7 +37,7 @@ EXCEPTIONS: dict[str, Row] = {
     "be root": ("nobody",) * 3,
     # Nothing there can be changed; the second filter doesn't even let it be tried.
     "write a file": (EPERM, "EROFS", EPERM),
-    "reopen the model for writing": (EPERM, "EACCES", EPERM),
+    "reopen the model for writing": (EPERM, "EACCES or EROFS", EPERM),
     "write to /proc/sys": (EPERM, "ENOENT", EPERM),
     "write to the control group": (EPERM, "ENOENT", EPERM),
     "write to a device": (EPERM, None, EPERM),

@@ -253,7 +253,7 @@ def test_a_checkout_under_a_closed_folder_works(tmp_path: Path) -> None:
     assert result.stdout.split()[:2] == [str(os.geteuid()), "strong"], result
 
 
-def as_somebody(program: str, arguments: tuple[str, ...], become: str) -> list[str]:
+def as_somebody(program: str, arguments: tuple[str, ...], become: str, within_s: float = 60) -> list[str]:
     """Run a program with less power than root, in a mount namespace of its own. Returns the words that it prints.
 
     Root's own interpreter is usually closed to others, so it is shown to them first.
@@ -270,7 +270,7 @@ def as_somebody(program: str, arguments: tuple[str, ...], become: str) -> list[s
     """
     result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *arguments],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=60, env={**os.environ, "PROGRAM": program},
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=within_s, env={**os.environ, "PROGRAM": program},
     )  # fmt: skip
     assert result.returncode == 0, result
     return result.stdout.split()
