@@ -210,6 +210,9 @@ def test_a_suspended_authority_neither_votes_nor_opens_motions_and_motions_it_co
         assembly.vote(3, other)
     with pytest.raises(errors.NotAnAuthority):
         assembly.open(3, settings(fee_min=40))
+    later = assembly.motion(assembly.open(2, settings(fee_min=50)))
+    assert authority(3) not in [elector.authority for elector in later.electorate]
+    assert (later.seats, later.needed) == (4, 3)  # its seat still counts, its vote does not
 
 
 def test_with_one_suspended_no_healthy_authority_can_be_voted_out_but_the_suspended_one_can() -> None:
