@@ -18,7 +18,7 @@ def test_store_killed_inside_commits_is_whole_and_the_guard_remembers(tmp_path: 
 
 
 def test_market_killed_at_a_few_points_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    found = kill_at_points(tmp_path / "c", default_model_store(), 5, 5, SEED, print)
+    found = kill_at_points(tmp_path / "c", default_model_store(), 3, 3, SEED, print)
     assert found.jobs_done > 0
     assert found.guard_positions > 0
 
