@@ -24,6 +24,9 @@ from protocol.messages.market import ModelOffer, Prices
 from protocol.primitives.limits import SETTINGS_BYTES_MAX
 from protocol.primitives.units import Amount, DurationMs, ModelId, WorkUnits
 
+_BACK_S = 5.0
+"""A model whose worker is started again within so long stays offered: a job waits for it that long."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -121,7 +124,7 @@ class ProviderShelf:
             if entry.offer is None or entry.loaded is None:
                 continue
             pool = self._supervisor.view(entry.loaded.model_id)
-            if pool is not None and pool.state in ("ready", "restarting"):
+            if pool is not None and (pool.state == "ready" or (pool.state == "restarting" and pool.until_s <= _BACK_S)):
                 yield entry.offer
 
     def _serve(self, offers: tuple[ModelOffer, ...], addresses: tuple[str, ...]) -> Serve:

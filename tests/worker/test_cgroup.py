@@ -76,6 +76,17 @@ def test_a_group_shared_with_others_is_left_alone_and_the_lack_is_told(tmp_path:
     assert not (own / cgroup.LEAF).exists()
 
 
+def test_a_group_into_which_this_user_may_move_nobody_is_no_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a login session: the group above is somebody else's, though a folder might be made in it."""
+    own = make_group(tmp_path / "a.slice" / "session.scope", passed_on="memory pids")
+    make_group(own.parent, passed_on="memory pids")
+    assert cgroup.delegated(own) == own
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "cgroup.procs")
+    assert cgroup.delegated(own) is None
+
+
 def test_no_control_groups_at_all_are_no_error(tmp_path: Path) -> None:
     made = cgroup.create("x", 1000, LIMITS, tmp_path, "")
     assert made.join_files() == []

@@ -140,7 +140,10 @@ def delegated(own: Path) -> Path | None:
     ``Delegate=yes``) first moves into a leaf of it. A login session's group is shared: there its parent serves.
     """
     for candidate in (own, own.parent if own.name == LEAF else own, own.parent):
-        if "memory" in _passed_on(candidate) and os.access(candidate, os.W_OK):
+        # To move a process into a child needs the right to write into the group that both groups lie in.
+        if "memory" in _passed_on(candidate) and all(
+            os.access(path, os.W_OK) for path in (candidate, candidate / "cgroup.procs")
+        ):
             return candidate
     try:
         alone = (own / "cgroup.procs").read_text(encoding="ascii").split() == [str(os.getpid())]
