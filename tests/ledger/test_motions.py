@@ -325,6 +325,8 @@ def test_seven_authorities_may_change_two_at_a_time_and_three_only_one() -> None
     Assembly(7).open(0, change((1, 2), (8, 9)))
     with pytest.raises(errors.SubjectInvalid, match="2 of 7"):
         Assembly(7).open(0, change((1, 2, 3), (8, 9)))
+    with pytest.raises(errors.SubjectInvalid, match="removes a key twice"):
+        Assembly(7).open(0, change((1, 1), (8, 9)))
     Assembly(3).open(0, change((1,), (8,)))
     with pytest.raises(errors.SubjectInvalid, match="1 of 3"):
         Assembly(3).open(0, change((1, 2), (8,)))
