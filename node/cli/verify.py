@@ -254,8 +254,8 @@ def verify(output: Output, file: Path, genesis: Path, checkpoint: Path | None, s
     believed_authorities = isinstance(view, ProofView) or view.height is not None
     if believed_authorities and view.trusted_age_s > OLD_TRUST_S:
         output.note(
-            f"mercat: what you trust is {age_text(view.trusted_age_s)} old. Keys of authorities that were removed since"
-            " could sign another history; get a recent checkpoint from somebody you trust, and name it with --checkpoint"
+            f"mercat: what you trust is {age_text(view.trusted_age_s)} old. Keys of authorities that were removed "
+            "since could sign another history: get a recent checkpoint from somebody you trust (--checkpoint)"
         )
     if view.failed is not None:
         raise CommandFailed(f"{view.failed} does not hold", code=view.failed)
