@@ -13,12 +13,15 @@ from node.simulation.keys import Verifier
 from node.simulation.payments import Payments
 from node.simulation.violation import Violation as Violation
 from protocol.ledger.blocks import decode_block
+from protocol.ledger.signatures import open_transaction
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Block, Header, header_hash
 from protocol.messages.consensus import Certificate, CertificateKind, FinalBody, ProposalBody, VoteBody
 from protocol.messages.effects import CommitBlock, GuardPosition, Table
+from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind, payload_type
 from protocol.messages.quorum import AuthoritySet, CertificateInvalid, certificate_checks
+from protocol.messages.transactions import EvidenceReport
 from protocol.primitives.codec import decode
 from protocol.primitives.units import AuthorityId, BlockHash, Hash, Height, TimestampMs, View
 
@@ -41,6 +44,8 @@ class Checkers:
         self._signed: dict[AuthorityId, dict[_Position, bytes]] = {}
         self.decided: dict[Height, BlockHash] = {}
         self._excused: dict[AuthorityId, float] = {}
+        self.proved: dict[AuthorityId, None] = {}
+        """Authorities that the ledger knows to have signed twice."""
         self.commits = 0
         self.signatures = 0
 
@@ -108,7 +113,20 @@ class Checkers:
         if header.timestamp_ms > true_time + TIMESTAMP_AHEAD_MS_MAX:
             raise Violation(f"block {header.height} is {header.timestamp_ms - true_time} ms ahead of time")
         self._payments.on_block(block)
+        for received in block.transactions:
+            action = open_transaction(received)[1].action
+            if isinstance(action, EvidenceReport):
+                self._on_evidence(action)
         self._last = header
+
+    def _on_evidence(self, report: EvidenceReport) -> None:
+        """Nobody who keeps the rules is ever proved to have broken them."""
+        envelope, body = open_envelope(report.first)
+        assert isinstance(body, ProposalBody | VoteBody | FinalBody)
+        accused = AuthorityId(envelope.sender)
+        if not self._is_excused(accused, body.height):
+            raise Violation(f"evidence of {body.height}/{body.view} against a key that signed nothing twice")
+        self.proved[accused] = None
 
     # Signatures
 

@@ -15,6 +15,7 @@ from node.simulation.network import SimulatedNetwork
 from node.simulation.power import PowerFailed
 from node.simulation.timeline import Timeline
 from node.store.errors import GuardRefused
+from protocol.consensus.outputs import Equivocation
 from protocol.engine.replica import Replica
 from protocol.ledger.state import LedgerState
 from protocol.messages import wire
@@ -148,6 +149,8 @@ class SimulatedNode:
         """True for a ledger that was restored from a backup without its sign guard, which may refuse open heights."""
         self.skew_ms = skew_ms
         """Error of the wall clock."""
+        self.noticed: dict[AuthorityId, int] = {}
+        """Whom it saw sign twice, and in which life."""
         self._around = around
         self._build = build
         self._timers: dict[TimerKey, int] = {}
@@ -309,6 +312,8 @@ class SimulatedNode:
                 self._timers.pop(effect.key, None)
             case Notify():
                 self._around.events.append((self.name, effect.event))
+                if isinstance(effect.event, Equivocation) and self.honest:
+                    self.noticed[AuthorityId(effect.event.authority)] = self.life
             case Disconnect():
                 self._part(effect)
             case Halt():

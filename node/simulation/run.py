@@ -32,6 +32,8 @@ class Outcome:
     strikes: int
     """Blows of the nemesis; ``faults`` counts what came of them and what liars did."""
     faults: dict[str, int]
+    suspended: int
+    """Authorities that the ledger knows to have signed twice."""
 
 
 class SimulationFailed(Exception):
@@ -71,7 +73,10 @@ def _run(seed: int, world: World) -> Outcome:
     if not timeline.run_until(options.faulty_ms + options.heal_bound_ms, world.all_settled):
         tips = [int(node.participant.state.height) for node in world.nodes if node.participant is not None]
         undecided = sum(len(client.sent) - world.nonce_of(client) for client in world.clients)
-        raise Violation(f"{undecided} transactions undecided {options.heal_bound_ms} ms after healing, tips {tips}")
+        raise Violation(
+            f"{undecided} transactions undecided and {len(world.unproved())} double signers unproved "
+            f"{options.heal_bound_ms} ms after healing, tips {tips}"
+        )
     healed_after_ms = timeline.now_ms - options.faulty_ms
     timeline.run_until(options.whole_ms)
     decided = world.checkers.decided
@@ -89,4 +94,5 @@ def _run(seed: int, world: World) -> Outcome:
         healed_after_ms=healed_after_ms,
         strikes=world.nemesis.strikes,
         faults=dict(sorted(world.around.strikes.items())),
+        suspended=len(world.checkers.proved),
     )

@@ -226,7 +226,8 @@ class World:
     def _recover(self) -> None:
         """Trust those again who lost their signatures once all heights that these were of are closed."""
         for authority, (node, closed) in list(self._recovering.items()):
-            if node.up and node.replica.tip > closed and not node.replica.observing:
+            suspended = authority in self.checkers.proved  # for good: its votes don't count any more
+            if node.up and node.replica.tip > closed and not node.replica.observing and not suspended:
                 self.trust.give_back(authority)
                 del self._recovering[authority]
 
@@ -379,8 +380,22 @@ class World:
             (node.participant.state.account(client.account).nonce for node in self.nodes if node.participant), default=0
         )
 
+    def unproved(self) -> list[AuthorityId]:
+        """Who was seen to sign twice by an honest authority that remembers it, and is not known for it yet."""
+        if not self.options.whole_engine or self.authorities.f == 0:
+            return []
+        return [
+            accused
+            for node in self.authority_nodes
+            for accused, life in node.noticed.items()
+            if node.honest and node.life == life and accused not in (node.authority, *self.checkers.proved)
+        ]
+
     def all_settled(self) -> bool:
-        """True once every honest node has committed every transaction and stands at one height."""
+        """True once every honest node has committed every transaction and stands at one height, and whoever was
+        caught signing twice is known for it."""
+        if self.unproved():
+            return False
         states = [node.participant.state for node in self.nodes if node.participant and node.honest]
         tips = [state.height for state in states]
         return min(tips) == max(tips) and all(

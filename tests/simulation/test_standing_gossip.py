@@ -7,7 +7,7 @@ from protocol.messages.consensus import Attestation, Inquiry
 from protocol.messages.effects import SignAndSend
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.codec import encode
-from protocol.primitives.units import Hash
+from protocol.primitives.units import Hash, PublicKey
 
 
 def _world() -> World:
@@ -35,7 +35,7 @@ def test_an_own_answer_to_somebody_else_is_blamed_on_nobody() -> None:
     assert key is not None
     assert other.authority is not None
     replica = node.replica
-    attestation = Attestation(Hash(b"n" * 32), other.authority, replica.tip, replica.state.tip_hash)
+    attestation = Attestation(Hash(b"n" * 32), PublicKey(other.authority), replica.tip, replica.state.tip_hash)
     envelope = key.seal(world.genesis_hash, MessageKind.ATTESTATION, encode(attestation))
     assert replica.inquiry is not None
     assert not replica.inquiry.answer(wire.Standing(envelope, None, ()), replica.tip)
