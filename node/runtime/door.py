@@ -12,7 +12,8 @@ from hashlib import blake2b
 
 from protocol.primitives.signing import SignatureCheck
 
-_INLINE_CHECKS_MAX = 4
+INLINE_CHECKS_MAX = 4
+"""So many are checked on the loop."""
 _CHUNK_CHECKS = 64
 _REMEMBERED_MAX = 100_000
 """About 10 MB; several times what the mempool can hold."""
@@ -48,7 +49,7 @@ class Door:
     async def examine(self, checks: Sequence[SignatureCheck]) -> tuple[bool, int]:
         """Whether every signature holds, and how many had not been checked before."""
         fresh = [check for check in checks if self._fingerprint(check) not in self._held]
-        if len(fresh) <= _INLINE_CHECKS_MAX:
+        if len(fresh) <= INLINE_CHECKS_MAX:
             held = _all_hold(fresh)
         else:
             loop = asyncio.get_running_loop()

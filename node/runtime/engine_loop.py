@@ -5,16 +5,17 @@ the engine whose signatures the door has not checked.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import assert_never
 
 from node.runtime.announcements import Announcements
-from node.runtime.door import Door
+from node.runtime.door import INLINE_CHECKS_MAX, Door
 from node.runtime.executor import EffectExecutor
 from node.runtime.snapshots import SnapshotDesk
 from node.runtime.timers import Timers
-from node.runtime.turnstile import Turnstile, cost_us
+from node.runtime.turnstile import Turnstile, cost_us, measured_us
 from node.runtime.work import WorkPump
 from node.store.database import Store
 from node.transport.transport import Transport
@@ -113,11 +114,15 @@ class EngineLoop:
         each = size // max(1, len(messages))
         for message in messages:
             await self._turnstile.enter(peer)
+            began = time.perf_counter()
             use, signatures = await self._handle(peer, message)
+            cost = cost_us(each, signatures)
+            if signatures <= INLINE_CHECKS_MAX:  # nobody else had the loop meanwhile
+                cost = measured_us(cost, time.perf_counter() - began)
             if use is not Use.NEUTRAL:
-                self._turnstile.pay(peer, cost_us(each, signatures), useful=use is Use.USEFUL)
+                self._turnstile.pay(peer, cost, useful=use is Use.USEFUL)
             else:
-                self._turnstile.take_turn(peer, cost_us(each, signatures))
+                self._turnstile.take_turn(peer, cost)
         if not messages:
             await self._turnstile.enter(peer)
             self._turnstile.pay(peer, cost_us(size, 0), useful=False)  # the transport alone had to do with it
