@@ -22,7 +22,7 @@ from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy, SellerPolicy
 from protocol.market.seller import Seller
 from protocol.messages.effects import Effect, Table
-from protocol.messages.genesis import Genesis
+from protocol.messages.genesis import Genesis, Parameters
 from protocol.primitives.units import Amount, DurationMs, Height
 
 
@@ -48,7 +48,7 @@ def assemble(config: NodeConfig, keys: NodeKeys, genesis: Genesis, store: Store,
         gossip=GossipRouter(keys.node_id, bytes(keys.node)[:16]),
         book=book,
         buyer=Buyer(keys.account_id, keys.node_id, facts, book, buyer_policy(config)),
-        seller=Seller(keys.account_id, keys.node_id, facts, seller_policy(config, genesis)),
+        seller=Seller(keys.account_id, keys.node_id, facts, seller_policy(config, state.parameters)),
         own=OwnTransactions(keys.account_id),
     )
 
@@ -86,9 +86,9 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
     return BuyerPolicy(channel_deposit=deposit, channel_top_up=deposit)
 
 
-def seller_policy(config: NodeConfig, genesis: Genesis) -> SellerPolicy:
+def seller_policy(config: NodeConfig, parameters: Parameters) -> SellerPolicy:
     """The provider's settings as the market takes them; what costs more than it brings is not redeemed."""
-    provider, parameters = config.provider, genesis.parameters
+    provider = config.provider
     return SellerPolicy(
         slots=provider.slots,
         chunk_units_max=provider.chunk_units,

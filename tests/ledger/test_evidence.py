@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol.ledger import errors
+from protocol.ledger import errors, subjects
 from protocol.ledger.charter import MotionStatus
 from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.evidence import is_reportable
@@ -170,6 +170,16 @@ def test_a_key_that_has_left_can_be_accused_of_what_it_signed_as_a_member_only()
     assembly.act("alice", report)
     assert assembly.state.schedule.following.suspended == ()
     assert assembly.state.bond(account_of("auth3-account")).total == 0
+
+
+def test_only_so_many_who_have_left_are_remembered_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "FORMER_SEATS_MAX", 2)
+    assembly = Assembly(1)
+    for turn in range(4):
+        assembly.open(turn, change(remove=(turn,), add=(turn + 1,)))  # the only authority votes its successor in
+        assembly.tick(4)
+    former = [seat.authority for seat in assembly.state.charter.seats.seats if seat.until is not None]
+    assert former == [authority(2), authority(3)]
 
 
 def test_a_key_that_signed_twice_never_comes_back() -> None:
