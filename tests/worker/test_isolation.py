@@ -332,17 +332,19 @@ async def test_a_launcher_killed_from_outside_leaves_no_process_behind(store: Mo
         assert not exists(inner)  # not even as a zombie
 
 
-async def test_processor_time_is_what_the_kernel_counted(store: ModelStore, echo: ModelId) -> None:
+async def test_processor_time_is_what_the_kernel_counted(store: ModelStore, magika: ModelId) -> None:
+    """Also of a worker that is killed: its imports alone take a tenth of a second."""
     async with WorkerSupervisor(store) as supervisor:
-        await supervisor.load(echo)
-        worker = running(supervisor, echo)
+        await supervisor.load(magika)
+        worker = running(supervisor, magika)
         before = worker.usage()
-        assert before.cpu_ms > 0
-        assert before.memory_bytes > 4 << 20
-        await supervisor.unload(echo)
+        assert before.cpu_ms > 50
+        assert before.memory_bytes > 20 << 20
+        await supervisor.unload(magika)
         ended = worker.usage()
-        assert ended.cpu_ms >= before.cpu_ms - 10  # a tick
-        assert ended.memory_peak_bytes >= 4 << 20
+        assert ended.cpu_ms >= before.cpu_ms
+        assert ended.memory_peak_bytes >= before.memory_bytes
+        assert ended.memory_bytes == 0
 
 
 async def test_a_start_that_is_given_up_leaves_no_process(store: ModelStore, echo: ModelId) -> None:

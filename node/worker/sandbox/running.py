@@ -88,6 +88,8 @@ class SandboxedProcess:
         self._inner = -1
         self._pipes: list[asyncio.BaseTransport] = []
         self._status: int | None = None
+        self._sampled = Usage()
+        """What it had used when it was killed: the kernel bills nobody for what dies with its namespace."""
 
     async def connect(self) -> None:
         """Take over the pipes."""
@@ -111,6 +113,7 @@ class SandboxedProcess:
 
     def kill(self) -> None:
         """SIGKILL the first process inside, and with it everything there; returns at once."""
+        self._sampled = _most(self._sampled, self.usage())
         if self._inner < 0 and self._launcher >= 0:
             # Killed first, the launcher could leave a child behind that it was just about to tie to its own life.
             for child in _children(self._popen.pid):
@@ -160,7 +163,7 @@ class SandboxedProcess:
         self.out_of_memory = self.group.out_of_memory()
         cpu_s = sum(bill.ru_utime + bill.ru_stime for bill in bills)
         peak = max(self.group.memory_peak_bytes(), *(bill.ru_maxrss * 1024 for bill in bills))
-        self.final = Usage(round(cpu_s * 1000), 0, peak)
+        self.final = _most(Usage(round(cpu_s * 1000), 0, peak), self._sampled)
         return 128 - code if code < 0 else code
 
     def _release(self) -> None:
@@ -178,6 +181,11 @@ class SandboxedProcess:
         users.give_back(self.uid)
         if self.root:
             shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _most(one: Usage, other: Usage) -> Usage:
+    """The larger bill of the two, with no memory held any more."""
+    return Usage(max(one.cpu_ms, other.cpu_ms), 0, max(one.memory_peak_bytes, other.memory_peak_bytes))
 
 
 def _children(pid: int) -> list[int]:
