@@ -5,6 +5,7 @@ temporary directory is written, but for the content-addressed model store.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from node.cli.cluster_layout import ClusterRecord, create_cluster, write_configs, write_record
-from node.cli.cluster_processes import stop_processes
-from node.cli.cluster_start import Start, start_missing, wait_ready
+from node.cli.cluster_processes import start_node, stop_processes
+from node.cli.cluster_start import Start, node_status, start_missing, wait_ready
 from node.config.descriptions import description_path
 from node.config.genesis_file import genesis_to_json, load_genesis, make_genesis
 from protocol.messages.genesis import Allocation
@@ -22,6 +23,7 @@ from scripts.benchmarks.measure import note
 MODEL_STORE = Path(__file__).parents[2] / "var" / "models"
 """The one of ``scripts/demo``: models are downloaded once."""
 READY_SECONDS = 180.0
+_POLL_SECONDS = 0.01
 _REDEEM_LINES = {"amount = 10000": "amount = 1000000"}
 """A cluster's provider redeems every few jobs, for people to watch; here only every credit or two seconds."""
 
@@ -40,6 +42,18 @@ class Network:
     def control(self, name: str) -> Path:
         """Control socket of a node."""
         return Path(self.record.named(name).control)
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start nodes that were stopped; returns once they answer."""
+        for name in names:
+            self._start.started[name].process.wait()
+            self._start.started[name] = start_node(self.record.named(name))
+        deadline = time.monotonic() + READY_SECONDS
+        for name in names:
+            while node_status(self.record.named(name)) is None:
+                assert time.monotonic() < deadline, f"{name} does not start"
+                assert self._start.started[name].process.poll() is None, f"{name} has ended"
+                time.sleep(_POLL_SECONDS)
 
     def stop(self, names: Sequence[str]) -> None:
         """End some of the nodes."""

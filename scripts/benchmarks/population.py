@@ -5,7 +5,7 @@ A store that is filled this way before its node starts is indistinguishable from
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 from nacl.signing import SigningKey
@@ -14,6 +14,7 @@ from node.keystore.development import development_key
 from node.store.database import Store
 from node.store.sign_guard import SignGuard
 from protocol.ledger.blocks import PendingTransaction, build_block
+from protocol.ledger.checkpoints import CHECKPOINT_INTERVAL
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.state import LedgerState
@@ -66,7 +67,7 @@ class Founder:
     def __init__(self, genesis: Genesis, store: Store) -> None:
         self._store = store
         self._state: LedgerState = store.load_state()
-        self._nonce = 0
+        self._nonce = int(self._state.account(treasury().account).nonce)
         keys = [development_key(f"{record.name}/authority") for record in genesis.authorities]
         self._keys = {bytes(key.verify_key): key for key in keys}
         self._certificate: Certificate | None = None
@@ -77,6 +78,13 @@ class Founder:
         while candidates := list(islice(transactions, transfers)):
             timestamp = TimestampMs(self._state.tip.timestamp_ms + 1)
             self._decide(build_block(self._state, candidates, timestamp, self._certificate))
+
+    def reach_checkpoint(self) -> None:
+        """A few small blocks up to a checkpoint, where the state tree is stored whole."""
+        for number in count():
+            if self._state.height % CHECKPOINT_INTERVAL == 0:
+                return
+            self.give([stranger(number)])
 
     def _payments(self, recipients: Iterator[AccountId]) -> Iterator[PendingTransaction]:
         while paid := tuple(islice(recipients, TRANSFER_OUTPUTS_MAX)):
@@ -132,7 +140,9 @@ def fill_stores(directories: Sequence[Path], genesis: Genesis, recipients: Itera
     directories[0].mkdir(parents=True, exist_ok=True, mode=0o700)
     store = Store.open(directories[0] / STORE_NAME, genesis)
     try:
-        Founder(genesis, store).give(recipients)
+        founder = Founder(genesis, store)
+        founder.give(recipients)
+        founder.reach_checkpoint()
         height = store.height()
     finally:
         store.close()

@@ -1,6 +1,8 @@
-"""Funded accounts and their signed transfers, made outside any measured time."""
+"""Signed transfers between accounts chosen uniformly at random, made outside any measured time."""
 
+import random
 from dataclasses import dataclass, field
+from itertools import islice
 
 from nacl.signing import SigningKey
 
@@ -12,27 +14,42 @@ from protocol.primitives.codec import encode
 from protocol.primitives.hashing import content_hash
 from protocol.primitives.units import CREDIT, AccountId, Amount, Hash, Height, Nonce, PublicKey
 
-ACCOUNTS = 128
-"""With at most 64 pending transfers each, so many accounts keep a ledger busy."""
+ACCOUNTS = 100_000
+FEW = 128
 _BALANCE = Amount(1_000 * CREDIT)
+_SEED = 20_260_131
 _FEE = Amount(100)
 _VALID_UNTIL = Height(1_000_000)
 
 
+def _key(number: int) -> SigningKey:
+    return SigningKey(content_hash(b"benchmark account %d" % number))
+
+
+def accounts(count: int) -> list[AccountId]:
+    """The accounts of a purse: what a population has to give money to."""
+    return [AccountId(bytes(_key(number).verify_key)) for number in range(count)]
+
+
+def allocations() -> list[Allocation]:
+    """What a genesis gives to the first few accounts."""
+    return [Allocation(account, _BALANCE, Amount(0)) for account in accounts(FEW)]
+
+
 @dataclass(slots=True)
 class Purse:
-    """Accounts that take turns in paying each other."""
+    """Accounts that pay each other; the first ``payers`` of the recipients have keys."""
 
     genesis_hash: Hash
-    keys: list[SigningKey]
-    nonces: list[int] = field(default_factory=list)
-    turn: int = 0
+    payers: int
+    recipients: list[AccountId]
+    dice: random.Random = field(default_factory=lambda: random.Random(_SEED))
+    nonces: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, genesis_hash: Hash) -> "Purse":
-        """The accounts of ``allocations``, none of whose nonces has been used."""
-        keys = _keys()
-        return cls(genesis_hash, keys, [0] * len(keys))
+        """The few accounts of ``allocations``, none of whose nonces has been used."""
+        return cls(genesis_hash, FEW, accounts(FEW))
 
     def sign(self, count: int, outputs: int) -> list[bytes]:
         """So many transfers of ``outputs`` recipients each, in the order in which they have to be sent.
@@ -42,21 +59,12 @@ class Purse:
         return [self._next(outputs) for _ in range(count)]
 
     def _next(self, outputs: int) -> bytes:
-        payer = self.turn % len(self.keys)
-        self.turn += 1
-        recipients = (bytes(self.keys[(payer + step) % len(self.keys)].verify_key) for step in range(1, outputs + 1))
-        action = Transfer(tuple(Output(AccountId(recipient), Amount(1)) for recipient in recipients))
-        payload = encode(Transaction(Nonce(self.nonces[payer]), _FEE, _VALID_UNTIL, action))
-        self.nonces[payer] += 1
-        key = self.keys[payer]
+        payer = self.dice.randrange(self.payers)
+        others = (each for each in self.dice.sample(self.recipients, outputs + 1) if each != self.recipients[payer])
+        action = Transfer(tuple(Output(recipient, Amount(1)) for recipient in islice(others, outputs)))
+        nonce = self.nonces.get(payer, 0)
+        self.nonces[payer] = nonce + 1
+        payload = encode(Transaction(Nonce(nonce), _FEE, _VALID_UNTIL, action))
+        key = _key(payer)
         signature = key.sign(signing_bytes(self.genesis_hash, MessageKind.TRANSACTION, payload)).signature
         return seal(MessageKind.TRANSACTION, payload, PublicKey(bytes(key.verify_key)), signature)
-
-
-def _keys() -> list[SigningKey]:
-    return [SigningKey(content_hash(b"benchmark account %d" % number)) for number in range(ACCOUNTS)]
-
-
-def allocations() -> list[Allocation]:
-    """What the genesis has to give the accounts."""
-    return [Allocation(AccountId(bytes(key.verify_key)), _BALANCE, Amount(0)) for key in _keys()]

@@ -14,7 +14,15 @@ from scripts.benchmarks.measure import Ratio, Report, percentile
 ROOT = Path(__file__).parents[2]
 TARGETS = {
     "job": {"market.job.p50"},
-    "ledger": {"ledger.transfer.finality.p50/load=idle", "ledger.transfers_per_second/outputs=1"},
+    "ledger": {
+        "ledger.transfer.finality.p50/load=idle",
+        "ledger.transfer.finality.p50/load=400_per_second",
+        "ledger.transfers_per_second/outputs=1",
+        "ledger.transfers_per_second/outputs=16",
+        "ledger.transfer.cost/accounts=2000,beside=100",
+        "node.restart.seconds/accounts=2000",
+        "node.resident_mebibytes/accounts=2000",
+    },
     "gossip": set[str](),
     "idle": {
         f"node.idle.{quantity}/role={role}"
