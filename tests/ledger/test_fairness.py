@@ -4,12 +4,13 @@ import pytest
 
 from protocol.ledger import mempool as mempool_module
 from protocol.ledger.mempool import FAIR_BYTES
+from protocol.messages.governance import Issuance
 from protocol.messages.transactions import BondUnlock, ChannelClose, EvidenceReport, MotionOpen, MotionVote
 from protocol.primitives.limits import BLOCK_BYTES_MAX, BLOCK_TRANSACTIONS_MAX, PENDING_PER_SENDER_MAX
 from protocol.primitives.units import Amount, MessageId
 from tests.ledger.assembly import Assembly, X, Y, authority, ballot, settings
 from tests.ledger.test_mempool import Pool, pay
-from tests.ledger.world import FEE, Ledger, make_genesis
+from tests.ledger.world import FEE, Ledger, account_of, make_genesis
 
 VICTIMS = tuple(f"victim{index}" for index in range(200))
 
@@ -71,6 +72,7 @@ class Parliament(Pool):
     def __init__(self) -> None:
         self.assembly = Assembly()
         super().__init__(self.assembly)
+        self.applied()
 
 
 def test_governance_evidence_and_closes_have_a_fifth_of_a_block_however_little_they_pay() -> None:
@@ -124,7 +126,7 @@ def test_a_bond_that_was_forfeited_can_not_be_unlocked_by_what_waits() -> None:
 
 def test_a_vote_that_comes_too_late_and_a_proof_that_came_twice_are_dropped() -> None:
     pool = Parliament()
-    number = pool.assembly.open(0, settings(redeem_fee_min=9))
+    number = pool.assembly.open(0, Issuance(account_of("dave"), Amount(5), ""))
     pool.applied()
     late = pool.send("auth3-account", MotionVote(number, authority(3), True), 0)
     statements = [pool.assembly.said(2, ballot(1, 2, block_hash)) for block_hash in (X, Y)]
