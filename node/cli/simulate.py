@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from node.simulation.run import Outcome, SimulationFailed
     from node.simulation.world import Options
 
-PROFILE_NAMES = ("all", "network", "crashes", "disks", "clocks", "byzantine", "none")
+PROFILE_NAMES = ("all", "network", "crashes", "disks", "clocks", "byzantine", "changes", "none")
 OUTCOMES_SHOWN_MAX = 50
 """A longer campaign prints its totals alone."""
 

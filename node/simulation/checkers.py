@@ -56,6 +56,11 @@ class Checkers:
     def _is_excused(self, authority: AuthorityId, height: int) -> bool:
         return height <= self._excused.get(authority, 0)
 
+    @property
+    def authority_sets(self) -> int:
+        """How many different sets an honest ledger has named."""
+        return len(self._sets)
+
     # Blocks
 
     def on_commit(self, commit: CommitBlock, state: LedgerState, true_time: TimestampMs) -> None:

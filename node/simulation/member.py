@@ -252,6 +252,10 @@ class SimulatedNode:
         self._step(effects)
         return True
 
+    def carry_out(self, effects: list[Effect]) -> None:
+        """Effects of something that this node's own people asked of it."""
+        self._step(effects)
+
     def _fire(self, key: TimerKey, sequence: int) -> None:
         if self._timers.get(key) != sequence or self.participant is None:
             return

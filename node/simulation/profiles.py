@@ -37,6 +37,8 @@ class Profile(NamedTuple):
     """An authority may run twice instead, with two disks, each speaking to some of the others."""
     liar_share: float = 1.0
     """This share of seeds has liars or twins; in the others disks and clocks may fail."""
+    spares: int = 0
+    """Nodes that may become authorities by vote; with some, operators change who decides while faults strike."""
 
 
 _NETWORK = (Drop(), Duplicate(), Reorder(), Delay(), Partition(), OneWay())
@@ -54,6 +56,7 @@ PROFILES = {
     "byzantine": Profile(
         (Drop(), Delay(), Partition(), Pause(), Crash()), adversaries.AUTHORITIES, adversaries.FOLLOWERS, twins=True
     ),
+    "changes": Profile((*_NETWORK, Pause(), Crash(), *_AT_SYNC, Restart(), LoseDisk()), spares=2),
     "all": Profile(
         (*_NETWORK, *_CRASHES, *_DISKS, *_CLOCKS),
         adversaries.AUTHORITIES,

@@ -32,6 +32,8 @@ class Outcome:
     strikes: int
     """Blows of the nemesis; ``faults`` counts what came of them and what liars did."""
     faults: dict[str, int]
+    authority_sets: int
+    """Different sets that decided or were about to."""
     suspended: int
     """Authorities that the ledger knows to have signed twice."""
 
@@ -94,5 +96,6 @@ def _run(seed: int, world: World) -> Outcome:
         healed_after_ms=healed_after_ms,
         strikes=world.nemesis.strikes,
         faults=dict(sorted(world.around.strikes.items())),
+        authority_sets=world.checkers.authority_sets,
         suspended=len(world.checkers.proved),
     )

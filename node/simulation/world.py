@@ -12,6 +12,7 @@ from node.simulation.adversaries import Adversary
 from node.simulation.checkers import Checkers
 from node.simulation.disk import SimulatedDisk
 from node.simulation.engine_participant import EngineParticipant, ReplicaParticipant, build_engine
+from node.simulation.governance import Operators, record_of
 from node.simulation.keys import SimulatedKey, Verifier
 from node.simulation.member import EPOCH_MS, MemberKeys, Participant, SimulatedNode, Surroundings
 from node.simulation.nemesis import Nemesis
@@ -25,7 +26,7 @@ from protocol.engine.replica import Replica
 from protocol.engine.standing import OBSERVER_DISTANCE
 from protocol.ledger.mempool import Mempool
 from protocol.market.policies import SellerPolicy
-from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
+from protocol.messages.genesis import Allocation, Genesis, Parameters, genesis_hash
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import CREDIT, AccountId, Amount, AuthorityId, DurationMs, Hash, NodeId, TimestampMs
 
@@ -81,17 +82,11 @@ def make_genesis(options: Options, members: list[MemberKeys], clients: list[Simu
         fee_min=Amount(100),
         redeem_fee_min=Amount(100),
         redeem_fee_share_ppm=10_000,
+        motion_ms=DurationMs(20_000),
+        motion_timelock_ms=DurationMs(500),
     )
-    records = tuple(
-        AuthorityRecord(
-            AuthorityId(keys.authority.public),
-            AccountId(keys.account.public),
-            NodeId(keys.node.public),
-            f"authority {number}",
-        )
-        for number, keys in enumerate(members)
-        if keys.authority is not None
-    )
+    seated = members[: options.authorities]
+    records = tuple(record_of(keys, f"authority {number}") for number, keys in enumerate(seated))
     accounts = [*clients, *(keys.account for keys in members)]
     allocations = tuple(Allocation(AccountId(key.public), Amount(1000 * CREDIT), Amount(0)) for key in accounts)
     return Genesis("simulation", True, TimestampMs(EPOCH_MS), parameters, records, allocations)
@@ -102,6 +97,7 @@ class World:
 
     def __init__(self, seed: int, options: Options) -> None:
         self.options = options
+        self._keys_count = options.authorities + options.profile.spares
         self.dice = random.Random(seed)
         self.timeline = Timeline()
         self.healed = False
@@ -110,12 +106,13 @@ class World:
         self.log: Callable[[int, str], None] = lambda time_ms, line: None
         """Sees every line of the trace; for people who look into one seed."""
         names = [f"authority-{number}" for number in range(options.authorities)]
+        names += [f"spare-{number}" for number in range(options.profile.spares)]
         names += [f"follower-{number}" for number in range(options.followers)]
         members = [
             MemberKeys(
                 SimulatedKey(f"{seed}/{name}/node"),
                 SimulatedKey(f"{seed}/{name}/account"),
-                SimulatedKey(f"{seed}/{name}/authority") if number < options.authorities else None,
+                SimulatedKey(f"{seed}/{name}/authority") if number < self._keys_count else None,
             )
             for number, name in enumerate(names)
         ]
@@ -140,8 +137,8 @@ class World:
 
     @property
     def authority_nodes(self) -> list[SimulatedNode]:
-        """One process of each authority."""
-        return self.nodes[: self.options.authorities]
+        """One process of each node that has an authority key, in office or not."""
+        return self.nodes[: self._keys_count]
 
     def _make_genesis(self, members: list[MemberKeys], clients: list[SimulatedKey]) -> Genesis:
         return make_genesis(self.options, members, clients)
@@ -182,10 +179,10 @@ class World:
         if profile.liars and dice.random() < profile.liar_share:
             if profile.twins and dice.random() < 0.15 and self.trust.room:
                 self._add_twin(self.nodes[0])
-            for node in dice.sample(self.authority_nodes, self.authorities.f):
+            for node in dice.sample(self.nodes[: self.options.authorities], self.authorities.f):
                 if self.trust.room and node.honest:
                     self.turn(node, dice.choice(profile.liars))
-        for node in self.nodes[self.options.authorities : self.options.authorities + self.options.followers]:
+        for node in self.nodes[self._keys_count : self._keys_count + self.options.followers]:
             if profile.lying_followers and dice.random() < 0.3:
                 self.turn(node, dice.choice(profile.lying_followers))
 
@@ -343,6 +340,8 @@ class World:
             for _ in range(self.options.redeems):
                 self.timeline.at(self.dice.randint(500, last), self._redeem)
         self.timeline.after(REPEAT_MS, self._repeat)
+        if self.options.profile.spares:
+            Operators(self).begin()
 
     def _transfer(self, client: Client) -> None:
         envelope = client.next_transfer([each.account for each in self.clients])

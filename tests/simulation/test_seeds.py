@@ -22,7 +22,7 @@ def test_four_authorities_under_all_faults_agree_and_settle_every_transaction(fi
         assert outcome.strikes >= 3
 
 
-@pytest.mark.parametrize("name", [name for name in PROFILES if name not in ("all", "none")])
+@pytest.mark.parametrize("name", [name for name in PROFILES if name not in ("all", "none", "changes")])
 def test_each_set_of_faults_breaks_nothing(name: str) -> None:
     for seed in (100, 101):
         run_seed(seed, Options(profile=PROFILES[name]))
@@ -39,6 +39,13 @@ def test_a_liar_of_each_kind_breaks_nothing_and_does_what_it_is_for(liar: type[A
 @pytest.mark.parametrize("liar", [EquivocatingLeader, TwoFacedVoter, Usurper], ids=lambda liar: liar.name)
 def test_who_signs_twice_is_known_for_it_before_the_run_ends(liar: type[Adversary]) -> None:
     assert run_seed(2, Options(profile=PROFILES["network"], liar=liar)).suspended == 1
+
+
+def test_authorities_are_replaced_by_vote_while_faults_strike() -> None:
+    for seed in range(3):
+        outcome = run_seed(seed, Options(profile=PROFILES["changes"]))
+        assert outcome.faults["change of authorities proposed"] > 0
+        assert outcome.authority_sets > 2
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 5, 7])
