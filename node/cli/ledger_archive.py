@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
-from node.cli.options import Command, Session, timeout_option, with_node, with_output
+from node.cli.options import GENESIS_VARIABLE, Command, Session, timeout_option, with_node, with_output
 from node.cli.output import Output, Progress, credits_text, fields
 from node.cli.settings import CONFIG_VARIABLE, config_file
 
@@ -277,13 +277,24 @@ def _commit(store: "Store", replay: "Replay", waiting: "list[CommitBlock | Put]"
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=False)
 @_config_option("The stopped node to check, or FILE's network; default: where `mercat join` puts one.")
+@click.option(
+    "--genesis",
+    envvar=GENESIS_VARIABLE,
+    show_envvar=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="FILE's network, without a node's configuration.",
+)
 @with_output
-def check(output: Output, file: Path | None, config: Path | None) -> None:
+def check(output: Output, file: Path | None, config: Path | None, genesis: Path | None) -> None:
     """Derive every balance anew from the genesis, and compare every row of a stopped node's store.
 
     With FILE, an exported ledger is checked instead. Exit code 1 with the first difference by name.
     """
-    view = _check_file(file, config_file(config), output) if file else _check_store(config_file(config), output)
+    if file is None:
+        view = _check_store(config_file(config), output)
+    else:
+        view = _check_file(file, genesis if config is None else None, config, output)
     pairs = [
         ("checked", view.source),
         ("blocks", f"{view.blocks}, {view.transactions} transactions, {view.signatures} signatures verified"),
@@ -300,11 +311,11 @@ def check(output: Output, file: Path | None, config: Path | None) -> None:
     output.show(view, "OK\n" + fields(pairs), ("OK",))
 
 
-def _check_file(file: Path, config: Path, output: Output) -> CheckView:
+def _check_file(file: Path, genesis_path: Path | None, config: Path | None, output: Output) -> CheckView:
     from node.config.genesis_file import load_genesis
     from node.config.loading import load_config
 
-    genesis = load_genesis(load_config(config, os.environ, {}).config.genesis)
+    genesis = load_genesis(genesis_path or load_config(config_file(config), os.environ, {}).config.genesis)
     with _archive(file, genesis) as reader:
         if reader.head.first_height != 1:
             raise CommandFailed(f"{file} begins at block {reader.head.first_height}, not at 1", code="gap")
