@@ -328,11 +328,12 @@ class SimulatedNode:
                 pass
 
     def _part(self, effect: Disconnect) -> None:
-        """An honest node ends no link to another honest one; liars may be cut off."""
-        if self.honest and effect.peer not in self._around.liars:
+        """An honest node ends no link to another honest one unless frames were lost; liars may be cut off."""
+        network, honest = self._around.network, self.honest and effect.peer not in self._around.liars
+        if honest and network.kept_faith(self.id, effect.peer):
             raise Violation(f"{self.name} cuts an honest node off: {effect.reason}")
-        self._around.struck("liar cut off")
-        self._around.network.cut(self.id, effect.peer, max(effect.ban_ms, RELINK_MS_MIN))
+        self._around.struck("honest node cut off after lost frames" if honest else "liar cut off")
+        network.cut(self.id, effect.peer, max(effect.ban_ms, RELINK_MS_MIN))
 
     def _write(self, effect: Put | Delete | CommitBlock) -> None:
         """Synced before the next effect that leaves the node, or a little later with whatever else was written."""

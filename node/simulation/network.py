@@ -25,6 +25,10 @@ class Weather:
     """This share of frames comes up to a second late, so behind later ones."""
 
 
+MEMORY_MS = 60_000
+"""Whom a node holds a lost frame against, it does so for no longer."""
+
+
 class SimulatedNetwork:
     """Every pair of nodes may be linked; a partition silences the pairs across it."""
 
@@ -39,7 +43,14 @@ class SimulatedNetwork:
         """(sender, receiver): what the first says does not reach the second, while the way back is open."""
         self._cut_until: dict[tuple[NodeId, NodeId], int] = {}
         """(smaller id, larger id) of two nodes whose link one of them has ended → when there may be a new one."""
+        self._spoilt: dict[tuple[NodeId, NodeId], int] = {}
+        """(sender, receiver) → when a frame between them was last lost or doubled, as no TCP link would."""
         self.frames_sent = 0
+
+    def kept_faith(self, one: NodeId, other: NodeId) -> bool:
+        """True if for a while each of the two has heard all that the other said, once: as over a real link."""
+        since = self._timeline.now_ms - MEMORY_MS
+        return all(self._spoilt.get(pair, -MEMORY_MS) <= since for pair in ((one, other), (other, one)))
 
     def cut(self, one: NodeId, other: NodeId, for_ms: int) -> None:
         """One of the two wants nothing to do with the other for so long."""
@@ -50,6 +61,7 @@ class SimulatedNetwork:
         self.weather = Weather()
         self.parts = {}
         self.one_way = {}
+        self._cut_until = {}
 
     def connected(self, one: NodeId, other: NodeId) -> bool:
         """True if the two stand in one part and have not parted: a link between them may stand."""
@@ -66,6 +78,8 @@ class SimulatedNetwork:
             copies = 0
         if weather.double_share and dice.random() < weather.double_share:
             copies += 1
+        if copies != 1:
+            self._spoilt[(sender, receiver)] = self._timeline.now_ms
         for _ in range(copies):
             delay = dice.randint(weather.delay_min_ms, weather.delay_max_ms)
             if weather.straggle_share and dice.random() < weather.straggle_share:
@@ -75,3 +89,5 @@ class SimulatedNetwork:
     def _arrive(self, sender: NodeId, receiver: NodeId, frame: bytes) -> None:
         if self.connected(sender, receiver) and (sender, receiver) not in self.one_way:
             self._deliver(sender, receiver, frame)
+        else:
+            self._spoilt[(sender, receiver)] = self._timeline.now_ms

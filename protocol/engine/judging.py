@@ -18,12 +18,12 @@ from protocol.ledger.mempool import TransactionRejected
 from protocol.market.order_book import OrderBook, Ruling
 from protocol.messages.consensus import Dispatch, FinalBody, Inquiry, Testimony, VoteBody
 from protocol.messages.effects import Effect, Now
-from protocol.messages.envelope import Envelope, envelope_id
+from protocol.messages.envelope import Envelope, envelope_id, open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid, Offer
 from protocol.messages.wire import Ballot, TipNotice
 from protocol.primitives.codec import Message
-from protocol.primitives.errors import RemoteProtocolError
+from protocol.primitives.errors import MalformedMessage, RemoteProtocolError
 from protocol.primitives.limits import AUTHORITIES_MAX
 from protocol.primitives.units import (
     AccountId,
@@ -212,11 +212,22 @@ class Judge:
                 # [IGNORE] of a height whose authorities are not known here
                 if payload.height > tip + HEIGHTS_KNOWN_AHEAD:
                     return ignore("not of the open height", retryable=True)
-            case Testimony() if AuthorityId(payload.asker) == self._replica.key and payload.certificate is not None:
+            case Testimony():
+                # [IGNORE] of a key that has no seat in sight: one of the two ledgers lags
+                if self._attested_out_of_sight(payload):
+                    return ignore("no authority that is known here", retryable=True)
                 # [IGNORE] about a tip whose proof can't be checked here yet; the next answer will be nearer
-                if payload.certificate.height > tip + HEIGHTS_KNOWN_AHEAD:
+                asks, proof = AuthorityId(payload.asker) == self._replica.key, payload.certificate
+                if asks and proof is not None and proof.height > tip + HEIGHTS_KNOWN_AHEAD:
                     return ignore("about a tip that is out of reach")
         return None
+
+    def _attested_out_of_sight(self, testimony: Testimony) -> bool:
+        try:
+            envelope, _ = open_envelope(testimony.attestation)
+        except MalformedMessage:
+            return False  # The door will say so.
+        return not self._replica.seats.seated(AuthorityId(envelope.sender))
 
     def hint_in(self, payload: Message) -> Height | None:
         """The height that the sender of what is out of reach seems to have decided."""

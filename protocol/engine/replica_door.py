@@ -83,8 +83,13 @@ class ReplicaDoor:
                 decided = certificate.kind is CertificateKind.DECIDED
                 return wire.TipNotice(Height(certificate.height if decided else certificate.height - 1))
             case wire.Standing():
-                _, attestation = open_envelope(message.attestation)
-                if not isinstance(attestation, Attestation) or _within_reach(attestation.tip, tip):
+                envelope, attestation = open_envelope(message.attestation)
+                if not isinstance(attestation, Attestation):
+                    return message
+                if not self._seats.seated(AuthorityId(envelope.sender)):
+                    # In office where its own ledger stands, not around our tip: one of the two lags.
+                    return wire.TipNotice(attestation.tip)
+                if _within_reach(attestation.tip, tip):
                     return message
                 return wire.Standing(message.attestation, None, message.yours)
             case wire.Blocks():

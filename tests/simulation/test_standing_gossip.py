@@ -7,7 +7,7 @@ from protocol.messages.consensus import Attestation, Inquiry
 from protocol.messages.effects import SignAndSend
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.codec import encode
-from protocol.primitives.units import Hash, PublicKey
+from protocol.primitives.units import Hash, Height, PublicKey
 
 
 def _world() -> World:
@@ -39,3 +39,12 @@ def test_an_own_answer_to_somebody_else_is_blamed_on_nobody() -> None:
     envelope = key.seal(world.genesis_hash, MessageKind.ATTESTATION, encode(attestation))
     assert replica.inquiry is not None
     assert not replica.inquiry.answer(wire.Standing(envelope, None, ()), replica.tip)
+
+
+def test_an_answer_of_an_authority_that_has_no_seat_in_sight_is_a_hint_and_blamed_on_nobody() -> None:
+    world = _world()
+    node, stranger = world.nodes[0], world.clients[0].key
+    assert node.authority is not None
+    attestation = Attestation(Hash(b"n" * 32), PublicKey(node.authority), Height(99), node.replica.state.tip_hash)
+    envelope = stranger.seal(world.genesis_hash, MessageKind.ATTESTATION, encode(attestation))
+    assert node.replica.readable(wire.Standing(envelope, None, ())) == wire.TipNotice(Height(99))
