@@ -120,7 +120,10 @@ class LedgerState:
         self._load(rows)
         self._checkpoints = Checkpoints(tip, self, tree)
         self._recoveries: dict[BlockHash, tuple[Recovery, tuple[AuthorityId, ...]]] = {}
-        self._sets = sets_of(self.schedule)
+        try:
+            self._sets = sets_of(self.schedule)
+        except ValueError as error:  # rows come from a disk or a stranger, and nothing has compared their root yet
+            raise StateInvalid(f"a row of authorities that are no set: {error}") from None
 
     def _load(self, rows: Iterable[Row]) -> None:
         def kept() -> Iterator[Row]:

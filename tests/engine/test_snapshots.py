@@ -10,7 +10,7 @@ from protocol.engine.events import PeerMisbehaved
 from protocol.engine.snapshots import CHUNK_MS, OFFERS_MS, Fetched, SnapshotSync, offer_checks
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.lattice import EMPTY_LATTICE, lattice_root, updated
-from protocol.ledger.rows import ACCOUNT_PREFIX, Account
+from protocol.ledger.rows import ACCOUNT_PREFIX, AUTHORITIES_KEY, Account
 from protocol.ledger.snapshots import cut_rows, joined_rows, judge_rows
 from protocol.messages import wire
 from protocol.messages.blocks import header_hash
@@ -24,12 +24,13 @@ from protocol.messages.effects import (
     Now,
     Send,
 )
+from protocol.messages.genesis import Membership
 from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import encode
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.hashing import content_hash
 from protocol.primitives.limits import SNAPSHOT_CHUNK_BYTES_MAX
-from protocol.primitives.units import Amount, Height, MonotonicMs, NodeId, Nonce, TimestampMs
+from protocol.primitives.units import Amount, AuthorityId, Height, MonotonicMs, NodeId, Nonce, TimestampMs
 from tests.ledger.world import Ledger, account_of
 from tests.store.chain import transfer
 
@@ -297,3 +298,13 @@ def test_rows_are_judged_by_root_and_money() -> None:
     forged = replace(header, state_root=lattice_root(updated(EMPTY_LATTICE, (), richer.items())))
     with pytest.raises(StateInvalid, match="supply"):
         judge_rows(ledger.genesis, forged, richer.items())
+
+
+def test_rows_that_name_authorities_that_are_no_set_are_refused_and_break_nothing() -> None:
+    ledger, header = SNAPSHOT.ledger, SNAPSHOT.manifest.header
+    rows, schedule = dict(ledger.state.rows()), ledger.state.schedule
+    records = schedule.current.records
+    for impossible in (Membership(records * 2), Membership(records, (AuthorityId(bytes(32)),))):
+        lie = {**rows, AUTHORITIES_KEY: encode(replace(schedule, following=impossible))}
+        with pytest.raises(StateInvalid, match="no set"):
+            judge_rows(ledger.genesis, header, lie.items())
