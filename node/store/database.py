@@ -19,8 +19,9 @@ from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
 from node.store.history import blocks_from, prune, swap_state, take_in_rows
 from node.store.schema import STORE_SCHEMA, table_name
 from node.store.state_rows import LATTICE_FACT, StateSource, is_small, load_state, recheck
-from protocol.engine.decided import succession_key
+from protocol.engine.decided import succession_key, succession_of
 from protocol.ledger.errors import StateInvalid
+from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.rows import Row
 from protocol.ledger.state import LedgerState, genesis_rows
 from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
@@ -271,11 +272,14 @@ class Store:
         Raises ``StateInvalid`` with everything as it was, unless they are the rows behind the manifest's header.
         """
         header = manifest.header
-        lattice = take_in_rows(self._using, self.genesis, header, rows)
+        state = take_in_rows(self._using, self.genesis, header, rows)
         block_row = _block_row(header.height, header_hash(header), decided)
-        kept = {succession_key(each.header.height): encode(each) for each in manifest.successions}
+        # A change that the block itself names is in no manifest: it has no bearing on who decided that block.
+        own = succession_of(header, manifest.certificate, state)
+        successions = manifest.successions if own is None else (*manifest.successions, own)
+        kept = {succession_key(each.header.height): encode(each) for each in successions}
         with self._using() as connection, transaction(connection):
-            swap_state(connection, header, block_row, lattice, needed)
+            swap_state(connection, header, block_row, lattice_bytes(state.lattice), needed)
             _write_rows(connection, table_name(Table.SUCCESSION), dict(kept))
             for table in _JOURNAL_TABLES:
                 connection.execute(f"DELETE FROM {table_name(table)}")

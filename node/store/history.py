@@ -13,9 +13,9 @@ from itertools import islice
 from node.store.connection import transaction
 from node.store.state_rows import LATTICE_FACT
 from protocol.ledger.checkpoints import stored_tree
-from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.rows import Row
 from protocol.ledger.snapshots import judge_rows
+from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Header
 from protocol.messages.genesis import Genesis
 from protocol.primitives.units import Height
@@ -56,8 +56,8 @@ def prune(using: Using, below: Height, needed: frozenset[int]) -> int:
     return gone
 
 
-def take_in_rows(using: Using, genesis: Genesis, header: Header, rows: Iterable[Row]) -> bytes:
-    """Judge rows while they are written beside the state; gives the stored sum behind them.
+def take_in_rows(using: Using, genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerState:
+    """Judge rows while they are written beside the state; gives the state behind them without its accounts.
 
     Raises ``StateInvalid`` with the state as it was.
     """
@@ -72,7 +72,7 @@ def take_in_rows(using: Using, genesis: Genesis, header: Header, rows: Iterable[
                 connection.executemany("INSERT INTO incoming VALUES (?, ?)", batch)
             yield from batch
 
-    return lattice_bytes(judge_rows(genesis, header, written()).lattice)
+    return judge_rows(genesis, header, written())
 
 
 def swap_state(

@@ -7,7 +7,7 @@ blocks may be pruned, but without the links nobody could be shown who decided th
 from protocol.ledger.execution import Execution
 from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.state import LedgerState
-from protocol.messages.blocks import DecidedBlock, Succession
+from protocol.messages.blocks import DecidedBlock, Header, Succession
 from protocol.messages.consensus import Certificate
 from protocol.messages.effects import CommitBlock, Put, Table
 from protocol.primitives.codec import encode
@@ -30,10 +30,17 @@ def take_over(
         lattice=lattice_bytes(execution.lattice),
         tree=state.apply(execution),
     )
-    if header.next_authorities_hash == header.authorities_hash:
+    succession = succession_of(header, certificate, state)
+    if succession is None:
         return (commit,)
-    succession = Succession(header, certificate, state.authorities.membership())
     return commit, Put(Table.SUCCESSION, succession_key(header.height), encode(succession))
+
+
+def succession_of(header: Header, certificate: Certificate, state: LedgerState) -> Succession | None:
+    """The change of who decides that the tip's header names; ``None`` if it names none. ``state`` is after the tip."""
+    if header.next_authorities_hash == header.authorities_hash:
+        return None
+    return Succession(header, certificate, state.schedule.current)
 
 
 def succession_key(height: int) -> bytes:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from node.store.archive import succession_rows
 from node.store.database import Store
 from node.store.snapshot_files import KEPT, SnapshotFiles
 from protocol.ledger.errors import StateInvalid
+from protocol.ledger.light_chain import follow, trusted_genesis
 from protocol.ledger.snapshots import cut_rows
 from protocol.messages.blocks import Block
 from protocol.messages.effects import CommitBlock, Put, Table
@@ -15,8 +17,9 @@ from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import decode
 from protocol.primitives.hashing import content_hash
 from protocol.primitives.units import Hash, Height
+from tests.ledger.assembly import Assembly, change
 from tests.ledger.world import make_genesis
-from tests.store.chain import Chain
+from tests.store.chain import Chain, commit_of
 
 NOTHING: frozenset[int] = frozenset()
 
@@ -87,6 +90,21 @@ def test_rows_that_do_not_hold_leave_everything_as_it_was(store: Store, chain: C
         assert (store.load_rows(), store.tip(), store.blocks_from()) == (before, tip, 1)
     store.install(manifest_of(commits[2]), commits[2].decided, rows, NOTHING)
     assert store.check().height == 4
+    store.close()
+
+
+def test_a_snapshot_of_a_block_that_changes_who_decides_keeps_the_change(tmp_path: Path) -> None:
+    assembly = Assembly()
+    assembly.decide(change(remove=(3,), add=(4,)))
+    execution = assembly.include(after_ms=assembly.state.parameters.heartbeat_ms)
+    assert execution.header.next_authorities_hash != execution.header.authorities_hash
+    commit, rows = commit_of(assembly, execution), list(assembly.state.rows())
+    store = Store.open(tmp_path / "store.sqlite", assembly.genesis)
+    store.install(manifest_of(commit), commit.decided, rows, NOTHING)
+    (link,) = succession_rows(store, execution.header.height + 1)
+    trusted = follow(trusted_genesis(assembly.genesis), link)
+    assert trusted.following is not None
+    assert sorted(record.name for record in trusted.following.records) == assembly.members()
     store.close()
 
 
