@@ -24,6 +24,7 @@ POLL_MS = 500
 PROPOSAL_SHARE = 0.15
 """How often an operator who finds the agenda empty proposes something."""
 AUTHORITIES_MIN = 4
+"""Below so many a lost disk needs an operator; the ledger of a network that is no toy keeps them."""
 
 
 def record_of(keys: "MemberKeys", name: str) -> AuthorityRecord:
@@ -95,6 +96,8 @@ class Operators:
 
     def _want(self, node: "SimulatedNode", action: Action, what: bytes) -> None:
         participant = node.participant
+        if participant is None:
+            return  # What was wanted before has met its crash.
         assert isinstance(participant, EngineParticipant)
         request = Hash(blake2b(what + bytes(node.id) + bytes([node.life % 256]), digest_size=32).digest())
         node.carry_out(participant.want(request, action, node.now()))

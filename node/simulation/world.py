@@ -12,7 +12,7 @@ from node.simulation.adversaries import Adversary
 from node.simulation.checkers import Checkers
 from node.simulation.disk import SimulatedDisk
 from node.simulation.engine_participant import EngineParticipant, ReplicaParticipant, build_engine
-from node.simulation.governance import Operators, record_of
+from node.simulation.governance import AUTHORITIES_MIN, Operators, record_of
 from node.simulation.keys import SimulatedKey, Verifier
 from node.simulation.member import EPOCH_MS, MemberKeys, Participant, SimulatedNode, Surroundings
 from node.simulation.nemesis import Nemesis
@@ -89,7 +89,8 @@ def make_genesis(options: Options, members: list[MemberKeys], clients: list[Simu
     records = tuple(record_of(keys, f"authority {number}") for number, keys in enumerate(seated))
     accounts = [*clients, *(keys.account for keys in members)]
     allocations = tuple(Allocation(AccountId(key.public), Amount(1000 * CREDIT), Amount(0)) for key in accounts)
-    return Genesis("simulation", True, TimestampMs(EPOCH_MS), parameters, records, allocations)
+    development = options.authorities < AUTHORITIES_MIN
+    return Genesis("simulation", development, TimestampMs(EPOCH_MS), parameters, records, allocations)
 
 
 class World:
