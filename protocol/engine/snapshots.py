@@ -72,14 +72,15 @@ def offer_checks(genesis: Genesis, tip: Height, offer: wire.SnapshotOffer) -> li
     """What must hold before an offer may be believed to be of a decided block.
 
     The changes of the authorities that lead to it are checked here: each link says whose signatures the next one needs.
+    One that the tip has overtaken on its way here is ignored when it is handled, and honest peers send such.
     Raises ``RemoteProtocolError`` on one that contradicts itself or does not start from the genesis.
     """
     manifest = offer.manifest
-    if manifest is None:
+    if manifest is None or manifest.header.height <= tip:
         return []
     header, certificate = manifest.header, manifest.certificate
-    if certificate.kind is not CertificateKind.DECIDED or header.height <= tip:
-        raise RemoteProtocolError("an offered snapshot of no decided block, or of an old one")
+    if certificate.kind is not CertificateKind.DECIDED:
+        raise RemoteProtocolError("an offered snapshot of no decided block")
     if (certificate.height, certificate.block_hash) != (header.height, header_hash(header)):
         raise RemoteProtocolError("an offered snapshot beside the certificate of another block")
     trusted = trusted_genesis(genesis)
@@ -228,6 +229,9 @@ class SnapshotSync:
         manifest = self.manifest
         if manifest is None:
             return effects
+        if manifest.header.height <= tip:  # blocks were faster: the state never goes back
+            self.stop()
+            return []
         if len(self._kept) == len(manifest.chunks):
             self.installing = True
             return [*effects, InstallSnapshot(manifest)]

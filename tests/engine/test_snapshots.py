@@ -14,6 +14,7 @@ from protocol.ledger.rows import ACCOUNT_PREFIX, AUTHORITIES_KEY, Account
 from protocol.ledger.snapshots import cut_rows, joined_rows, judge_rows
 from protocol.messages import wire
 from protocol.messages.blocks import header_hash
+from protocol.messages.consensus import CertificateKind
 from protocol.messages.effects import (
     Disconnect,
     Effect,
@@ -229,6 +230,21 @@ def test_nobody_is_believed_what_was_not_asked() -> None:
     assert not sync.has_asked(node("a"))
 
 
+def test_a_snapshot_that_blocks_have_overtaken_is_not_installed_and_offering_it_is_no_offence() -> None:
+    giver, height = node("a"), SNAPSHOT.manifest.header.height
+    sync, offer = SnapshotSync(), wire.SnapshotOffer(SNAPSHOT.manifest)
+    assert offer_checks(SNAPSHOT.ledger.genesis, height, offer) == []
+    sync.drive((giver,), (), TIP, at(0))
+    assert sync.offered(giver, offer, height, at(1)) == []
+    sync.drive((giver,), (), TIP, at(OFFERS_MS))
+    effects = sync.offered(giver, offer, TIP, at(OFFERS_MS + 1))
+    for index, chunk in enumerate(SNAPSHOT.chunks):
+        effects += sync.received(giver, wire.SnapshotChunk(height, index, chunk), height, at(OFFERS_MS + 2))
+    assert not any(isinstance(effect, InstallSnapshot | Disconnect) for effect in effects)
+    assert sync.manifest is None
+    assert not sync.installing
+
+
 # Offers
 
 
@@ -250,10 +266,11 @@ def test_a_header_that_nobody_decided_does_not_pass() -> None:
     assert not checked(replace(manifest, header=forged, certificate=certificate))
 
 
-def test_an_offer_of_an_old_block_or_of_other_authorities_does_not_pass() -> None:
+def test_an_offer_of_an_undecided_block_or_of_other_authorities_does_not_pass() -> None:
     manifest = SNAPSHOT.manifest
-    with pytest.raises(RemoteProtocolError, match="old one"):
-        checked(manifest, manifest.header.height)
+    skipped = replace(manifest, certificate=replace(manifest.certificate, kind=CertificateKind.VOTED))
+    with pytest.raises(RemoteProtocolError, match="no decided block"):
+        checked(skipped)
     other = replace(manifest.header, authorities_hash=content_hash(b"friends of mine"))
     certificate = replace(manifest.certificate, block_hash=header_hash(other))
     with pytest.raises(RemoteProtocolError, match="other authorities"):
