@@ -1,7 +1,8 @@
 """The block bodies of the open height: held, executed, wanted.
 
-Law: a body counts as a hash's only if header *and* transactions are the ones that were hashed; what travels beside a
-signed proposal is not signed itself, and a tampered list of transactions must not make an honest block look bad.
+Law: a body counts as a hash's only if header, transactions *and* the parent's certificate are the ones that were
+hashed; what travels beside a signed proposal is not signed itself, and nothing tampered with on the way must make an
+honest block look bad: a certified block that fails stops the node.
 """
 
 from protocol.ledger.blocks import decode_block, execute_block
@@ -9,7 +10,7 @@ from protocol.ledger.errors import BlockInvalid
 from protocol.ledger.execution import Execution
 from protocol.ledger.merkle import merkle_root, transaction_leaf
 from protocol.ledger.state import LedgerState
-from protocol.messages.blocks import Block, header_hash
+from protocol.messages.blocks import Block, certificate_hash, header_hash
 from protocol.primitives.errors import RemoteProtocolError
 from protocol.primitives.units import BlockHash
 
@@ -18,12 +19,14 @@ BODIES_MAX = 16
 
 
 class BodyMismatch(RemoteProtocolError):
-    """A body whose header and transactions do not belong together, or to another hash than named."""
+    """A body whose header does not belong to what stands beside it, or to another hash than named."""
 
 
 def open_body(block_bytes: bytes) -> tuple[Block, BlockHash]:
-    """Decode a body and bind its transactions to its hash. Raises ``RemoteProtocolError``."""
+    """Decode a body and bind all of it to its hash. Raises ``RemoteProtocolError``."""
     block = decode_block(block_bytes)
+    if certificate_hash(block.parent_certificate) != block.header.parent_certificate_hash:
+        raise BodyMismatch("a block's parent is certified otherwise than its header says")
     root = merkle_root([transaction_leaf(received) for received in block.transactions])
     if root != block.header.transactions_root:
         raise BodyMismatch("a block's transactions are not those of its header")

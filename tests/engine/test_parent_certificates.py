@@ -84,3 +84,45 @@ def test_a_parents_certificate_is_checked_by_the_very_checks_of_its_finals_and_c
     checks = replica.door._parent(block)
     assert len(checks) == replica.authorities.quorum
     assert all(check.cache_key() in known for check in checks)
+
+
+def _tampered(block_bytes: bytes) -> bytes:
+    """The same header and transactions without the certificate of the parent."""
+    block = decode(block_bytes, Block)
+    return encode(Block(block.header, None, block.transactions))
+
+
+def test_a_decided_block_without_the_certificate_of_its_parent_is_refused_and_stops_nobody() -> None:
+    """The block's hash names the certificate too: a lying peer must not make a certified block look bad."""
+    village = Village(make_genesis(heartbeat_ms=1_000), NAMES, ("liar", "newcomer"))
+    liar, newcomer = village["liar"], village["newcomer"]
+
+    def alters(peer: NodeId, message: wire.WireMessage) -> Iterable[wire.WireMessage]:
+        if not isinstance(message, wire.Blocks):
+            return (message,)
+        blocks = tuple(replace(decided, block=_tampered(decided.block)) for decided in message.blocks)
+        return (wire.Blocks(blocks, message.tip),)
+
+    liar.alters = alters
+    village.begin([(one, other) for one in (*NAMES, "liar") for other in (*NAMES, "liar") if one < other])
+    assert village.run_until(lambda: liar.tip >= 4, 20_000)
+    village.link(liar, newcomer)
+    village.run(5_000)
+    assert not newcomer.halted
+    village.link(village["auth0"], newcomer)
+    assert village.run_until(lambda: newcomer.tip >= 6, 20_000)
+
+
+def test_a_leader_that_shows_one_voter_its_block_without_the_certificate_stops_nobody() -> None:
+    village = Village(make_genesis(heartbeat_ms=1_000), NAMES)
+    liar, victim = village["auth0"], village["auth1"]
+
+    def alters(peer: NodeId, message: wire.WireMessage) -> Iterable[wire.WireMessage]:
+        if not isinstance(message, wire.Proposal) or peer != victim.node:
+            return (message,)
+        return (wire.Proposal(message.envelope, _tampered(message.block), message.certificates),)
+
+    liar.alters = alters
+    village.begin()
+    assert village.run_until(lambda: min(village.tips()) >= 9, 60_000)
+    assert not any(village[name].halted for name in NAMES)
