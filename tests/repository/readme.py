@@ -79,6 +79,11 @@ _VARYING = (
     (re.compile(r"\b\d+(\.\d+)? (ms|s)\b"), r"N \2"),
     (re.compile(r"\b(in block|block|at height) \d+"), r"\1 N"),
     (re.compile(r"^(\S+-\d +(?:up|stopped)) +\d+ +\d+ +\d+", re.MULTILINE), r"\1 PID HEIGHT PEERS"),
+    (re.compile(r"^height +\d+", re.MULTILINE), "height N"),
+    (re.compile(r"\b(active +)\d+"), r"\1N"),
+    (re.compile(r"\bafter block \d+"), "after block N"),
+    (re.compile(r"\d+ base units, nonce \d+"), "N base units, nonce N"),
+    (re.compile(r"\bwrote (\S+), \d+ bytes"), r"wrote \1, N bytes"),
     (re.compile(r'"score":0\.\d+'), '"score":N'),
     (re.compile(r"[ \t]+"), " "),
 )
