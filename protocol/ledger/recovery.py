@@ -48,9 +48,11 @@ def open_recovery(genesis_hash: Hash, envelopes: Sequence[bytes]) -> tuple[Recov
     if any(one != other for one, other in pairwise(found)):
         raise RecoveryRefused("the signatures of the recovery document are for different recoveries")
     try:
-        AuthoritySet.of(found[0].membership)
+        ordered = AuthoritySet.of(found[0].membership).membership()
     except ValueError as error:
         raise RecoveryRefused(str(error)) from None
+    if ordered != found[0].membership:  # certificates name members by their places in the state's row
+        raise RecoveryRefused("the members in the recovery document are not in their order")
     return found[0], tuple(signers)
 
 

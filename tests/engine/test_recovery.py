@@ -141,7 +141,9 @@ def test_documents_that_prove_nothing_or_come_too_late_are_refused() -> None:
     assert open_recovery(village.genesis_hash, [envelope, stranger])[1] == tuple(
         AuthorityId(account_of(name)) for name in ("auth0", "auth4")
     )
-    for envelopes in ([], [b"nonsense"], [broken], [envelope, other]):
+    backwards = Membership(recovery.membership.records[::-1])
+    unordered = village.seal("auth0", MessageKind.RECOVERY, encode(replace(recovery, membership=backwards)))
+    for envelopes in ([], [b"nonsense"], [broken], [envelope, other], [unordered]):
         with pytest.raises(RecoveryRefused):
             open_recovery(village.genesis_hash, envelopes)
     with pytest.raises(RecoveryRefused, match="does not hold"):
