@@ -229,12 +229,15 @@ class Store:
         return found[0] if found and found[0].certificate.height == height else None
 
     def decided_blocks(self, from_height: Height, bytes_max: int, count_max: int) -> list[DecidedBlock]:
-        """Consecutive blocks from a height on: what fits, at least one if there is any. Raises ``StoreCorrupt``."""
+        """Consecutive blocks from a height on: what fits, at least one if there is any. Raises ``StoreCorrupt``.
+
+        The first one lies higher if that height was given up, and a block kept by itself comes alone.
+        """
         selected: list[DecidedBlock] = []
         room = bytes_max
         for decided in self._read_blocks(from_height, count_max):
             room -= len(encode(decided))
-            if selected and room < 0:
+            if selected and (room < 0 or decided.certificate.height != selected[-1].certificate.height + 1):
                 break
             selected.append(decided)
         return selected

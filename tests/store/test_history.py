@@ -16,6 +16,7 @@ from protocol.messages.effects import CommitBlock, Put, Table
 from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import decode
 from protocol.primitives.hashing import content_hash
+from protocol.primitives.limits import FRAME_BYTES_MAX
 from protocol.primitives.units import Hash, Height
 from tests.ledger.assembly import Assembly, change
 from tests.ledger.world import make_genesis
@@ -48,6 +49,9 @@ def test_pruned_blocks_are_gone_but_for_those_that_are_needed_and_the_rest_is_wh
     assert store.prune(Height(7), frozenset({3, 5})) == 4
     assert store.blocks_from() == 7
     assert [height for height in range(1, 11) if store.decided_block(Height(height))] == [3, 5, 7, 8, 9, 10]
+    for first, found in ((1, [3]), (3, [3]), (4, [5]), (6, [7, 8, 9, 10])):
+        blocks = store.decided_blocks(Height(first), FRAME_BYTES_MAX, 10)
+        assert [block.certificate.height for block in blocks] == found
     assert store.check().height == 10
     assert store.prune(Height(5), NOTHING) == 0, "what was promised no more does not come back"
     assert store.blocks_from() == 7
