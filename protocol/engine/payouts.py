@@ -4,10 +4,12 @@ Law: no state without a deadline and a default payout. Anyone may ask the ledger
 that nobody has to remember.
 """
 
+from protocol.ledger.evidence import is_answerable
 from protocol.ledger.state import LedgerState
+from protocol.ledger.view import Context, Overlay
 from protocol.messages.effects import Now
 from protocol.messages.transactions import Action, BondRelease, ChannelFinalise
-from protocol.primitives.units import AccountId, MonotonicMs
+from protocol.primitives.units import AccountId, Height, MonotonicMs
 
 RETRY_MS = 60_000
 """A payout that no block shows by then is asked for again."""
@@ -29,7 +31,9 @@ class Payouts:
             if channel.closing_at is not None and channel.closing_at <= state.ledger_time_ms:
                 waiting[channel_id] = ChannelFinalise(channel_id)
         bond = state.bond(self._account)
-        if bond.unlocking and bond.unlock_at <= state.ledger_time_ms:
+        next_block = Context(Height(state.height + 1), state.ledger_time_ms)
+        is_over = bond.unlocking and bond.unlock_at <= state.ledger_time_ms
+        if is_over and not is_answerable(Overlay(state), next_block, self._account):
             waiting[_BOND] = BondRelease(self._account)
         self._asked = {key: until for key, until in self._asked.items() if key in waiting and until > now.monotonic_ms}
         fresh = [key for key in waiting if key not in self._asked]

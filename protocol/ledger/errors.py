@@ -116,6 +116,12 @@ class BondLocked(TransactionInvalid):
     sentence = "the bond pays out at ledger time {unlock_at} ms; it is {now} ms"
 
 
+class BondAnswerable(TransactionInvalid):
+    """The holder decides blocks, or did so lately that it can still be accused of signing twice."""
+
+    sentence = "the bond answers for a seat that is held, or was so lately that it can still be accused"
+
+
 class ChannelUnknown(TransactionInvalid):
     """No open channel has this id: it never existed, or it was closed."""
 

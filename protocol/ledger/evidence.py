@@ -3,7 +3,7 @@
 Law: two signed statements of one key at one (height, view) and of one kind exclude each other, so together they prove a
 broken rule to anybody, whoever brings them. A key is accused once. From then on it never counts again: it keeps its
 seat in n, f and Q until it is replaced, but neither leads nor votes, and never comes back. The bond of its account is
-lost to the fee pool, the part that was on its way out included.
+lost to the fee pool, the part that was on its way out included; no part gets out while its seat can be accused.
 
 What an honest authority can do: its sign guard makes two such statements impossible, so real ones come from a key that
 runs twice.
@@ -82,12 +82,31 @@ def _judged(overlay: Overlay, context: Context, action: EvidenceReport) -> tuple
     if seat is None:
         raise NotAnAuthority(reason=f"{accused.authority.hex()} had no seat at height {accused.height}")
     # [evidence] not older than the window, which ends once both blocks and ledger time have passed
-    parameters = overlay.parameters
-    time_then = latest_time_of(overlay, accused.height)
-    blocks_passed = context.height - accused.height > parameters.evidence_blocks
-    if blocks_passed and time_then is not None and context.ledger_time_ms - time_then > parameters.evidence_ms:
+    if _window_over(overlay, context, accused.height):
         raise EvidenceExpired(height=accused.height, now=context.height)
     return accused, seat
+
+
+def _window_over(overlay: Overlay, context: Context, height: Height) -> bool:
+    """True once it is too late to report what was signed at a height."""
+    parameters = overlay.parameters
+    if context.height - height <= parameters.evidence_blocks:
+        return False
+    time_then = latest_time_of(overlay, height)
+    return time_then is not None and context.ledger_time_ms - time_then > parameters.evidence_ms
+
+
+def is_answerable(overlay: Overlay, context: Context, account: AccountId) -> bool:
+    """True while an account's bond can be lost for a seat: it decides, or did so lately that it can be accused of it.
+
+    Else whoever has unlocked a bond in good time could sign twice just before it is paid out, at no risk.
+    """
+    return any(
+        seat.account == account
+        and overlay.evidence(AuthorityId(seat.authority)) is None
+        and (seat.until is None or not _window_over(overlay, context, Height(seat.until)))
+        for seat in overlay.charter.seats.seats
+    )
 
 
 def _suspended(membership: Membership, authority: AuthorityId) -> Membership:

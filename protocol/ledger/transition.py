@@ -10,6 +10,7 @@ from typing import assert_never
 from protocol.ledger import channels, evidence, motions
 from protocol.ledger.errors import (
     AmountTooLarge,
+    BondAnswerable,
     BondLocked,
     FeeTooLow,
     InsufficientBalance,
@@ -156,6 +157,8 @@ def _bond_release(overlay: Overlay, context: Context, action: BondRelease) -> No
         raise NothingUnlocking(holder=action.holder.hex())
     if context.ledger_time_ms < bond.unlock_at:
         raise BondLocked(unlock_at=bond.unlock_at, now=context.ledger_time_ms)
+    if evidence.is_answerable(overlay, context, action.holder):
+        raise BondAnswerable(holder=action.holder.hex())
     holder = overlay.account(action.holder)
     overlay.accounts[action.holder] = holder.with_balance(checked_add(holder.balance, bond.unlocking))
     overlay.bonds[action.holder] = Bond(bond.amount, Amount(0), NO_BOND.unlock_at)

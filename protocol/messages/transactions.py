@@ -55,7 +55,10 @@ class BondUnlock(_Action, frozen=True, tag=3):
 
 
 class BondRelease(_Action, frozen=True, tag=4):
-    """Pay out an unlocking bond whose time has passed. Anyone may ask, so that no state lacks a way out."""
+    """Pay out an unlocking bond whose time has passed. Anyone may ask, so that no state lacks a way out.
+
+    An authority's is paid out after it has left, once it can't be accused any more.
+    """
 
     holder: AccountIdField
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from protocol.engine.payouts import Payouts
 from protocol.ledger import errors, subjects
 from protocol.ledger.charter import MotionStatus
 from protocol.ledger.errors import TransactionInvalid
@@ -12,10 +13,11 @@ from protocol.ledger.signatures import transaction_checks
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import header_hash
 from protocol.messages.consensus import CertificateKind, FinalBody, ProposalBody, VoteBody
+from protocol.messages.effects import Now
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import CertificateInvalid, certificate_checks
-from protocol.messages.transactions import BondDeposit, BondUnlock, EvidenceReport
-from protocol.primitives.units import Amount, View
+from protocol.messages.transactions import BondDeposit, BondRelease, BondUnlock, EvidenceReport
+from protocol.primitives.units import Amount, MonotonicMs, TimestampMs, View
 from tests.ledger.assembly import Assembly, X, Y, authority, ballot, change, final, proposal, settings
 from tests.ledger.world import FEE, account_of, sealed
 
@@ -254,3 +256,39 @@ def test_an_accused_account_may_bond_again_and_keeps_that() -> None:
     assembly.act("alice", GUILTY[2][1](assembly))
     assembly.act("auth3-account", BondDeposit(Amount(50)))
     assert assembly.state.bond(account_of("auth3-account")).amount == 50
+
+
+def test_the_bond_of_a_seat_is_paid_out_only_once_its_holder_has_left_and_can_not_be_accused_any_more() -> None:
+    assembly = Assembly(evidence_blocks=6, evidence_ms=60_000)
+    holder = account_of("auth3-account")
+    payouts, now = Payouts(holder), Now(MonotonicMs(0), TimestampMs(0))
+    assembly.act("auth3-account", BondUnlock(Amount(2_000)))
+    assembly.pass_time(assembly.state.parameters.unbonding_ms)
+    with pytest.raises(errors.BondAnswerable):
+        assembly.act("alice", BondRelease(holder))
+    assembly.decide(change(remove=(3,)))
+    left_at = assembly.state.height + 1  # the last height that it decides
+    report = EvidenceReport(assembly.said(3, ballot(left_at, 2, X)), assembly.said(3, ballot(left_at, 2, Y)))
+    refused = 0
+    while not payouts.due(assembly.state, now):
+        with pytest.raises(errors.BondAnswerable):
+            assembly.act("alice", BondRelease(holder))
+        assembly.tick()
+        refused += 1
+    assert refused > 6
+    assert not is_reportable(assembly.state, report.first, report.second)
+    before = assembly.balance("auth3-account")
+    assembly.act("alice", BondRelease(holder))
+    assert assembly.balance("auth3-account") == before + 2_000
+
+
+def test_whoever_unlocked_long_before_signing_twice_loses_it_all_the_same() -> None:
+    assembly = Assembly(evidence_blocks=100_000, evidence_ms=60_000)
+    holder = account_of("auth3-account")
+    assembly.act("auth3-account", BondUnlock(Amount(2_000)))
+    assembly.pass_time(assembly.state.parameters.unbonding_ms)
+    report = GUILTY[2][1](assembly)
+    with pytest.raises(errors.BondAnswerable):
+        assembly.act("auth3-account", BondRelease(holder))
+    assembly.act("alice", report)
+    assert assembly.state.bond(holder).total == 0
