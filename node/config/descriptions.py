@@ -1,8 +1,10 @@
-"""Where the description of a model is: a path, or the name of one that ships with mercat.
+"""What a setting or flag means by a model: the id of one in the store, or a description by its path or shipped name.
 
-Law: a shipped description lies in ``configs/models`` of a checkout, or in ``share/mercat/models`` of an installation.
+Law: an id is 64 hexadecimal digits and means the model in the store and nothing else. A shipped
+description lies in ``configs/models`` of a checkout, or in ``share/mercat/models`` of an installation.
 """
 
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -14,6 +16,9 @@ SHIPPED = (
     Path(sysconfig.get_path("data")) / "share" / "mercat" / "models",
     Path(sys.prefix) / "share" / "mercat" / "models",
 )
+
+
+_MODEL_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class DescriptionMissing(UserError):
@@ -39,3 +44,13 @@ def description_path(name_or_path: str, base: Path | None = None) -> Path:
     if name_or_path in shipped:
         return shipped[name_or_path]
     raise DescriptionMissing(f"no model description {name_or_path!r}; shipped are: {', '.join(shipped) or 'none'}")
+
+
+def is_model_id(text: str) -> bool:
+    """Whether this names a model of the store by its id."""
+    return _MODEL_ID.fullmatch(text) is not None
+
+
+def model_reference(text: str, base: Path | None = None) -> str:
+    """A model's id as it is, else the path of the description that is meant. Raises ``DescriptionMissing``."""
+    return text if is_model_id(text) else str(description_path(text, base))

@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from node.config.descriptions import description_path
+from node.config.descriptions import model_reference
 from node.config.settings import NodeConfig, Role, Section
 from protocol.messages.genesis import Genesis
 from protocol.primitives.errors import UserError
@@ -159,7 +159,7 @@ def _converted(flat: Mapping[str, object], base: Path, path: Path | None) -> Nod
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{path or 'configuration'}: {str(error).replace('`$.', '`')}") from None
     models = tuple(
-        msgspec.structs.replace(model, description=str(description_path(model.description, base)))
+        msgspec.structs.replace(model, description=model_reference(model.description, base))
         for model in config.provider.models
     )
     provider = msgspec.structs.replace(config.provider, models=models)

@@ -66,8 +66,8 @@ class ProviderModel(Section, frozen=True):
     """One model to sell and its prices in base units."""
 
     description: str
-    """A path (it contains ``/`` or ends with ``.toml``) or the name of a description that ships with mercat; once
-    loaded, always the absolute path of the description file."""
+    """A path (it contains ``/`` or ends with ``.toml``), the name of a description that ships with mercat, or the id of
+    a model in the store; once loaded, the absolute path of the description file, or the id."""
     request: BaseUnits = 1_000
     input_per_thousand: BaseUnits = 10_000
     output_per_thousand: BaseUnits = 40_000
@@ -89,6 +89,8 @@ class ProviderConfig(Section, frozen=True):
     models: Annotated[tuple[ProviderModel, ...], Meta(max_length=MODELS_PER_OFFER_MAX)] = ()
     model_store: Path | None = None
     """Content-addressed store of model files; None: ``models`` inside the state directory."""
+    model_store_bytes: Annotated[int, Meta(ge=1, le=2**60)] | None = None
+    """What the store may take; models that were not used for longest go before one is added. None: no limit."""
     slots: Annotated[int, Meta(ge=1, le=1024)] = 1
     """Jobs at the same time."""
     region: Text = ""

@@ -178,7 +178,7 @@ class Node:
     async def _open_workers(self) -> WorkerSupervisor | None:
         if Role.PROVIDER not in self.config.roles:
             return None
-        self._models = ModelStore(self.config.model_store)
+        self._models = ModelStore(self.config.model_store, bytes_max=self.config.provider.model_store_bytes)
         provider = self.config.provider
         supervisor = WorkerSupervisor(self._models, slots=provider.slots, isolation=provider.isolation)
         return await self._stack.enter_async_context(supervisor)

@@ -6,16 +6,19 @@ the node is about to stop. A node that can't get its isolation says what is miss
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from node.clock import read_clock
-from node.config.descriptions import description_path
+from node.config.descriptions import description_path, is_model_id
 from node.config.settings import NodeConfig, ProviderModel
 from node.runtime.control import ProviderModelView
 from node.telemetry import EventLogger, event_logger
 from node.worker.errors import WorkerError
+from node.worker.models import ModelId as StoredModelId
 from node.worker.models import ModelStore, load_description
 from node.worker.packages import add_from_package
+from node.worker.quota import held
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.market.matching import isolation_suffices
@@ -57,15 +60,16 @@ class ProviderShelf:
         self._log.info("isolation_proved", level=self.report.level, summary=self.report.summary())
         if self.obstacle():
             return
-        for entry in self._config.provider.models:
-            await self._load(entry)
-            self._offer_anew(addresses, feed)
-        if not self._offered:
-            self._log.warning("nothing_to_sell", reason="no model could be loaded")
-        while True:
-            await self._supervisor.changed.wait()
-            self._supervisor.changed.clear()
-            self._offer_anew(addresses, feed)
+        with ExitStack() as holds:
+            for entry in self._config.provider.models:
+                await self._load(entry, holds)
+                self._offer_anew(addresses, feed)
+            if not self._offered:
+                self._log.warning("nothing_to_sell", reason="no model could be loaded")
+            while True:
+                await self._supervisor.changed.wait()
+                self._supervisor.changed.clear()
+                self._offer_anew(addresses, feed)
 
     def withdraw(self, feed: Callable[[Input], None]) -> None:
         """Take no more jobs; those that run go on."""
@@ -139,12 +143,13 @@ class ProviderShelf:
             DurationMs(min(provider.offer_ms, OFFER_LIFETIME_MS_MAX)),
         )
 
-    async def _load(self, entry: ProviderModel) -> None:
+    async def _load(self, entry: ProviderModel, holds: ExitStack) -> None:
+        """Get a model ready; from its first byte in the store on it is held there, so that no quota takes it away."""
         key = entry.description
         self._entries[key] = _Entry(key, "loading")
         try:
-            description = load_description(description_path(entry.description))
-            model_id = await add_from_package(self._store, description)
+            model_id = await self._stored(entry)
+            holds.enter_context(held(self._store, model_id))
             loaded = await self._supervisor.load(model_id)
         except (WorkerError, OSError, ValueError) as error:
             self._entries[key] = _Entry(key, f"failed: {error}")
@@ -152,6 +157,12 @@ class ProviderShelf:
             return
         self._entries[key] = _Entry(loaded.manifest.name, "ready", loaded, self._offer(entry, loaded))
         self._log.info("model_ready", model=loaded.manifest.name, load_ms=loaded.load_ms)
+
+    async def _stored(self, entry: ProviderModel) -> StoredModelId:
+        if is_model_id(entry.description):
+            return StoredModelId(entry.description)
+        description = load_description(description_path(entry.description))
+        return await add_from_package(self._store, description)
 
     def _offer(self, entry: ProviderModel, loaded: LoadedModel) -> ModelOffer:
         provider = self._config.provider

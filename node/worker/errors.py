@@ -86,5 +86,13 @@ class DownloadFailed(ModelError):
     """A package could not be fetched, or was not the pinned one."""
 
 
+class StoreFull(ModelError):
+    """The disk is full, or the quota is used up by models that may not go."""
+
+
+class ModelInUse(ModelError):
+    """A node on this machine holds the model: it can't be removed now."""
+
+
 class RuntimeUnavailable(WorkerError):
     """The packages that a runtime needs are not installed here, or not in the pinned version."""

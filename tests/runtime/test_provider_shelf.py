@@ -10,10 +10,11 @@ import pytest
 from node.config.settings import KeystoreConfig, NodeConfig, ProviderConfig, ProviderModel, Role
 from node.runtime.provider import ProviderShelf
 from node.runtime.work import WorkPump
-from node.worker.errors import WorkerDied
+from node.worker.errors import ModelInUse, WorkerDied
 from node.worker.health import HealthLimits
 from node.worker.limits import WorkerLimits
-from node.worker.models import ModelId, ModelStore
+from node.worker.models import ModelDescription, ModelId, ModelStore
+from node.worker.quota import remove
 from node.worker.supervisor import JobRequest, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve, WorkPiece
 from protocol.messages.effects import CloseWork, OpenWork, PullWork
@@ -30,8 +31,8 @@ ADDRESSES = ("127.0.0.1:7400",)
 HEALTH = HealthLimits(crashes_max=2, pause_s=0.0, quarantine_s=1.0)
 
 
-def config(isolation: str = "") -> NodeConfig:
-    model = ProviderModel(description=str(DESCRIPTIONS / "echo.toml"))
+def config(isolation: str = "", sold: str = "") -> NodeConfig:
+    model = ProviderModel(description=sold or str(DESCRIPTIONS / "echo.toml"))
     return NodeConfig(
         genesis=Path("/nowhere"),
         state=Path("/nowhere"),
@@ -64,9 +65,9 @@ class Told:
 
 @asynccontextmanager
 async def open_shelf(
-    supervisor: WorkerSupervisor, store: ModelStore, told: Told, isolation: str = ""
+    supervisor: WorkerSupervisor, store: ModelStore, told: Told, isolation: str = "", sold: str = ""
 ) -> AsyncIterator[ProviderShelf]:
-    shelf = ProviderShelf(config(isolation), supervisor, store)
+    shelf = ProviderShelf(config(isolation, sold), supervisor, store)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(shelf.open(ADDRESSES, told.feed))
         try:
@@ -96,6 +97,18 @@ async def test_a_quarantined_model_leaves_the_offer_with_its_reason_and_comes_ba
         assert "crashed 2 times" in view.reason
         assert view.until_ms > 0
         await told.until_sold(("echo",), (), ("echo",))
+
+
+async def test_a_model_of_the_store_is_sold_by_its_id_and_stays_while_it_is(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    model = store.add_local(ModelDescription("mine", "1", "echo", "MIT"), {})
+    told = Told()
+    async with WorkerSupervisor(store, slots=1) as supervisor:
+        async with open_shelf(supervisor, store, told, sold=model):
+            await told.until_sold(("mine",))
+            with pytest.raises(ModelInUse):
+                remove(store, model)
+        remove(store, model)
 
 
 async def test_an_isolation_that_this_machine_does_not_reach_sells_nothing_and_says_so(store: ModelStore) -> None:

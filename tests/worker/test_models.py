@@ -1,16 +1,19 @@
 """The model store: content addresses, descriptions, packages."""
 
 import json
+import resource
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from node.worker import packages
-from node.worker.errors import BadDescription, CorruptModel, DownloadFailed, UnknownModel
+from node.worker.errors import BadDescription, CorruptModel, DownloadFailed, StoreFull, UnknownModel
 from node.worker.models import (
     Manifest,
     ModelDescription,
@@ -37,6 +40,13 @@ def test_an_id_is_the_hash_of_the_only_spelling_of_the_manifest() -> None:
     assert parse_manifest(content) == MANIFEST
 
 
+def test_what_a_manifest_says_of_its_origin_is_part_of_the_id_and_absent_where_nothing_is_said() -> None:
+    made = replace(MANIFEST, parents=("1" * 64, "2" * 64), training_data=("3" * 64,))
+    assert parse_manifest(made.encode()) == made
+    assert made.model_id() != MANIFEST.model_id()
+    assert b"parents" not in MANIFEST.encode()
+
+
 BROKEN_MANIFESTS = {
     "spaces": MANIFEST.encode().replace(b":1", b": 1"),
     "not JSON": b"{",
@@ -52,6 +62,11 @@ BROKEN_MANIFESTS = {
     "short hash": MANIFEST.encode().replace(b"0" * 64, b"0" * 63),
     "negative size": MANIFEST.encode().replace(b'"size":3', b'"size":-3'),
     "far too large": b" " * 100_000,
+    "no parents, said": MANIFEST.encode().replace(b'"runtime"', b'"parents":[],"runtime"'),
+    "a parent that is no id": MANIFEST.encode().replace(b'"runtime"', b'"parents":["../x"],"runtime"'),
+    "a parent twice": MANIFEST.encode().replace(b'"runtime"', b'"parents":["%s","%s"],"runtime"' % ((b"0" * 64,) * 2)),
+    "a link for a file": MANIFEST.encode().replace(b'"size":3', b'"link":"/etc/passwd","size":3'),
+    "a size for no disk": MANIFEST.encode().replace(b'"size":3', b'"size":99999999999999999999'),
 }
 
 
@@ -247,3 +262,39 @@ def test_a_file_larger_than_announced_is_not_kept(tmp_path: Path) -> None:
     with source.open("rb") as stream, pytest.raises(BadDescription):
         store.add_stream("a", stream, 9_999)
     assert list((store.directory / "files").iterdir()) == []
+
+
+@contextmanager
+def room_of(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes: the kernel says so as it does of a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    source = tmp_path / "weights"
+    source.write_bytes(bytes(20_000))
+    with source.open("rb") as stream, room_of(4096), pytest.raises(StoreFull, match=r"model\.onnx can't be stored"):
+        store.add_stream("model.onnx", stream)
+    assert list((store.directory / "files").iterdir()) == []
+    described = ModelDescription("m", "1", "onnx", "MIT", {"text": "x" * 9000})
+    with room_of(4096), pytest.raises(StoreFull, match="manifest"):
+        store.add_files(described, [], "local")
+    assert list((store.directory / "manifests").iterdir()) == []
+
+
+def test_a_person_names_a_model_by_id_by_its_beginning_or_by_name(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    first = store.add_local(ModelDescription("m", "1", "echo", "MIT"), {})
+    assert store.named(first) == store.named(first[:8]) == store.named("m") == first
+    store.add_local(ModelDescription("m", "2", "echo", "MIT"), {})
+    with pytest.raises(UnknownModel, match=first):
+        store.named("m")
+    for wrong in ("n", first[:3], "../m", ""):
+        with pytest.raises(UnknownModel):
+            store.named(wrong)
