@@ -18,7 +18,7 @@ from protocol.messages.wire import Direct, Push, WireMessage
 from protocol.primitives.codec import decode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.signing import SignatureCheck
-from protocol.primitives.units import AuthorityId, Hash
+from protocol.primitives.units import Hash
 
 
 def envelope_checks(genesis_hash: Hash, received: bytes) -> list[SignatureCheck]:
@@ -43,13 +43,12 @@ def overheard_checks(payload: Dispatch | Inquiry | Testimony, replica: Replica) 
     """
     match payload:
         case Dispatch():
-            return [check for part in parts_of(payload) for check in replica.checks(part)]
+            return [check for part in parts_of(payload) for check in replica.relayed_checks(part)]
         case Inquiry():
             return []
         case Testimony():
-            # The proof of its tip matters to the asker alone, who asks for it when it is within reach.
-            asks = replica.key == AuthorityId(payload.asker)
-            return replica.checks(standing_of(payload if asks else replace(payload, certificate=None)))
+            # The proof of its tip matters to the asker alone. Nobody on the way has checked it, so nobody is to blame.
+            return replica.relayed_checks(standing_of(replace(payload, certificate=None)))
 
 
 def message_checks(genesis_hash: Hash, message: WireMessage, replica: Replica) -> list[SignatureCheck]:

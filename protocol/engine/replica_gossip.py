@@ -5,14 +5,27 @@ leave at once, everything that the sender stands on follows each second while no
 way there are rebuilt from ballots. Blocks that are decided already come from whoever is linked.
 """
 
+from msgspec.structs import replace
+
 from protocol.consensus import outputs as out
 from protocol.engine.replica_door import MisplacedMessage
 from protocol.engine.replica_sync import ReplicaSync
 from protocol.messages import wire
-from protocol.messages.consensus import Certificate, Dispatch, FinalBody, Inquiry, ProposalBody, Testimony, VoteBody
+from protocol.messages.consensus import (
+    Attestation,
+    Certificate,
+    CertificateKind,
+    Dispatch,
+    FinalBody,
+    Inquiry,
+    ProposalBody,
+    Testimony,
+    VoteBody,
+)
 from protocol.messages.effects import Now, SignAndSend
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
+from protocol.messages.quorum import CertificateInvalid, certificate_checks
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import DISPATCH_BALLOTS_MAX, JUSTIFICATION_CERTIFICATES_MAX
 from protocol.primitives.units import AuthorityId, DurationMs, NodeId
@@ -151,10 +164,29 @@ class ReplicaGossip(ReplicaSync):
             self._on_standing_request(node, wire.StandingRequest(inquiry.nonce, author), now)
 
     def testified(self, author: AuthorityId, testimony: Testimony, now: Now) -> None:
-        """An answer about our own standing. Raises ``RemoteProtocolError``."""
-        node = self._node_of(author)
-        if node is not None and self.inquiry is not None and AuthorityId(testimony.asker) == self.inquiry.own:
-            self._on_standing(node, standing_of(testimony), now)
+        """An answer about our own standing; without the proof of its tip, if that does not hold: who relayed it could
+        not tell."""
+        node, inquiry = self._node_of(author), self.inquiry
+        envelope, attestation = open_envelope(testimony.attestation)
+        assert isinstance(attestation, Attestation), "settled at the door"
+        if node is None or inquiry is None or author == inquiry.own or AuthorityId(envelope.sender) != author:
+            return
+        if attestation.nonce == inquiry.nonce and AuthorityId(attestation.asker) == inquiry.own:
+            proof = testimony.certificate if self._proves(testimony.certificate, attestation) else None
+            self._on_standing(node, standing_of(replace(testimony, certificate=proof)), now)
+
+    def _proves(self, certificate: Certificate | None, attestation: Attestation) -> bool:
+        authorities = self.seats.at(attestation.tip)
+        if certificate is None or authorities is None or attestation.tip <= self.tip:
+            return False
+        claimed = (certificate.kind, certificate.height, certificate.block_hash)
+        if claimed != (CertificateKind.DECIDED, attestation.tip, attestation.tip_hash):
+            return False
+        try:
+            checks = certificate_checks(self.state.genesis_hash, authorities, certificate)
+        except CertificateInvalid:
+            return False
+        return all(check.holds() for check in checks)
 
     # What messages do is in the replica
 

@@ -71,8 +71,8 @@ class ReplicaSync(HeightDriver):
             self._effects.append(SendBlocks(peer, height))
 
     def _hint(self, peer: NodeId, height: Height, now: Now) -> None:
-        """The peer seems to have decided this height."""
-        if height > self.tip:
+        """The peer seems to have decided this height. Nothing can be asked of an authority without a link."""
+        if height > self.tip and peer in self._links:
             self._catch_up.hint(peer, height)
             self._ask_blocks(now)
 

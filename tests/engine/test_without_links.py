@@ -1,17 +1,20 @@
 """Authorities without a link to each other take part by gossip: they start, decide, and recover from lost leaders."""
 
 import pytest
+from msgspec.structs import replace
 
 from protocol.engine.judging import DISPATCH_BYTES, DISPATCH_OBJECTS, Judge
 from protocol.engine.replica_gossip import BLOCK_BYTES_ALWAYS
+from protocol.engine.standing import StandingInquiry
 from protocol.gossip.verdicts import ACCEPTED, Verdict
-from protocol.messages.consensus import Dispatch, FinalBody
+from protocol.messages import consensus, wire
+from protocol.messages.consensus import Attestation, Certificate, CertificateKind, Dispatch, FinalBody
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.transactions import Output, Transfer
 from protocol.primitives.codec import encode
-from protocol.primitives.units import Amount, Height, TimestampMs, View
-from tests.engine.village import Village, node_of
+from protocol.primitives.units import Amount, BlockHash, Height, PublicKey, Signature, TimestampMs, View
+from tests.engine.village import Village, holds, node_of
 from tests.ledger.world import account_of, make_genesis
 
 NAMES = ("auth0", "auth1", "auth2", "auth3")
@@ -124,3 +127,54 @@ def test_a_dispatch_of_a_height_whose_authorities_are_unknown_goes_no_further_th
     assert verdict is not None
     assert verdict.verdict is Verdict.IGNORE
     assert judge.hint_in(payload) == far - 1
+
+
+def test_what_is_relayed_is_checked_whole_also_by_those_who_know_it_already() -> None:
+    """Else they would relay broken signatures that others, who don't know the certificate, hold against them."""
+    village = make_village(STAR)
+    auth0 = village["auth0"]
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 1, 60_000)
+    lost = next(name for name in NAMES[1:] if village[name].key == auth0.replica.authorities.leader(Height(3), View(1)))
+    assert village.run_until(lambda: auth0.tip >= 2, 60_000)
+    village[lost].stop()
+
+    def held() -> tuple[Certificate, ...]:
+        machine = auth0.replica._machine
+        return machine.held.all() if machine is not None else ()
+
+    assert village.run_until(lambda: bool(held()), 60_000)
+    broken = replace(held()[0], signatures=tuple(Signature(bytes(64)) for _ in held()[0].signatures))
+    author = next(name for name in NAMES[1:] if name != lost)
+    dispatch = Dispatch(Height(auth0.tip + 1), TimestampMs(1), b"", b"", (broken,), ())
+    push = wire.Push(village.seal(author, MessageKind.DISPATCH, encode(dispatch)))
+    assert not all(holds(check) for check in auth0.engine.checks(push))
+    assert auth0.engine.checks(wire.CertificateNotice(broken)) == [], "of a link nobody else will be told"
+
+
+def _testimony(village: Village, author: str, inquiry: StandingInquiry, proof: Certificate) -> bytes:
+    attestation = Attestation(inquiry.nonce, PublicKey(inquiry.own), proof.height, proof.block_hash or BlockHash(b""))
+    attested = village.seal(author, MessageKind.ATTESTATION, encode(attestation))
+    testimony = consensus.Testimony(PublicKey(inquiry.own), attested, proof, ())
+    return village.seal(author, MessageKind.TESTIMONY, encode(testimony))
+
+
+def test_a_false_proof_in_an_answer_about_our_standing_counts_for_nothing_and_blames_no_relay() -> None:
+    village = make_village(STAR)
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 2, 60_000)
+    asker = village["auth3"]
+    asker.stop()
+    assert village.run_until(lambda: min(village.tips(*NAMES[:3])) >= asker.tip + 2, 60_000)
+    asker.restart()
+    inquiry = asker.replica.inquiry
+    assert inquiry is not None
+    true = village["auth0"].blocks[Height(asker.tip + 1)].certificate
+    broken = replace(true, signatures=tuple(Signature(bytes(64)) for _ in true.signatures))
+    voted = replace(true, kind=CertificateKind.VOTED)
+    other = replace(true, view=View(true.view + 1))
+    for proof, counted in ((broken, False), (voted, False), (other, False), (true, True)):
+        received = _testimony(village, "auth1", inquiry, proof)
+        envelope, payload = open_envelope(received)
+        assert all(holds(check) for check in asker.engine.checks(wire.Push(received)))
+        ruled = asker.engine._judge.judge(node_of("relay0"), envelope, payload, received, village.now())
+        assert ruled.judgement is ACCEPTED
+        assert (village["auth1"].key in inquiry._tips) is counted
