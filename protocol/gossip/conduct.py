@@ -23,6 +23,27 @@ class Conduct:
         allowance.available(self._policy.useless, now)
         allowance.give(self._policy.useless, self._policy.useful_refund)
 
+    def failed_to_deliver(self, peer: NodeId, points: int, reason: str, now: MonotonicMs) -> list[Effect]:
+        """A body that was asked of the peer did not come in time."""
+        allowances = self._peers.allowances(peer, now)
+        points = min(points, self._policy.undelivered_points_per_heartbeat - allowances.undelivered_now)
+        allowances.undelivered += points
+        allowances.undelivered_now += points
+        return self.penalise(peer, points, reason)
+
+    def in_flight_max(self, peer: NodeId, now: MonotonicMs) -> int:
+        """How many bodies may be asked of the peer at a time."""
+        cut = self._policy.in_flight_cut * self._peers.allowances(peer, now).undelivered
+        return max(self._policy.in_flight_min, self._policy.in_flight_max - cut)
+
+    def delivered(self, peer: NodeId, late_points: int, now: MonotonicMs) -> None:
+        """The peer sent a body that was asked of it: what its lateness cost is made good, and something of what was
+        lost on the way to it or back; never more than missing bodies have cost."""
+        allowances = self._peers.allowances(peer, now)
+        repair = min(late_points + self._policy.delivery_repair, allowances.undelivered)
+        allowances.undelivered -= repair
+        self._peers.change_score(peer, max(0, min(repair, -self._peers.score(peer))))
+
     def useless(self, peer: NodeId, reason: str, now: MonotonicMs) -> list[Effect]:
         """The peer sent something valid that was of no use: free within its allowance, then it costs points."""
         if self._peers.allowances(peer, now).useless.take(self._policy.useless, now, 1):

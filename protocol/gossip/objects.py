@@ -60,9 +60,9 @@ class BoundedCounts:
         self._counts: dict[bytes, int] = {}
         self._size_max = size_max
 
-    def add(self, key: bytes) -> None:
-        """One more; the key counted first goes when there are too many."""
-        self._counts[key] = self._counts.get(key, 0) + 1
+    def add(self, key: bytes, count: int = 1) -> None:
+        """So many more; the key counted first goes when there are too many."""
+        self._counts[key] = self._counts.get(key, 0) + count
         if len(self._counts) > self._size_max:
             del self._counts[next(iter(self._counts))]
 
@@ -72,6 +72,10 @@ class BoundedCounts:
         if count > 1:
             self._counts[key] = count - 1
         return count > 0
+
+    def take_all(self, key: bytes) -> int:
+        """The key's count, which is none from now on."""
+        return self._counts.pop(key, 0)
 
 
 class Objects:

@@ -20,6 +20,10 @@ class Allowances(msgspec.Struct):
     useless: TokenBucket
     chatter: TokenBucket
     old_ids: TokenBucket
+    undelivered: int = 0
+    """Points that bodies which did not come in time have cost and later ones have not given back."""
+    undelivered_now: int = 0
+    """Those since the last heartbeat."""
 
 
 class PeerState(msgspec.Struct):
@@ -80,8 +84,11 @@ class Peers:
         held = self._allowances.pop(peer, None)
         if held is None:
             policy = self._policy
-            rates = (policy.useless, policy.chatter_authority, policy.old_ids_in)
-            held = Allowances(*(TokenBucket.full(rate, now) for rate in rates))
+            held = Allowances(
+                TokenBucket.full(policy.useless, now),
+                TokenBucket.full(policy.chatter_authority, now),
+                TokenBucket.full(policy.old_ids_in, now),
+            )
         self._allowances[peer] = held
         if len(self._allowances) > PEERS_STORED_MAX:
             del self._allowances[next(iter(self._allowances))]
@@ -108,6 +115,9 @@ class Peers:
         for peer, score in list(self.scores.items()):
             step = max(1, abs(score) >> self._policy.decay_shift)
             self.change_score(peer, step if score < 0 else -step)
+        for allowances in self._allowances.values():
+            allowances.undelivered = max(0, allowances.undelivered - 1)
+            allowances.undelivered_now = 0
 
     def mesh(self) -> list[NodeId]:
         """Peers that are told of new objects at once."""

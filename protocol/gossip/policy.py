@@ -75,6 +75,15 @@ class GossipPolicy(msgspec.Struct, frozen=True, kw_only=True):
     reject_cost: int = 40
     failed_pull_cost: int = 1
     """As much as a delivery earns: who loses messages stays, who serves nothing goes."""
+    undelivered_points_per_heartbeat: int = 10
+    """A slow link owes many bodies at once, and brings them all a little later: its score must not fall faster than
+    they come."""
+    in_flight_cut: int = 8
+    """For each point that missing bodies have cost, so many bodies fewer are asked of a peer at a time."""
+    in_flight_min: int = 16
+    delivery_repair: int = 5
+    """What any body that was asked for gives back of a score below zero: on a link that loses a third of everything
+    more pulls fail than succeed."""
     silence_cost: int = 5
     """Once for a link on which nothing comes while bodies are owed: a partition, or a peer that stalls on purpose."""
     unasked_cost: int = 2

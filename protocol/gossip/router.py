@@ -85,6 +85,8 @@ class GossipRouter:
         self._checking = BoundedMemory(GOSSIP_PULLS_MAX)
         self._owed = BoundedCounts(GOSSIP_PULLS_MAX)
         """For peer and id, how often a body was asked for and not yet brought, also by a link that has ended since."""
+        self._late = BoundedCounts(GOSSIP_PULLS_MAX)
+        """For peer and id, the points that a body's lateness has cost."""
         self._ticking = False
         self._pull_timer_at: MonotonicMs | None = None
         self._reconciled = 0
@@ -235,6 +237,8 @@ class GossipRouter:
             state.last_body = now.monotonic_ms
         # A late answer is no fault, nor is one that a new link brings to what the last one was asked.
         owed = admission.object_id is not None and self._owed.take(peer + admission.object_id)
+        if owed and admission.object_id is not None:
+            self.conduct.delivered(peer, self._late.take_all(peer + admission.object_id), now.monotonic_ms)
         if admission.judgement is None:
             assert admission.object_id is not None
             pull = self.pulls.wanted[admission.object_id]
@@ -408,7 +412,7 @@ class GossipRouter:
                     self.pulls.schedule(object_id, pull, extended)
                     return []
             self.pulls.settle(pull)
-            effects = self._failed(late, pull.asked_at)
+            effects = self._failed(late, object_id, pull.asked_at, now)
         for peer in [*pull.announcers]:
             if self._is_silent(peer):
                 del pull.announcers[peer]  # what it holds it will announce again
@@ -424,16 +428,20 @@ class GossipRouter:
             self.pulls.end(object_id)
         return effects
 
-    def _failed(self, peer: NodeId, asked_at: MonotonicMs) -> list[Effect]:
+    def _failed(self, peer: NodeId, object_id: MessageId, asked_at: MonotonicMs, now: MonotonicMs) -> list[Effect]:
         """A body did not come in time. Of a link on which nothing came at all the peer may be innocent: however many
-        bodies it owes then, that counts once."""
+        bodies it owes then, that counts once. What comes late after all is made good."""
         state = self.peers.linked.get(peer)
         if state is None or state.last_heard > asked_at:
-            return self.conduct.penalise(peer, self.policy.failed_pull_cost, "announces what it does not send")
+            self._late.add(peer + object_id, self.policy.failed_pull_cost)
+            cost, reason = self.policy.failed_pull_cost, "announces what it does not send"
+            return self.conduct.failed_to_deliver(peer, cost, reason, now)
         if state.silent:
             return []
         state.silent = True
-        return self.conduct.penalise(peer, self.policy.silence_cost, "announces and falls silent")
+        self._late.add(peer + object_id, self.policy.silence_cost)
+        cost, reason = self.policy.silence_cost, "announces and falls silent"
+        return self.conduct.failed_to_deliver(peer, cost, reason, now)
 
     def _is_silent(self, peer: NodeId) -> bool:
         state = self.peers.linked.get(peer)
@@ -444,7 +452,7 @@ class GossipRouter:
         return (
             state is not None
             and not state.leaving
-            and self.pulls.in_flight.get(peer, 0) < self.policy.in_flight_max
+            and self.pulls.in_flight.get(peer, 0) < self.conduct.in_flight_max(peer, now)
             and state.bodies_in.available(self.policy.bodies_in, now) > 0
             and state.bytes_in.available(self.policy.bytes_in, now) > 0
         )

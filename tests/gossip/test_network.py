@@ -134,7 +134,7 @@ def test_flood_of_invented_ids_stays_bounded_and_ends_the_link() -> None:
         if flooder in network.links[victim]:
             network.deliver(victim, flooder, Announce(ids))
         most_wanted = max(most_wanted, len(router.pulls.wanted))
-        network.run(5)
+        network.run(50)
     asked = sum(len(m.ids) for _, node, m in network.delivered if node == flooder and isinstance(m, Pull))
     assert most_wanted <= GOSSIP_PULLS_MAX // 4
     assert asked <= POLICY.in_flight_max * 3

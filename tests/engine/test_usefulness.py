@@ -1,0 +1,115 @@
+"""What an engine makes of messages that are valid and of no use: free for a while, then the peer is left."""
+
+import pytest
+
+from protocol.engine.engine import Engine
+from protocol.engine.inputs import Input, Received, Unexpected
+from protocol.engine.usefulness import DoorWork, Use
+from protocol.gossip.policy import GossipPolicy
+from protocol.messages import wire
+from protocol.messages.effects import Disconnect, Effect
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Voucher
+from protocol.messages.transactions import Output, Transaction, Transfer
+from protocol.primitives.units import (
+    Amount,
+    ChannelId,
+    Hash,
+    Height,
+    Lane,
+    NodeId,
+    Nonce,
+    SequenceNumber,
+)
+from tests.engine.test_hostile_input import PEER, at, begin, make_engine
+from tests.fuzz.live_engine import honest_words
+from tests.ledger.world import account_of, sealed
+
+POLICY = GossipPolicy()
+GENESIS = make_engine("follower").replica.state.genesis_hash
+CHECKED, KNOWN = DoorWork(1, 1), DoorWork(0, 0)
+
+
+def _voucher(number: int) -> wire.Direct:
+    body = Voucher(
+        ChannelId(b"c" * 32), account_of("alice"), Lane(0), SequenceNumber(number + 1), Amount(1), Hash(bytes(32)), 0
+    )
+    return wire.Direct(sealed(GENESIS, "bob", MessageKind.VOUCHER, body))
+
+
+def _transfer(number: int, nonce: int) -> wire.Transactions:
+    action = Transfer((Output(account_of("carol"), Amount(1 + number)),))
+    body = Transaction(Nonce(nonce), Amount(10), Height(1_000), action)
+    return wire.Transactions((sealed(GENESIS, "bob", MessageKind.TRANSACTION, body),))
+
+
+def _replay(kind: type[wire.WireMessage]) -> wire.WireMessage:
+    return next(message for message in honest_words()[0] if isinstance(message, kind))
+
+
+def _left_after_ms(engine: Engine, happened: list[Input], every_ms: int, limit_ms: int) -> int | None:
+    """When the peer is left that sends these in turn, one every so many ms."""
+    now_ms, turn, heartbeat = 0, 0, POLICY.heartbeat_ms
+    while now_ms < limit_ms:
+        now_ms += every_ms
+        effects: list[Effect] = engine.step(happened[turn % len(happened)], at(now_ms))
+        turn += 1
+        if any(isinstance(effect, Disconnect) and effect.peer == PEER for effect in effects):
+            return now_ms
+        if now_ms >= heartbeat:
+            heartbeat += POLICY.heartbeat_ms
+            engine.gossip.peers.decay_scores()
+    return None
+
+
+@pytest.mark.parametrize(
+    ("happened", "every_ms"),
+    [
+        ([Received(PEER, _voucher(number), CHECKED) for number in range(64)], 50),
+        ([Received(PEER, _transfer(number, nonce=9), CHECKED) for number in range(64)], 50),
+        ([Unexpected(PEER, _replay(wire.CertificateNotice))], 1),
+        ([Unexpected(PEER, _replay(wire.Blocks))], 1),
+        ([Received(PEER, _replay(wire.Ballot), KNOWN)], 1),
+        ([Received(PEER, wire.TipNotice(Height(0)))], 1),
+        ([Received(PEER, wire.BlocksRequest(Height(5)))], 1),
+    ],
+    ids=[
+        "statements of no job",
+        "transfers that can't be paid",
+        "certificates from a stranger",
+        "blocks that nobody asked for",
+        "old ballots",
+        "the same tip again",
+        "requests without an answer",
+    ],
+)
+def test_peer_that_is_of_no_use_for_ever_is_left_within_a_minute(happened: list[Input], every_ms: int) -> None:
+    engine = make_engine("follower")
+    begin(engine)
+    assert _left_after_ms(engine, happened, every_ms, 60_000) is not None
+
+
+def test_peer_that_is_of_no_use_now_and_then_is_never_left() -> None:
+    engine = make_engine("follower")
+    begin(engine)
+    happened: list[Input] = [Received(PEER, _voucher(0), CHECKED), Received(PEER, wire.TipNotice(Height(0)))]
+    assert _left_after_ms(engine, happened, 1_000, 3_600_000) is None
+
+
+def test_same_transactions_from_many_peers_are_nobodys_fault() -> None:
+    engine = make_engine("follower")
+    begin(engine)
+    engine.step(Received(PEER, _transfer(0, nonce=0), CHECKED), at(1))
+    first = engine.usefulness.last
+    engine.step(Received(NodeId(b"q" * 32), _transfer(0, nonce=0), DoorWork(1, 0)), at(2))
+    assert (first, engine.usefulness.last) == (Use.USEFUL, Use.NEUTRAL)
+
+
+def test_useful_messages_make_up_for_useless_ones() -> None:
+    engine = make_engine("follower")
+    begin(engine)
+    for number in range(20 * POLICY.useless.burst):
+        engine.step(Received(PEER, _voucher(number % 64), CHECKED), at(number))
+        if number % POLICY.useful_refund == 0:
+            engine.gossip.conduct.useful(PEER, at(number).monotonic_ms)
+    assert engine.gossip.peers.score(PEER) >= 0
