@@ -96,7 +96,8 @@ _MINUTE = 60 * _SECOND
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _YEAR = 365 * _DAY
-_FEE_MOST = 100 * CREDIT
+_FEE_MOST = CREDIT
+_MOTION_FEE_MOST = 100 * CREDIT
 
 PARAMETER_BOUNDS: dict[str, Bounds] = {
     "heartbeat_ms": Bounds(_SECOND, 1, _HOUR),
@@ -114,12 +115,13 @@ PARAMETER_BOUNDS: dict[str, Bounds] = {
     "evidence_ms": Bounds(_HOUR, 1, _YEAR),
     "motion_ms": Bounds(_HOUR, 1, 90 * _DAY),
     "motion_timelock_ms": Bounds(0, 0, 90 * _DAY),
-    "motion_fee_min": Bounds(0, 0, _FEE_MOST),
+    "motion_fee_min": Bounds(0, 0, _MOTION_FEE_MOST),
     "issuance_cap": Bounds(0, 0, AMOUNT_MAX),
     "issuance_period_ms": Bounds(_DAY, 1, _YEAR),
 }
 """Every parameter. What costs somebody a claim has a long least time outside development: an hour to challenge a close,
-a day to take a bond back, an hour to vote. No vote can make redeeming cost more than a tenth."""
+a day to take a bond back, an hour to vote. No vote can make redeeming cost more than a tenth and two credits: one for
+the transaction, one where a tenth is less; what somebody holds in vouchers was agreed on under lower fees."""
 
 
 def check_parameters(parameters: Parameters, development: bool) -> None:

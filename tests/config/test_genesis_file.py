@@ -8,9 +8,10 @@ import pytest
 
 from node.config.genesis_file import GenesisInvalid, genesis_from_json, genesis_to_json, load_genesis, make_genesis
 from node.keystore.development import development_keys
+from protocol.ledger.channels import redeem_fee
 from protocol.messages.genesis import Allocation, AuthorityRecord, Genesis, Parameters, genesis_hash
 from protocol.messages.governance import PARAMETER_BOUNDS, Bounds, ParametersInvalid, check_parameters
-from protocol.primitives.units import AMOUNT_MAX, Amount, AuthorityId, TimestampMs
+from protocol.primitives.units import AMOUNT_MAX, CREDIT, Amount, AuthorityId, TimestampMs
 
 HOUR_MS = 3_600_000
 PARAMETERS = msgspec.convert(
@@ -129,6 +130,17 @@ def test_a_parameter_out_of_its_bounds_is_refused_by_name(name: str, bounds: Bou
 
 def test_every_parameter_has_bounds() -> None:
     assert tuple(PARAMETER_BOUNDS) == Parameters.__struct_fields__
+
+
+def test_no_vote_can_eat_what_somebody_holds_in_vouchers_by_fees() -> None:
+    dearest = msgspec.structs.replace(
+        PARAMETERS,
+        **{name: PARAMETER_BOUNDS[name].most for name in ("fee_min", "redeem_fee_min", "redeem_fee_share_ppm")},
+    )
+    check_parameters(dearest, development=False)
+    for credits_held in (1, 5, 100, 10_000):
+        held = Amount(credits_held * CREDIT)
+        assert dearest.fee_min + redeem_fee(dearest, held) <= held // 10 + 2 * CREDIT
 
 
 def test_parameters_that_do_not_fit_each_other_are_refused() -> None:
