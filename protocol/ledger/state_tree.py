@@ -144,7 +144,10 @@ class StateTree:
 
     @classmethod
     def from_pages(cls, pages: Mapping[bytes, bytes]) -> "StateTree":
-        """Inverse of ``pages``. Compare the root: nothing else tells whether the pages are what they were."""
+        """Inverse of ``pages``. Compare the root: nothing else tells whether the pages are what they were.
+
+        Keys that belong to no page are left out.
+        """
         keys = sorted(pages)
         return cls(_from_pages(pages, keys, 0, len(keys), 0, 0))
 
@@ -269,7 +272,7 @@ def _pages(node: _Node, depth: int, prefix: int) -> Iterator[tuple[bytes, bytes]
 def _from_pages(
     pages: Mapping[bytes, bytes], keys: list[bytes], first: int, last: int, depth: int, prefix: int
 ) -> _Node:
-    if first == last:
+    if first == last or depth == DEPTH_MAX:  # there is nothing below: a key that stands nowhere is no page
         return _EMPTY
     if last - first == 1 and keys[first] == _page_key(prefix, depth):
         return _page(pages[keys[first]])

@@ -163,3 +163,12 @@ def test_ground_places_lengthen_a_proof_by_one_step_a_bit_and_no_page(monkeypatc
         verify_row(tree.root, key, value, proof)
     shrunk = tree.updated(dict.fromkeys(tuple(rows)[20:]))
     assert shrunk.root == tree_of(dict(tuple(rows.items())[:20])).root
+
+
+@pytest.mark.parametrize("stray", [b"", b"x", b"x" * 25, bytes(24) + b"\xff", b"\xff" * 40])
+def test_stored_pages_with_a_key_that_is_none_give_another_tree_and_no_error(stray: bytes) -> None:
+    tree = StateTree().updated({b"a" + number.to_bytes(32, "big"): b"v" for number in range(40)})
+    pages = dict(tree.pages())
+    assert len(pages) > 1
+    kept = dict(list(pages.items())[1:])
+    assert StateTree.from_pages({**kept, stray: pages[min(pages)]}).root != tree.root
