@@ -406,8 +406,11 @@ class AuthorityHeight(HeightState):
         self._lead(now, outputs)
 
     def _certificate(self, certificate: Certificate, now: Now, outputs: list[Output]) -> None:
-        """On VC_v or SC_v: keep, make durable, forward; if v ≥ current: enter(v+1). On DC_v, any v: forward, close."""
-        if self.decided is not None:
+        """On VC_v or SC_v: keep, make durable, forward; if v ≥ current: enter(v+1). On DC_v, any v: forward, close.
+
+        One of a void view was made by the set that a recovery replaced, whoever let it in.
+        """
+        if self.decided is not None or certificate.view < self.first_view:
             return
         if self.contradicts(certificate):
             outputs.append(SafetyBroken(f"certificates exclude each other at height {self.rules.height}"))

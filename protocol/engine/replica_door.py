@@ -102,7 +102,8 @@ class ReplicaDoor:
         """The set that each block is decided by, up to the first one whose set nothing tells; ``None`` where the block
         will be ignored.
 
-        A decided header names the next height's set, so blocks can be followed as far as no new set comes in.
+        A decided header names the next height's set, so blocks can be followed as far as no new set comes in, and over
+        a recovery that this node was told of.
         """
         sets: list[AuthoritySet | None] = []
         named: dict[Height, AuthoritySet | None] = {}
@@ -111,12 +112,12 @@ class ReplicaDoor:
             if height <= tip:
                 sets.append(None)
                 continue
-            found = self._seats.at(height) or named.get(height)
+            found = named.get(height) or self._seats.at(height)
             if found is None:
                 break
             sets.append(found)
             header = decode_block(decided.block).header
-            named[Height(header.height + 1)] = self._seats.of_hash(header.next_authorities_hash)
+            named[Height(header.height + 1)] = self._seats.after(header)
         return sets
 
     def _set(self, height: Height) -> AuthoritySet:

@@ -7,6 +7,7 @@ height stays right however late the message is handled. Known are the tip and th
 from collections.abc import Iterator
 
 from protocol.ledger.state import LedgerState
+from protocol.messages.blocks import Header
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import AuthorityId, Hash, Height, NodeId
 
@@ -43,6 +44,12 @@ class Seats:
         """One of the sets around the tip by what headers call it; of two, the one of the higher height: the views that
         a recovery voids are those of its first height alone."""
         return next((found for found in reversed(self.around()) if found.hash() == wanted), None)
+
+    def after(self, header: Header) -> AuthoritySet | None:
+        """The set of the height after a decided header: the one that it names, or that of a recovery that names it."""
+        named = self.of_hash(header.next_authorities_hash)
+        recovery = self._state.recovery_after(header, named) if named is not None else None
+        return named if recovery is None else AuthoritySet.of(recovery.membership, recovery.view_base)
 
     def seated(self, authority: AuthorityId) -> bool:
         """True for a member of any set around the tip."""

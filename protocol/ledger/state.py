@@ -12,7 +12,6 @@ from protocol.ledger.channel_table import ChannelTable
 from protocol.ledger.charter import (
     CHARTER_KEYS,
     EVIDENCE_PREFIX,
-    GENESIS_VERSION,
     MOTION_PREFIX,
     Charter,
     Evidence,
@@ -25,10 +24,10 @@ from protocol.ledger.charter import (
     motion_row,
 )
 from protocol.ledger.checkpoints import Checkpoints, ProvenRow, StoredChange
-from protocol.ledger.errors import GenesisInvalid, StateInvalid
+from protocol.ledger.errors import StateInvalid
 from protocol.ledger.execution import Execution
+from protocol.ledger.genesis_state import genesis_header, genesis_rows, genesis_schedule
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
-from protocol.ledger.merkle import EMPTY_ROOT
 from protocol.ledger.recovery import RecoveryRefused, check_named, signed_by_member
 from protocol.ledger.rows import (
     ACCOUNT_PREFIX,
@@ -49,14 +48,13 @@ from protocol.ledger.rows import (
     decode_sum,
     sum_row,
 )
-from protocol.ledger.state_tree import NO_STATE_TREE
-from protocol.messages.blocks import NO_CERTIFICATE_HASH, Header, header_hash
+from protocol.messages.blocks import Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
 from protocol.messages.governance import MotionNumber
 from protocol.messages.quorum import AuthoritySet
 from protocol.messages.recovery import Recovery
 from protocol.primitives.codec import decode
-from protocol.primitives.errors import AmountOutOfRange, LocalProtocolError, MalformedMessage
+from protocol.primitives.errors import LocalProtocolError, MalformedMessage
 from protocol.primitives.units import (
     AccountId,
     Amount,
@@ -66,8 +64,6 @@ from protocol.primitives.units import (
     Hash,
     Height,
     LedgerTimeMs,
-    Nonce,
-    checked_sum,
 )
 
 
@@ -251,10 +247,14 @@ class LedgerState:
     @property
     def recovery(self) -> Recovery | None:
         """What operators have agreed on out of band for the next height, if this node was told of it."""
-        recovery, signers = self._recoveries.get(self.tip_hash, (None, ()))
-        if recovery is None or recovery.height != self.tip.height:
+        return self.recovery_after(self.tip, AuthoritySet.of(self.schedule.current)) if self._recoveries else None
+
+    def recovery_after(self, header: Header, replaced: AuthoritySet) -> Recovery | None:
+        """The same for the height after this header, which ``replaced`` would have decided."""
+        recovery, signers = self._recoveries.get(header_hash(header), (None, ()))
+        if recovery is None or recovery.height != header.height:
             return None
-        return recovery if signed_by_member(signers, AuthoritySet.of(self.schedule.current)) else None
+        return recovery if signed_by_member(signers, replaced) else None
 
     def follow_recovery(self, recovery: Recovery, signers: Sequence[AuthorityId]) -> None:
         """From the block that the recovery names on, its set decides; also if that block is still to come.
@@ -436,12 +436,6 @@ def _supply(state: LedgerState, balances: int) -> Supply:
     )
 
 
-def genesis_schedule(genesis: Genesis) -> AuthoritySchedule:
-    """The genesis's authorities decide until the ledger says otherwise."""
-    membership = AuthoritySet.from_genesis(genesis).membership()
-    return AuthoritySchedule(membership, membership, membership)
-
-
 def sets_of(
     schedule: AuthoritySchedule, recovery: Recovery | None = None
 ) -> tuple[AuthoritySet, AuthoritySet, AuthoritySet]:
@@ -453,44 +447,3 @@ def sets_of(
     current = previous if schedule.current == schedule.previous else AuthoritySet.of(schedule.current)
     following = current if schedule.following == schedule.current else AuthoritySet.of(schedule.following)
     return previous, current, following
-
-
-def genesis_rows(genesis: Genesis) -> tuple[Row, ...]:
-    """The rows that a genesis allocates.
-
-    Raises ``GenesisInvalid`` on a repeated account or authority, or more credits than can exist.
-    """
-    try:
-        AuthoritySet.from_genesis(genesis)
-        issued = checked_sum(
-            amount for allocation in genesis.allocations for amount in (allocation.balance, allocation.bond)
-        )
-    except (ValueError, AmountOutOfRange) as error:
-        raise GenesisInvalid(str(error)) from None
-    if len({allocation.account for allocation in genesis.allocations}) != len(genesis.allocations):
-        raise GenesisInvalid("an account has two allocations")
-    rows: list[tuple[bytes, bytes | None]] = []
-    for allocation in genesis.allocations:
-        rows.append(account_row(allocation.account, Account(allocation.balance, Nonce(0))))
-        rows.append(bond_row(allocation.account, Bond(allocation.bond, Amount(0), LedgerTimeMs(0))))
-    rows += [sum_row(FEE_POOL_KEY, 0), authorities_row(genesis_schedule(genesis))]
-    rows += charter_rows(genesis_charter(genesis, issued))
-    return tuple((key, value) for key, value in rows if value is not None)
-
-
-def genesis_header(genesis: Genesis, state_root: Hash) -> Header:
-    """The header of height 0: never voted on, its parent is the genesis hash."""
-    authorities = AuthoritySet.from_genesis(genesis).hash()
-    return Header(
-        version=GENESIS_VERSION,
-        height=Height(0),
-        parent=BlockHash(genesis_hash(genesis)),
-        timestamp_ms=genesis.created_at,
-        ledger_time_ms=LedgerTimeMs(0),
-        parent_certificate_hash=NO_CERTIFICATE_HASH,
-        transactions_root=EMPTY_ROOT,
-        state_root=state_root,
-        checkpoint_root=NO_STATE_TREE,
-        authorities_hash=authorities,
-        next_authorities_hash=authorities,
-    )

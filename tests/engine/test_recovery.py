@@ -16,8 +16,8 @@ from protocol.messages.genesis import AuthorityRecord, Membership
 from protocol.messages.kinds import MessageKind
 from protocol.messages.recovery import Recovery
 from protocol.primitives.codec import decode, encode
-from protocol.primitives.units import AuthorityId, BlockHash, Height, TimestampMs, View
-from tests.engine.village import Village, node_of
+from protocol.primitives.units import AuthorityId, BlockHash, Height, Signature, TimestampMs, View
+from tests.engine.village import Village, Villager, node_of
 from tests.ledger.world import account_of, make_genesis
 
 FIRST = ("auth0", "auth1", "auth2", "auth3")
@@ -196,3 +196,35 @@ def test_a_light_client_steps_over_a_recovery_only_with_its_document() -> None:
         recovered(trusted_genesis(genesis), recovery, (AuthorityId(account_of("auth0")),))
     stepped = reach(recovered(trusted, recovery, (AuthorityId(account_of("auth0")),)), target)
     assert stepped.authorities.hash() == members.hash()
+
+
+def test_a_new_node_with_the_document_catches_up_over_the_recovery_and_blames_nobody() -> None:
+    """Decided blocks come many at a time: those before the named block and those after it in one answer."""
+    village = halted_village()
+    recovery = agree(village, *LEFT, *NEW)
+    follow(village, recovery, *LEFT, *NEW)
+    assert village.run_until(lambda: min(village.tips(*LEFT, *NEW)) >= recovery.height + 3, 60_000)
+    late = village.villagers["late"] = Villager(village, "late", authority=False)
+    envelope = village.seal("auth0", MessageKind.RECOVERY, encode(recovery))
+    late.replica.state.follow_recovery(*open_recovery(village.genesis_hash, [envelope]))
+    late.start()
+    village.link(village["auth0"], late)
+    assert village.run_until(lambda: late.tip >= recovery.height + 6, 60_000)
+    assert not late.blamed
+
+
+def test_certificates_of_void_views_change_nothing_however_they_got_past_the_door() -> None:
+    """The door may have checked one by the set that was replaced, just before the named block was decided here."""
+    village = halted_village()
+    recovery = agree(village, *LEFT, *NEW)
+    signers = tuple(range(3))
+    old = Certificate(
+        CertificateKind.SKIPPED, Height(recovery.height + 1), View(1), None, signers, (Signature(bytes(64)),) * 3
+    )
+    follow(village, recovery, *LEFT, *NEW)
+    replica = village["auth0"].replica
+    replica.receive(node_of("auth1"), wire.CertificateNotice(old), village.now())
+    machine = replica._machine
+    assert machine is not None
+    assert machine.held.all() == ()
+    assert machine.current in (View(0), machine.first_view)
