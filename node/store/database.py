@@ -21,9 +21,10 @@ from node.store.schema import STORE_SCHEMA, table_name
 from node.store.state_rows import LATTICE_FACT, StateSource, is_small, load_state, recheck
 from protocol.engine.decided import succession_key, succession_of
 from protocol.ledger.errors import StateInvalid
+from protocol.ledger.genesis_state import genesis_rows
 from protocol.ledger.lattice import lattice_bytes
 from protocol.ledger.rows import Row
-from protocol.ledger.state import LedgerState, genesis_rows
+from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Block, DecidedBlock, Header, header_hash
 from protocol.messages.consensus import Certificate
 from protocol.messages.effects import CommitBlock, Delete, Put, Table

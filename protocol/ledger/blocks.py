@@ -12,6 +12,8 @@ from protocol.ledger.charter import changed_charter_rows, evidence_row, motion_r
 from protocol.ledger.epochs import close_epoch_if_over, count_signers, enter_version, mark_time
 from protocol.ledger.errors import BlockInvalid, NotATransaction, TransactionInvalid
 from protocol.ledger.execution import Execution as Execution
+from protocol.ledger.genesis_state import genesis_header as _genesis_header
+from protocol.ledger.genesis_state import genesis_rows
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.merkle import merkle_root, transaction_leaf
 from protocol.ledger.motions import motion_due, settle_due
@@ -27,8 +29,7 @@ from protocol.ledger.rows import (
     sum_row,
 )
 from protocol.ledger.signatures import open_transaction
-from protocol.ledger.state import LedgerState, genesis_rows
-from protocol.ledger.state import genesis_header as _genesis_header
+from protocol.ledger.state import LedgerState
 from protocol.ledger.transition import apply_transaction
 from protocol.ledger.view import Context, Overlay
 from protocol.messages.blocks import Block, Header, certificate_hash, header_hash
