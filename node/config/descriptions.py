@@ -36,7 +36,10 @@ def shipped_descriptions() -> dict[str, Path]:
 def description_path(name_or_path: str, base: Path | None = None) -> Path:
     """The description file that a setting or flag means; relative paths start at ``base`` or the working directory."""
     if "/" in name_or_path or name_or_path.endswith(".toml"):
-        path = (base or Path.cwd()) / Path(name_or_path).expanduser()
+        try:
+            path = (base or Path.cwd()) / Path(name_or_path).expanduser()
+        except RuntimeError:
+            raise DescriptionMissing(f"{name_or_path!r} starts with the home directory of nobody here") from None
         if path.is_file():
             return path.resolve()
         raise DescriptionMissing(f"there is no model description {path}")

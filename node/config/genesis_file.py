@@ -128,7 +128,7 @@ def genesis_from_json(content: bytes, source: str) -> Genesis:
         )
         decode(encode(genesis), Genesis)  # every range that the struct declares
         check_genesis(genesis)
-    except (msgspec.DecodeError, UnicodeDecodeError, MalformedMessage, UserError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError, MalformedMessage, UserError) as error:
         raise GenesisInvalid(f"{source} is not a usable genesis: {error}") from None
     return genesis
 

@@ -82,6 +82,14 @@ def _is_list(kind: object) -> bool:
     return get_origin(inner) is tuple
 
 
+def _expanded(text: str) -> Path:
+    """The path with ``~`` replaced. Raises ``ValueError`` when it names nobody's home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r} starts with the home directory of nobody on this machine") from None
+
+
 def _from_text(text: str, kind: object, key: str, source: str) -> object:
     """A value that was given as text, by flag or environment. Lists are separated by commas."""
     if _is_list(kind):
@@ -89,7 +97,10 @@ def _from_text(text: str, kind: object, key: str, source: str) -> object:
             raise ConfigInvalid(f"{source}: {key} is a table; set it in the configuration file")
         return [part.strip() for part in text.split(",") if part.strip()]
     if Path in _alternatives(kind):
-        return Path(text).expanduser().absolute()
+        try:
+            return _expanded(text).absolute()
+        except ValueError as error:
+            raise ConfigInvalid(f"{source}: {key}: {error}") from None
     if kind is bool or kind is int or hasattr(kind, "__metadata__") or len(_alternatives(kind)) > 1:
         try:
             return msgspec.convert(text, kind, strict=False)
@@ -151,7 +162,7 @@ def load_config(
 def _converted(flat: Mapping[str, object], base: Path, path: Path | None) -> NodeConfig:
     def absolute(kind: type, value: object) -> object:
         if kind is Path and isinstance(value, str | Path) and str(value):
-            return base / Path(value).expanduser()
+            return base / _expanded(str(value))
         raise ValueError(f"expected a path, got {value!r}")
 
     try:

@@ -18,6 +18,15 @@ FINDINGS: dict[str, tuple[str, bytes]] = {
     "settings nested too deeply": ("config_file", b"seeds = " + DEEP),
     "a number with too many digits": ("config_file", b"listen = " + b"9" * 5_000),
     "a description nested too deeply": ("description", b"name = " + DEEP),
+    "a path in the home of nobody": ("config_file", b'state = "~nobody-of-this-name/state"'),
+    "a description in the home of nobody": (
+        "config_file",
+        b'roles = ["provider"]\n[[provider.models]]\ndescription = "~nobody-of-this-name/a.toml"\n',
+    ),
+    "a parameter beyond every integer": (
+        "genesis_file",
+        documents.genesis_files()[0].replace(b'"heartbeat_ms": ', b'"heartbeat_ms": 1' + b"0" * 25),
+    ),
     "a request whose text is not UTF-8": ("control_request", b'POST /v1/send\n{"recipient": "\xff"}'),
     "a request with a field whose name is not UTF-8": (
         "control_request",
