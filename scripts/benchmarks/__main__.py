@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scripts.benchmarks import gossip, idle, job, ledger, llm
+from scripts.benchmarks import abuse, gossip, idle, job, ledger, llm
 from scripts.benchmarks.measure import Report, machine, note, verdicts
 
 BENCHMARKS: dict[str, Callable[[bool], Report]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[bool], Report]] = {
     "gossip": gossip.measure,
     "llm": llm.measure,
     "idle": idle.measure,
+    "abuse": abuse.measure,
 }
 EXIT_MISSED = 1
 

@@ -29,10 +29,10 @@ class Spoken:
 
 
 @contextmanager
-def python_process(module: str) -> Iterator[Spoken]:
+def python_process(module: str, *arguments: str) -> Iterator[Spoken]:
     """Run a module as a program while the context lasts."""
     with subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
