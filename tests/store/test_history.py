@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from node.store.archive import succession_rows
+from node.store.connection import transaction
 from node.store.database import Store
+from node.store.history import set_blocks_from
 from node.store.snapshot_files import KEPT, SnapshotFiles
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.light_chain import follow, trusted_genesis
@@ -57,6 +59,17 @@ def test_pruned_blocks_are_gone_but_for_those_that_are_needed_and_the_rest_is_wh
     assert store.blocks_from() == 7
     store.commit([chain.next()])
     assert store.load_state().height == 11
+    store.close()
+
+
+def test_blocks_that_a_killed_process_had_still_to_give_up_go_with_the_next_ones(store: Store, chain: Chain) -> None:
+    store.commit([chain.next() for _ in range(10)])
+    connection = store.database.conn
+    with transaction(connection):
+        set_blocks_from(connection, Height(5))  # killed here, before any block went
+    assert store.prune(Height(8), frozenset({2})) == 6
+    assert [height for height in range(1, 11) if store.decided_block(Height(height))] == [2, 8, 9, 10]
+    assert store.prune(Height(9), NOTHING) == 2, "and what is needed no more"
     store.close()
 
 
