@@ -6,6 +6,8 @@ the one who lags. Only what can't be right in any state is held against the peer
 
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.replica import Replica
 from protocol.engine.replica_gossip import check_parts
@@ -93,7 +95,7 @@ class Judge:
             case VoteBody() | FinalBody():
                 return self._ballot(peer, envelope, payload, envelope_bytes, now)
             case Dispatch() | Inquiry() | Testimony():
-                return self._overheard(envelope, payload, envelope_bytes, now)
+                return self._overheard(peer, envelope, payload, envelope_bytes, now)
         if envelope.kind is MessageKind.TRANSACTION:
             return self._transaction(envelope_bytes, now)
         return Ruled(reject(f"a {envelope.kind.name} does not travel by gossip"), now.wall_ms, [])
@@ -185,7 +187,10 @@ class Judge:
         if body.height > tip + HEIGHTS_KNOWN_AHEAD:
             hint = self._replica.receive(peer, TipNotice(Height(body.height - 1)), now)
             return Ruled(ignore("not of the open height", retryable=True), expires_at, hint)
-        # [REJECT] signed by no authority of that height
+        # [REJECT] signed by no authority of that height; asked here too, because a replica may not be listening
+        authorities = self._replica.seats.at(body.height)
+        if authorities is None or not authorities.counts(AuthorityId(envelope.sender)):
+            return Ruled(reject("a ballot signed by a key that is no authority"), expires_at, [])
         try:
             effects = self._replica.receive(peer, Ballot(envelope_bytes), now)
         except RemoteProtocolError as error:
@@ -195,7 +200,7 @@ class Judge:
             self._ballots, self._ballots_tip = {}, tip
         relayed = self._ballots.get(envelope.sender, 0)
         if relayed >= BALLOTS_PER_AUTHORITY_MAX:
-            return Ruled(ignore("too many ballots of this authority"), expires_at, effects)
+            return Ruled(self._too_much(peer, AuthorityId(envelope.sender)), expires_at, effects)
         self._ballots[envelope.sender] = relayed + 1
         return Ruled(ACCEPTED, expires_at, effects)
 
@@ -240,7 +245,7 @@ class Judge:
         return None
 
     def _overheard(
-        self, envelope: Envelope, payload: Dispatch | Inquiry | Testimony, envelope_bytes: bytes, now: Now
+        self, peer: NodeId, envelope: Envelope, payload: Dispatch | Inquiry | Testimony, envelope_bytes: bytes, now: Now
     ) -> Ruled:
         """Statements of an authority to those that it has no link to."""
         expires_at = TimestampMs(now.wall_ms + DISPATCH_LIFETIME_MS)
@@ -259,7 +264,7 @@ class Judge:
             return Ruled(ignore("no authority that is known here", retryable=True), expires_at, [])
         # [IGNORE] more than an authority has to say
         if not self._may_say(author, envelope.kind, len(envelope_bytes), now.monotonic_ms):
-            return Ruled(ignore("too much of this authority"), expires_at, [])
+            return Ruled(self._too_much(peer, author), expires_at, [])
         # [REJECT] parts of another height or authority
         if isinstance(payload, Dispatch):
             try:
@@ -271,6 +276,12 @@ class Judge:
         except RemoteProtocolError as error:
             return Ruled(reject(str(error)), expires_at, [])
         return Ruled(ACCEPTED, expires_at, effects)
+
+    def _too_much(self, peer: NodeId, author: AuthorityId) -> Judgement:
+        """More than an authority has to say. It may tell each of us something else, all of which is within bounds where
+        it is heard first: whoever passed it on is not to blame."""
+        judgement = ignore("too much of this authority")
+        return replace(judgement, excused=not self._replica.seats.holds(peer, author))
 
     def _may_say(self, author: AuthorityId, kind: MessageKind, size: int, now: MonotonicMs) -> bool:
         if len(self._said) > 8 * AUTHORITIES_MAX:

@@ -308,7 +308,7 @@ class GossipRouter:
 
     def _ignored(self, peer: NodeId, object_id: MessageId, judgement: Judgement, now: Now) -> list[Effect]:
         state = self.peers.linked.get(peer)
-        if state is not None and not judgement.excused:
+        if state is not None:
             state.bodies_in.charge(self.policy.ignored_body_charge)
         pull = self.pulls.wanted.get(object_id)
         if judgement.retryable and pull is not None and pull.retries < self.policy.retries_max:

@@ -1,7 +1,7 @@
 """Verdicts on gossip objects, each with its label.
 
 Law: REJECT costs the peer that sent the object. IGNORE costs it a place in its allowance for what is of no use, and not
-even that where it is ``excused``: the judge may be the one who lags. A failure of standing (no bond seen yet, balance
+even that where it is ``excused``: then it is asked for less for a while, and that is all. A failure of standing (no bond seen yet, balance
 not seen yet) is ``retryable`` and never REJECT.
 """
 
@@ -33,7 +33,7 @@ class Judgement(msgspec.Struct, frozen=True):
     retryable: bool = False
     authentic: bool = True
     excused: bool = False
-    """The judge knows that it lags: nothing of what it misses is the peer's fault."""
+    """The peer could not know: it is the author's doing, or the judge's."""
 
     @property
     def label(self) -> str:

@@ -3,17 +3,27 @@
 import pytest
 from msgspec.structs import replace
 
-from protocol.engine.judging import DISPATCH_BYTES, DISPATCH_OBJECTS, Judge
+from protocol.engine.judging import BALLOTS_PER_AUTHORITY_MAX, DISPATCH_BYTES, DISPATCH_OBJECTS, Judge
 from protocol.engine.replica_gossip import BLOCK_BYTES_ALWAYS
 from protocol.engine.standing import StandingInquiry
 from protocol.gossip.verdicts import ACCEPTED, Verdict
 from protocol.messages import consensus, wire
-from protocol.messages.consensus import Attestation, Certificate, CertificateKind, Dispatch, FinalBody
+from protocol.messages.consensus import Attestation, Certificate, CertificateKind, Dispatch, FinalBody, Inquiry
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.transactions import Output, Transfer
 from protocol.primitives.codec import encode
-from protocol.primitives.units import Amount, BlockHash, Height, PublicKey, Signature, TimestampMs, View
+from protocol.primitives.units import (
+    Amount,
+    BlockHash,
+    Hash,
+    Height,
+    MessageId,
+    PublicKey,
+    Signature,
+    TimestampMs,
+    View,
+)
 from tests.engine.village import Village, holds, node_of
 from tests.ledger.world import account_of, make_genesis
 
@@ -178,3 +188,38 @@ def test_a_false_proof_in_an_answer_about_our_standing_counts_for_nothing_and_bl
         ruled = asker.engine._judge.judge(node_of("relay0"), envelope, payload, received, village.now())
         assert ruled.judgement is ACCEPTED
         assert (village["auth1"].key in inquiry._tips) is counted
+
+
+@pytest.mark.parametrize("kind", [MessageKind.INQUIRY, MessageKind.FINAL])
+def test_an_authority_that_tells_everybody_something_else_gets_no_relay_into_disrepute(kind: MessageKind) -> None:
+    """Each relay passed on what was within bounds where it was heard first; together it is too much for the next."""
+    village = make_village([*STAR, ("relay0", "relay1")])
+    village.run(100)
+    relay = village["relay0"]
+    height = Height(relay.tip + 1)
+    judged = {}
+    for peer in (node_of("relay1"), node_of("auth1")):
+        for number in range(1, 2 * max(BALLOTS_PER_AUTHORITY_MAX, DISPATCH_OBJECTS.burst)):
+            final = encode(FinalBody(height, View(number), None))
+            inquiry = encode(Inquiry(Hash(bytes(32)), TimestampMs(number)))
+            received = village.seal("auth1", kind, final if kind is MessageKind.FINAL else inquiry)
+            envelope, payload = open_envelope(received)
+            judged[peer] = relay.engine._judge.judge(peer, envelope, payload, received, village.now()).judgement
+    router = relay.engine.gossip
+    before = router.peers.allowances(node_of("relay1"), village.now().monotonic_ms).useless.parts
+    for peer, blamed in ((node_of("relay1"), False), (node_of("auth1"), True)):
+        assert judged[peer].verdict is Verdict.IGNORE
+        assert judged[peer].excused is not blamed
+        assert router.judged(peer, MessageId(bytes(32)), b"", judged[peer], village.now()) == []
+    assert router.peers.allowances(node_of("relay1"), village.now().monotonic_ms).useless.parts == before
+    assert router.peers.allowances(node_of("auth1"), village.now().monotonic_ms).useless.parts < before
+
+
+def test_a_replica_that_takes_a_snapshot_passes_on_no_ballot_of_a_stranger() -> None:
+    village = make_village(STAR)
+    relay = village["relay0"]
+    relay.replica.snapshots.installing = True
+    received = village.seal("relay1", MessageKind.FINAL, encode(FinalBody(Height(1), View(1), None)))
+    envelope, payload = open_envelope(received)
+    ruled = relay.engine._judge.judge(node_of("auth1"), envelope, payload, received, village.now())
+    assert ruled.judgement.verdict is Verdict.REJECT
