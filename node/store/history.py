@@ -13,8 +13,9 @@ from itertools import islice
 from node.store.connection import transaction
 from node.store.state_rows import LATTICE_FACT
 from protocol.ledger.checkpoints import stored_tree
+from protocol.ledger.errors import StateInvalid
 from protocol.ledger.rows import Row
-from protocol.ledger.snapshots import judge_rows
+from protocol.ledger.snapshots import check_root, judge_rows
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Header
 from protocol.messages.genesis import Genesis
@@ -57,7 +58,7 @@ def prune(using: Using, below: Height, needed: frozenset[int]) -> int:
 
 
 def take_in_rows(using: Using, genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerState:
-    """Judge rows while they are written beside the state; gives the state behind them without its accounts.
+    """Write rows beside the state and judge them; gives the state behind them without its accounts.
 
     Raises ``StateInvalid`` with the state as it was.
     """
@@ -72,7 +73,26 @@ def take_in_rows(using: Using, genesis: Genesis, header: Header, rows: Iterable[
                 connection.executemany("INSERT INTO incoming VALUES (?, ?)", batch)
             yield from batch
 
-    return judge_rows(genesis, header, written())
+    try:
+        check_root(header, written())
+        return judge_rows(genesis, header, _incoming(using))
+    except StateInvalid:
+        with using() as connection, transaction(connection):
+            connection.execute("DROP TABLE incoming")
+        raise
+
+
+def _incoming(using: Using) -> Iterator[Row]:
+    last = b""
+    while True:
+        with using() as connection:
+            batch = connection.execute(
+                "SELECT key, value FROM incoming WHERE key > ? ORDER BY key LIMIT ?", (last, _ROWS_AT_ONCE)
+            ).fetchall()
+        if not batch:
+            return
+        yield from batch
+        last = batch[-1][0]
 
 
 def swap_state(

@@ -1,7 +1,8 @@
 """Cutting a state's rows into chunks, and judging rows that somebody else has cut.
 
 Law: rows are believed as a whole or not at all: they rise strictly by key, decode, give the state root of a decided
-header, and all money in them is what was issued.
+header, and all money in them is what was issued. Before the root holds they are bytes to be hashed and nothing else:
+what a liar has cut must not fill the memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocol.ledger.errors import StateInvalid
-from protocol.ledger.lattice import lattice_root
+from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
 from protocol.ledger.rows import NO_ACCOUNT, Account, Row
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import Header
@@ -71,8 +72,19 @@ class _Passing:
         return iter(())
 
 
+def check_root(header: Header, rows: Iterable[Row]) -> None:
+    """Hash rows one after the other. Raises ``StateInvalid`` unless they are the rows behind ``header``."""
+    _check_sum(header, updated(EMPTY_LATTICE, (), rows))
+
+
+def _check_sum(header: Header, lattice: LatticeSum) -> None:
+    root = lattice_root(lattice)
+    if root != header.state_root:
+        raise StateInvalid(f"rows give state root {root.hex()}, block {header.height} has {header.state_root.hex()}")
+
+
 def judge_rows(genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerState:
-    """Go through rows once, in little memory; gives a state whose accounts are all unknown.
+    """Go through rows of which ``check_root`` holds; keeps all but accounts, and gives a state that knows no account.
 
     Raises ``StateInvalid`` unless they are the rows behind ``header`` and conserve the supply.
     """
@@ -80,9 +92,7 @@ def judge_rows(genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerS
         state = LedgerState(genesis, rows, header, _Passing())
     except MalformedMessage as error:
         raise StateInvalid(f"a row of a snapshot does not decode: {error}") from None
-    root = lattice_root(state.lattice)
-    if root != header.state_root:
-        raise StateInvalid(f"rows give state root {root.hex()}, block {header.height} has {header.state_root.hex()}")
+    _check_sum(header, state.lattice)
     supply = state.supply_kept()
     if supply.total != supply.issued:
         raise StateInvalid(f"supply is {supply.total} base units but {supply.issued} were issued")

@@ -1,10 +1,12 @@
 """Blocks that are given up, and states that are taken over from snapshots."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from node.store import history
 from node.store.archive import succession_rows
 from node.store.connection import transaction
 from node.store.database import Store
@@ -12,9 +14,12 @@ from node.store.history import set_blocks_from
 from node.store.snapshot_files import KEPT, SnapshotFiles
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.light_chain import follow, trusted_genesis
-from protocol.ledger.snapshots import cut_rows
-from protocol.messages.blocks import Block
+from protocol.ledger.rows import BOND_PREFIX, Row
+from protocol.ledger.snapshots import cut_rows, judge_rows
+from protocol.ledger.state import LedgerState
+from protocol.messages.blocks import Block, Header
 from protocol.messages.effects import CommitBlock, Put, Table
+from protocol.messages.genesis import Genesis
 from protocol.messages.snapshots import SnapshotManifest
 from protocol.primitives.codec import decode
 from protocol.primitives.hashing import content_hash
@@ -105,6 +110,7 @@ def test_rows_that_do_not_hold_leave_everything_as_it_was(store: Store, chain: C
         with pytest.raises(StateInvalid):
             store.install(manifest_of(commits[2]), commits[2].decided, wrong, NOTHING)
         assert (store.load_rows(), store.tip(), store.blocks_from()) == (before, tip, 1)
+        assert "incoming" not in store.database.table_names(), "a lie takes no room"
     store.install(manifest_of(commits[2]), commits[2].decided, rows, NOTHING)
     assert store.check().height == 4
     store.close()
@@ -122,6 +128,26 @@ def test_a_snapshot_of_a_block_that_changes_who_decides_keeps_the_change(tmp_pat
     trusted = follow(trusted_genesis(assembly.genesis), link)
     assert trusted.following is not None
     assert sorted(record.name for record in trusted.following.records) == assembly.members()
+    store.close()
+
+
+def test_rows_are_not_looked_at_before_their_root_holds(
+    store: Store, chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = chain.next()
+    seen: list[str] = []
+
+    def judge(genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerState:
+        seen.append("judged")
+        return judge_rows(genesis, header, rows)
+
+    monkeypatch.setattr(history, "judge_rows", judge)
+    bonds = ((BOND_PREFIX + number.to_bytes(32, "big"), b"bond") for number in range(20_000))
+    with pytest.raises(StateInvalid, match="state root"):
+        store.install(manifest_of(commit), commit.decided, bonds, NOTHING)
+    assert seen == []
+    store.install(manifest_of(commit), commit.decided, chain.ledger.state.rows(), NOTHING)
+    assert seen == ["judged"]
     store.close()
 
 
