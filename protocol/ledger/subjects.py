@@ -3,6 +3,9 @@
 Law: a subject is judged by the same rules when it is put to vote and when it takes effect: what was sensible may not
 be any more, and then fails with a recorded reason. Authorities change at most f keys at a time, below four one key; the
 next change waits until the last one is active. Credits come and go by ``Issuance`` and ``Redemption`` alone.
+
+A reason for which a passed motion failed is a part of its row, and so of the state root: whoever words one differently
+comes to another state. Its text, and that of ``check_parameters``, changes with the version of the rules alone.
 """
 
 from typing import assert_never
