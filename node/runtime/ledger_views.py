@@ -153,6 +153,8 @@ def describe(action: transactions.Action) -> str:
         case transactions.EvidenceReport():
             accused = accusation(action.first, action.second).authority
             return f"proves that {format_address(AddressKind.AUTHORITY, accused)} signed twice"
+        case transactions.ModelRegister():
+            return f"registers model {format_address(AddressKind.MODEL, action.model)}"
 
 
 def describe_subject(subject: governance.Subject) -> str:

@@ -26,6 +26,7 @@ from protocol.ledger.rows import (
     authorities_row,
     bond_row,
     channel_row,
+    registration_row,
     sum_row,
 )
 from protocol.ledger.signatures import open_transaction
@@ -107,6 +108,9 @@ def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, byt
     for authority, evidence in changes.accused.items():
         key, after = evidence_row(authority, evidence)
         rows.append((key, evidence_row(authority, state.evidence(authority))[1], after))
+    for model_id, registration in changes.registrations.items():
+        key, after = registration_row(model_id, registration)
+        rows.append((key, registration_row(model_id, state.registration(model_id))[1], after))
     rows += changed_charter_rows(state.charter, changes.charter)
     return sorted(row for row in rows if row[1] != row[2])
 

@@ -237,6 +237,19 @@ class SubjectInvalid(TransactionInvalid):
     sentence = "{reason}"
 
 
+class ManifestMismatch(TransactionInvalid):
+    """What comes with a registration is not the manifest that it names; ``reason`` says why."""
+
+    sentence = "{reason}"
+    retryable = False
+
+
+class ModelRegistered(TransactionInvalid):
+    """This model has a publisher since block ``height``."""
+
+    sentence = "this model was registered in block {height} by account key {publisher}"
+
+
 class TransactionRejected(UserError):
     """The mempool does not take a transaction; ``code`` is a stable word, ``detail`` a line for people.
 

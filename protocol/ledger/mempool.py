@@ -32,6 +32,7 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    ModelRegister,
     MotionOpen,
     MotionVote,
     Transaction,
@@ -61,6 +62,7 @@ _SHARED_ACTIONS = (
     MotionOpen,
     MotionVote,
     EvidenceReport,
+    ModelRegister,
 )
 """Actions that other accounts' transactions can make invalid; all others depend on their sender alone."""
 

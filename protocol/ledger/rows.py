@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from protocol.messages.genesis import Membership
+from protocol.messages.transactions import MANIFEST_BYTES_MAX
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.limits import LANES_PER_CHANNEL
 from protocol.primitives.units import (
@@ -20,6 +21,7 @@ from protocol.primitives.units import (
     HeightField,
     LedgerTimeField,
     LedgerTimeMs,
+    ModelId,
     Nonce,
     NonceField,
 )
@@ -29,6 +31,7 @@ ACCOUNT_PREFIX = b"a"
 BOND_PREFIX = b"b"
 CHANNEL_PREFIX = b"c"
 META_PREFIX = b"m"
+MODEL_PREFIX = b"r"
 FEE_POOL_KEY = META_PREFIX + b"fee_pool"
 ISSUED_KEY = META_PREFIX + b"issued"
 PARAMETERS_KEY = META_PREFIX + b"parameters"
@@ -89,6 +92,16 @@ class Channel(Message, frozen=True):
         return next((position for position in self.lanes if position.lane == lane), unused_lane(lane))
 
 
+class Registration(Message, frozen=True):
+    """Who published a model first. It never changes and never ends: what a receipt names can be traced to somebody."""
+
+    publisher: AccountIdField
+    height: HeightField
+    """Of the block that registered it."""
+    manifest_size: Annotated[int, Meta(ge=1, le=MANIFEST_BYTES_MAX)]
+    """Bytes of the manifest whose BLAKE3 hash is the model's id."""
+
+
 class AuthoritySchedule(Message, frozen=True):
     """The sets of three heights around the tip; what a block at h changes is active from h + 2 on."""
 
@@ -130,6 +143,11 @@ def bond_row(account_id: AccountId, bond: Bond) -> tuple[bytes, bytes | None]:
 def channel_row(channel_id: ChannelId, channel: Channel | None) -> tuple[bytes, bytes | None]:
     """Key and value; the value is ``None`` for a channel that has ended."""
     return CHANNEL_PREFIX + channel_id, None if channel is None else encode(channel)
+
+
+def registration_row(model_id: ModelId, registration: Registration | None) -> tuple[bytes, bytes | None]:
+    """Key and value; the value is ``None`` for a model that nobody has registered."""
+    return MODEL_PREFIX + model_id, None if registration is None else encode(registration)
 
 
 def sum_row(key: bytes, amount: int) -> Row:

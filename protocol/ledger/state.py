@@ -35,17 +35,20 @@ from protocol.ledger.rows import (
     BOND_PREFIX,
     CHANNEL_PREFIX,
     FEE_POOL_KEY,
+    MODEL_PREFIX,
     NO_BOND,
     Account,
     AuthoritySchedule,
     Bond,
     Channel,
+    Registration,
     Row,
     account_row,
     authorities_row,
     bond_row,
     channel_row,
     decode_sum,
+    registration_row,
     sum_row,
 )
 from protocol.messages.blocks import Header, header_hash
@@ -64,6 +67,7 @@ from protocol.primitives.units import (
     Hash,
     Height,
     LedgerTimeMs,
+    ModelId,
 )
 
 
@@ -113,6 +117,7 @@ class LedgerState:
         self._channels = ChannelTable()
         self._motions: dict[MotionNumber, Motion] = {}
         self._evidence: dict[AuthorityId, Evidence] = {}
+        self._registrations: dict[ModelId, Registration] = {}
         self._load(rows)
         self._checkpoints = Checkpoints(tip, self, tree)
         self._recoveries: dict[BlockHash, tuple[Recovery, tuple[AuthorityId, ...]]] = {}
@@ -150,6 +155,8 @@ class LedgerState:
             self._motions[motion.number] = motion
         elif prefix == EVIDENCE_PREFIX:
             self._evidence[evidence_key_of(key)] = decode(value, Evidence)
+        elif prefix == MODEL_PREFIX:
+            self._registrations[ModelId(identity)] = decode(value, Registration)
         else:
             raise StateInvalid(f"a row of no known kind: {key.hex()}")
 
@@ -296,6 +303,10 @@ class LedgerState:
         """What proved that a key signed twice, or ``None``."""
         return self._evidence.get(authority)
 
+    def registration(self, model_id: ModelId) -> Registration | None:
+        """Who published a model, or ``None`` if nobody has registered it."""
+        return self._registrations.get(model_id)
+
     def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels in which the account is payer or payee, oldest first."""
         return self._channels.of(account_id)
@@ -328,6 +339,8 @@ class LedgerState:
             yield _existing(bond_row(account_id, bond))
         for channel_id, channel in self._channels.items():
             yield _existing(channel_row(channel_id, channel))
+        for model_id, registration in self._registrations.items():
+            yield _existing(registration_row(model_id, registration))
         yield from self._few_rows()
 
     def _few_rows(self) -> Iterator[Row]:
@@ -349,6 +362,8 @@ class LedgerState:
             return bond_row(AccountId(identity), self.bond(AccountId(identity)))[1]
         if prefix == CHANNEL_PREFIX:
             return channel_row(ChannelId(identity), self.channel(ChannelId(identity)))[1]
+        if prefix == MODEL_PREFIX:
+            return registration_row(ModelId(identity), self.registration(ModelId(identity)))[1]
         return next((value for found, value in self._few_rows() if found == key), None)
 
     @property
@@ -398,6 +413,7 @@ class LedgerState:
             else:
                 self._motions[number] = motion
         self._evidence.update(changes.accused)
+        self._registrations.update(changes.registrations)
         self.charter = changes.charter
         self.fee_pool = changes.fee_pool
         changed = changes.schedule != self.schedule

@@ -7,7 +7,7 @@ transactions on the ledger, and no fee for them.
 
 from typing import assert_never
 
-from protocol.ledger import channels, evidence, motions
+from protocol.ledger import channels, evidence, motions, registry
 from protocol.ledger.errors import (
     AmountTooLarge,
     BondAnswerable,
@@ -35,6 +35,7 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    ModelRegister,
     MotionOpen,
     MotionVote,
     Transaction,
@@ -55,6 +56,8 @@ def fee_floor(parameters: Parameters, action: Action) -> Amount:
     """The least fee of a transaction with this action, in base units; a redeem pays its own share besides."""
     if isinstance(action, MotionOpen):
         return max(parameters.fee_min, parameters.motion_fee_min)
+    if isinstance(action, ModelRegister):
+        return registry.register_fee(parameters)
     return parameters.fee_min
 
 
@@ -103,6 +106,8 @@ def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, tra
         case EvidenceReport() as action:
             evidence.report(overlay, context, sender, action)
             motions.reconsider_open(overlay, context)
+        case ModelRegister() as action:
+            registry.register(overlay, context, sender, action)
         case _:
             assert_never(transaction.action)
 

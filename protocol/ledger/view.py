@@ -9,11 +9,11 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from protocol.ledger.charter import Charter, Evidence, Motion
-from protocol.ledger.rows import Account, AuthoritySchedule, Bond, Channel
+from protocol.ledger.rows import Account, AuthoritySchedule, Bond, Channel, Registration
 from protocol.messages.genesis import Parameters
 from protocol.messages.governance import MotionNumber
 from protocol.primitives.codec import Message
-from protocol.primitives.units import AccountId, Amount, AuthorityId, ChannelId, Height, LedgerTimeMs
+from protocol.primitives.units import AccountId, Amount, AuthorityId, ChannelId, Height, LedgerTimeMs, ModelId
 
 
 class Context(NamedTuple):
@@ -57,6 +57,9 @@ class View(Protocol):
     def evidence(self, authority: AuthorityId) -> Evidence | None:
         """What proved that a key signed twice, or ``None``."""
 
+    def registration(self, model_id: ModelId) -> Registration | None:
+        """Who published a model, or ``None`` if nobody has registered it."""
+
 
 class Overlay:
     """Changes on top of a view."""
@@ -71,6 +74,7 @@ class Overlay:
         "development",
         "fee_pool",
         "motions",
+        "registrations",
         "schedule",
     )
 
@@ -82,6 +86,7 @@ class Overlay:
         self.motions: dict[MotionNumber, Motion | None] = {}
         self.accused: dict[AuthorityId, Evidence] = {}
         """Keys against which there is new evidence."""
+        self.registrations: dict[ModelId, Registration] = {}
         self.charter = below.charter
         self.development = below.development
         self.fee_pool = below.fee_pool
@@ -121,6 +126,11 @@ class Overlay:
         found = self.accused.get(authority)
         return self._below.evidence(authority) if found is None else found
 
+    def registration(self, model_id: ModelId) -> Registration | None:
+        """See ``View``."""
+        found = self.registrations.get(model_id)
+        return self._below.registration(model_id) if found is None else found
+
     def take_from(self, above: "Overlay") -> None:
         """Merge the changes of an overlay that was built on this one."""
         assert above._below is self
@@ -129,6 +139,7 @@ class Overlay:
         self.channels.update(above.channels)
         self.motions.update(above.motions)
         self.accused.update(above.accused)
+        self.registrations.update(above.registrations)
         self.charter = above.charter
         self.fee_pool = above.fee_pool
         self.schedule = above.schedule

@@ -18,9 +18,15 @@ from protocol.primitives.units import (
     AuthorityIdField,
     ChannelIdField,
     HeightField,
+    ModelIdField,
     NonceField,
 )
 
+MANIFEST_CARRIED_BYTES_MAX = 4 * 1024
+"""A model's manifest of a dozen files. It stays in a block for ever, so that anybody can read what a model is; a larger
+one is registered by its hash and size alone."""
+MANIFEST_BYTES_MAX = 64 * 1024
+"""The largest manifest that a node's model store takes."""
 EVIDENCE_BYTES_MAX = 512
 """One statement of an authority: a key, a signature, a hash and three numbers are below 200 bytes."""
 
@@ -125,6 +131,20 @@ class EvidenceReport(_Action, frozen=True, tag=22):
     second: Annotated[bytes, Meta(max_length=EVIDENCE_BYTES_MAX)]
 
 
+class ModelRegister(_Action, frozen=True, tag=30):
+    """Enter a model's manifest as published by the sender; who comes first stays its publisher.
+
+    The sender's signature over this transaction is the publisher's signature over the manifest.
+    """
+
+    model: ModelIdField
+    """BLAKE3 hash of the manifest's bytes."""
+    manifest_size: Annotated[int, Meta(ge=1, le=MANIFEST_BYTES_MAX)]
+    """Bytes of the manifest."""
+    manifest: Annotated[bytes, Meta(max_length=MANIFEST_CARRIED_BYTES_MAX)]
+    """The manifest itself; empty where it is larger than a transaction may carry."""
+
+
 Action = (
     Transfer
     | BondDeposit
@@ -138,6 +158,7 @@ Action = (
     | MotionOpen
     | MotionVote
     | EvidenceReport
+    | ModelRegister
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 from protocol.ledger.blocks import PendingTransaction, execute_block
 from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.mempool import Mempool, TransactionRejected
+from protocol.ledger.registry import REGISTER_FEES
 from protocol.messages.consensus import VoteBody
 from protocol.messages.envelope import open_as
 from protocol.messages.genesis import AuthorityRecord
@@ -22,6 +23,8 @@ from protocol.messages.governance import (
 )
 from protocol.messages.kinds import MessageKind
 from protocol.messages.transactions import (
+    MANIFEST_BYTES_MAX,
+    MANIFEST_CARRIED_BYTES_MAX,
     Action,
     BondDeposit,
     BondRelease,
@@ -32,12 +35,14 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    ModelRegister,
     MotionOpen,
     MotionVote,
     Output,
     Transaction,
     Transfer,
 )
+from protocol.primitives.hashing import content_hash
 from protocol.primitives.units import (
     AMOUNT_MAX,
     Amount,
@@ -45,6 +50,7 @@ from protocol.primitives.units import (
     BlockHash,
     ChannelId,
     Height,
+    ModelId,
     NodeId,
     TimestampMs,
     View,
@@ -123,11 +129,18 @@ class Hostile:
             MotionOpen(dice.choice((None, self.authority())), self.subject()),
             MotionVote(MotionNumber(dice.choice((1, 2, 2**48))), self.authority(), True),
             EvidenceReport(self.statement(), self.statement()),
+            self.registration(),
         )
         return dice.choice(actions)
 
+    def registration(self) -> ModelRegister:
+        """A model, mostly with its own manifest, of which there are few: they are registered again and again."""
+        manifest = self.dice.choice((b"a", b"b", b"c", b"", b"\xc1" * MANIFEST_CARRIED_BYTES_MAX))
+        model = self.dice.choice((ModelId(content_hash(manifest)), ModelId(bytes(32))))
+        return ModelRegister(model, self.dice.choice((max(1, len(manifest)), MANIFEST_BYTES_MAX)), manifest)
+
     def transaction(self, name: str, nonce: int) -> PendingTransaction:
-        fee = self.dice.choice((0, *[FEE] * 8, FEE + 2, AMOUNT_MAX))
+        fee = self.dice.choice((0, *[FEE] * 8, FEE + 2, FEE * REGISTER_FEES, AMOUNT_MAX))
         valid_until = self.dice.choice((0, *[self.ledger.state.height + 1] * 4, *[2**48] * 4))
         return self.ledger.transaction(name, self.action(), nonce, fee, valid_until)
 

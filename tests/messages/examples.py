@@ -167,6 +167,7 @@ ACTIONS: tuple[transactions.Action, ...] = (
     transactions.MotionOpen(None, SUBJECTS[-1]),
     transactions.MotionVote(governance.MotionNumber(3), AUTHORITY, True),
     transactions.EvidenceReport(b"first", b"second"),
+    transactions.ModelRegister(MODEL, 8, b"manifest"),
 )
 
 
