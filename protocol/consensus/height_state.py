@@ -76,7 +76,18 @@ class HeightState:
         """An independent machine in the same state."""
         twin = type(self)(self.rules)
         twin.__dict__.update(self.__dict__)
-        for name in ("voted", "final", "proposed", "proposals", "ready", "own_envelopes", "accused", "_signers"):
+        copied = (
+            "voted",
+            "final",
+            "proposed",
+            "proposals",
+            "remembered",
+            "ready",
+            "own_envelopes",
+            "accused",
+            "_signers",
+        )
+        for name in copied:
             setattr(twin, name, dict(getattr(self, name)))
         twin.held, twin.votes, twin.finals = self.held.copy(), self.votes.copy(), self.finals.copy()
         return twin

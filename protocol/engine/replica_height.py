@@ -110,7 +110,7 @@ class HeightDriver:
         self._catch_up = CatchUp(self.seats)
         self._answers = AnswerLimits()
         self._certificate_answers = AnswerLimits()
-        self._attesting: dict[tuple[Hash, Height], tuple[NodeId, Certificate | None]] = {}
+        self._attesting: dict[tuple[Hash, AuthorityId, Height], tuple[NodeId, Certificate | None]] = {}
         self._snapshot_answers = AnswerLimits()
         self.snapshots = SnapshotSync()
         self._seeking = False

@@ -187,12 +187,14 @@ class ReplicaSync(HeightDriver):
         if len(self._attesting) >= ATTESTATIONS_MAX:
             del self._attesting[next(iter(self._attesting))]
         certificate = self.last_decided.certificate if self.last_decided is not None else None
-        self._attesting[(message.nonce, self.tip)] = (peer, certificate)
+        # The nonce alone names nobody: another authority may ask with the one that it heard.
+        self._attesting[(message.nonce, message.authority, self.tip)] = (peer, certificate)
         attestation = Attestation(message.nonce, PublicKey(message.authority), self.tip, self.state.tip_hash)
         self._effects.append(SignAndSend(MessageKind.ATTESTATION, encode(attestation)))
 
     def _on_attested(self, envelope_bytes: bytes, attestation: Attestation) -> None:
-        peer, certificate = self._attesting.pop((attestation.nonce, attestation.tip), (None, None))
+        asked = (attestation.nonce, AuthorityId(attestation.asker), attestation.tip)
+        peer, certificate = self._attesting.pop(asked, (None, None))
         if peer is None:
             return
         machines = [machine for machine in (self._machine, self._previous) if machine is not None]

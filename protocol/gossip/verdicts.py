@@ -1,8 +1,8 @@
 """Verdicts on gossip objects, each with its label.
 
 Law: REJECT costs the peer that sent the object. IGNORE costs it a place in its allowance for what is of no use, and not
-even that where it is ``excused``: then it is asked for less for a while, and that is all. A failure of standing (no bond seen yet, balance
-not seen yet) is ``retryable`` and never REJECT.
+even that where it is ``excused``: then it is asked for less for a while, and that is all. A failure of standing (no
+bond seen yet, balance not seen yet) is ``retryable`` and never REJECT.
 """
 
 from enum import IntEnum

@@ -6,7 +6,7 @@ from protocol.consensus import outputs as out
 from protocol.messages.consensus import Certificate, FinalBody, VoteBody
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.primitives.units import View
+from protocol.primitives.units import Signature, View
 from tests.consensus.council import Member, X, Y, at, decided, final, member, proposal, skipped, stand_in, vote, voted
 
 
@@ -54,3 +54,10 @@ def test_a_proposal_seen_before_our_restart_counts_when_it_comes_again() -> None
     made.proposes(proposal(1, X), at(1))
     assert _accused(made) == []
     assert made.machine.proposals[View(1)].body == proposal(1, X)
+
+
+def test_a_copy_of_a_machine_remembers_proposals_of_its_own() -> None:
+    made = member(0)
+    twin = made.machine.copy()
+    twin.remember(proposal(1, X), Signature(bytes(64)), at(1))
+    assert made.machine.remembered == {}

@@ -1,11 +1,14 @@
 """Authorities without a link to each other take part by gossip: they start, decide, and recover from lost leaders."""
 
+from collections.abc import Iterable
+
 import pytest
 from msgspec.structs import replace
 
+from protocol.engine.inputs import Received
 from protocol.engine.judging import BALLOTS_PER_AUTHORITY_MAX, DISPATCH_BYTES, DISPATCH_OBJECTS, Judge
 from protocol.engine.replica_gossip import BLOCK_BYTES_ALWAYS
-from protocol.engine.standing import StandingInquiry
+from protocol.engine.standing import StandingInquiry, open_attestation
 from protocol.gossip.verdicts import ACCEPTED, Verdict
 from protocol.messages import consensus, wire
 from protocol.messages.consensus import Attestation, Certificate, CertificateKind, Dispatch, FinalBody, Inquiry
@@ -15,10 +18,12 @@ from protocol.messages.transactions import Output, Transfer
 from protocol.primitives.codec import encode
 from protocol.primitives.units import (
     Amount,
+    AuthorityId,
     BlockHash,
     Hash,
     Height,
     MessageId,
+    NodeId,
     PublicKey,
     Signature,
     TimestampMs,
@@ -223,3 +228,25 @@ def test_a_replica_that_takes_a_snapshot_passes_on_no_ballot_of_a_stranger() -> 
     envelope, payload = open_envelope(received)
     ruled = relay.engine._judge.judge(node_of("auth1"), envelope, payload, received, village.now())
     assert ruled.judgement.verdict is Verdict.REJECT
+
+
+def test_whoever_asks_with_the_nonce_of_another_gets_its_own_answer_and_not_the_other_s() -> None:
+    pairs = [(one, other) for one in NAMES for other in NAMES if one < other]
+    village = make_village(pairs)
+    village.run(500)
+    sent: list[tuple[NodeId, wire.WireMessage]] = []
+
+    def alters(peer: NodeId, message: wire.WireMessage) -> Iterable[wire.WireMessage]:
+        sent.append((peer, message))
+        return (message,)
+
+    village["auth0"].alters = alters
+    for name in ("auth1", "auth2"):
+        request = wire.StandingRequest(Hash(b"n" * 32), AuthorityId(account_of(name)))
+        village["auth0"].step(Received(node_of(name), request))
+    village.run(20)
+    answers = [(peer, message) for peer, message in sent if isinstance(message, wire.Standing)]
+    assert [peer for peer, _ in answers] == [node_of("auth1"), node_of("auth2")]
+    for peer, message in answers:
+        asker = open_attestation(message.attestation).asker
+        assert peer == node_of(next(name for name in NAMES if bytes(account_of(name)) == bytes(asker)))
