@@ -92,6 +92,10 @@ class CatchUp:
         """True if some peer seems to know more."""
         return any(height > tip for height in self._hints.values())
 
+    def lags(self, tip: Height) -> bool:
+        """True if some authority seems to know more: what a stranger claims excuses nobody."""
+        return any(height > tip and peer in self._authorities for peer, height in self._hints.items())
+
     def next_peer(self, tip: Height, now: MonotonicMs) -> NodeId | None:
         """Whom to ask now, or ``None`` while an answer is awaited or nobody knows more.
 

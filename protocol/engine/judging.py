@@ -6,6 +6,7 @@ the one who lags. Only what can't be right in any state is held against the peer
 
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from protocol.engine.ledger_facts import LedgerFacts
@@ -87,6 +88,12 @@ class Judge:
 
     def judge(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
         """The verdict on one object, and what the other rooms want to happen because of it."""
+        ruled = self._rule(peer, envelope, payload, envelope_bytes, now)
+        if ruled.judgement.retryable and self._replica.lags():
+            return ruled._replace(judgement=msgspec.structs.replace(ruled.judgement, excused=True))
+        return ruled
+
+    def _rule(self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> Ruled:
         match payload:
             case Offer():
                 return Ruled(self.offer(envelope, payload, now), payload.expires_at, [])

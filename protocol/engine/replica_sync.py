@@ -70,6 +70,10 @@ class ReplicaSync(HeightDriver):
         if 1 <= height <= self.tip and self._answers.allow(peer, now.monotonic_ms):
             self._effects.append(SendBlocks(peer, height))
 
+    def lags(self) -> bool:
+        """True while an authority seems to have decided more than this node has."""
+        return self._catch_up.lags(self.tip)
+
     def _hint(self, peer: NodeId, height: Height, now: Now) -> None:
         """The peer seems to have decided this height. Nothing can be asked of an authority without a link."""
         if height > self.tip and peer in self._links:

@@ -3,13 +3,17 @@
 import pytest
 
 from protocol.engine.engine import Engine
-from protocol.engine.inputs import Input, Received, Unexpected
+from protocol.engine.inputs import Input, LinkUp, Received, Unexpected
+from protocol.engine.judging import Judge
+from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.usefulness import DoorWork, Use
 from protocol.gossip.policy import GossipPolicy
 from protocol.messages import wire
 from protocol.messages.effects import Disconnect, Effect
+from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Voucher
+from protocol.messages.market import Bid, Voucher
+from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Output, Transaction, Transfer
 from protocol.primitives.units import (
     Amount,
@@ -20,10 +24,12 @@ from protocol.primitives.units import (
     NodeId,
     Nonce,
     SequenceNumber,
+    TimestampMs,
+    WorkUnits,
 )
-from tests.engine.test_hostile_input import PEER, at, begin, make_engine
+from tests.engine.test_hostile_input import MODEL, PEER, at, begin, make_engine
 from tests.fuzz.live_engine import honest_words
-from tests.ledger.world import account_of, sealed
+from tests.ledger.world import START_MS, account_of, sealed
 
 POLICY = GossipPolicy()
 GENESIS = make_engine("follower").replica.state.genesis_hash
@@ -113,3 +119,20 @@ def test_useful_messages_make_up_for_useless_ones() -> None:
         if number % POLICY.useful_refund == 0:
             engine.gossip.conduct.useful(PEER, at(number).monotonic_ms)
     assert engine.gossip.peers.score(PEER) >= 0
+
+
+def test_what_a_lagging_judge_misses_is_held_against_nobody() -> None:
+    engine = make_engine("follower")
+    begin(engine)
+    authority = NodeId(account_of("auth0-node"))
+    expiry = TimestampMs(START_MS + 60_000)
+    body = Bid(MODEL, WorkUnits(1), WorkUnits(1), Amount(2**62), expiry, "none", 1, Hash(bytes(32)))
+    envelope_bytes = sealed(GENESIS, "bob", MessageKind.BID, body)
+    envelope, payload = open_envelope(envelope_bytes)
+    judge = Judge(engine.replica, engine.book, LedgerFacts(engine.replica.state))
+    assert not judge.judge(PEER, envelope, payload, envelope_bytes, at(1)).judgement.excused
+    engine.step(Received(PEER, wire.TipNotice(Height(9))), at(2))
+    assert not judge.judge(PEER, envelope, payload, envelope_bytes, at(3)).judgement.excused, "a stranger's claim"
+    engine.step(LinkUp(authority, NodeRecord(1, TimestampMs(START_MS), (), account_of("auth0-account")), 0), at(4))
+    engine.step(Received(authority, wire.TipNotice(Height(9))), at(4))
+    assert judge.judge(PEER, envelope, payload, envelope_bytes, at(5)).judgement.excused
