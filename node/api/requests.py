@@ -44,6 +44,13 @@ class SendBody(Body, frozen=True):
     timeout_ms: TimeoutMs
 
 
+class PublishBody(Body, frozen=True):
+    """Register a model's manifest, given as its text."""
+
+    manifest: str
+    timeout_ms: TimeoutMs
+
+
 class MotionBody(Body, frozen=True):
     """Put something to vote."""
 

@@ -23,6 +23,7 @@ from node.api.requests import (
     ErrorBody,
     ErrorView,
     MotionBody,
+    PublishBody,
     SendBody,
     SettledView,
     TimeoutMs,
@@ -113,6 +114,8 @@ class ControlRoutes:
             _read("/v1/provider", lambda request: control.provider()),
             web.post("/v1/provider/bond", self.bond),
             web.post("/v1/provider/unbond", self.unbond),
+            _read("/v1/registrations/{model}", lambda request: control.registration(request.match_info["model"])),
+            web.post("/v1/registrations", self.publish),
             _read("/v1/ledger", lambda request: control.ledger()),
             _read("/v1/blocks/{height}", lambda request: control.block(_number(request, "height"))),
             _read("/v1/supply", lambda request: control.supply()),
@@ -209,6 +212,11 @@ class ControlRoutes:
         """Start to take the stake back."""
         body = await _body(request, AmountBody)
         return _answer(await self._control.unbond(body.amount, body.timeout_ms))
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        """Register a model as published by this node's account."""
+        body = await _body(request, PublishBody)
+        return _answer(await self._control.publish(body.manifest, body.timeout_ms))
 
     async def open_motion(self, request: web.Request) -> web.StreamResponse:
         """Put something to vote."""

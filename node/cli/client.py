@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from node.api.requests import AmountBody, ErrorBody, MotionBody, SendBody, SettledView, VoteBody, WaitBody
+from node.api.requests import AmountBody, ErrorBody, MotionBody, PublishBody, SendBody, SettledView, VoteBody, WaitBody
 from node.cli.failures import CommandFailed, ExitCode
 from node.runtime.control import (
     AccountView,
@@ -29,6 +29,7 @@ from node.runtime.control import (
     ParametersView,
     ProviderView,
     QuoteView,
+    RegistrationView,
     RunEvent,
     RunRequest,
     StatusView,
@@ -109,7 +110,9 @@ class NodeClient:
     def _get(self, path: str, kind: type[T]) -> T:
         return msgspec.json.decode(self._ask("GET", path), type=kind)
 
-    def _wait(self, path: str, body: WaitBody | AmountBody | SendBody | MotionBody | VoteBody, kind: type[T]) -> T:
+    def _wait(
+        self, path: str, body: WaitBody | AmountBody | SendBody | PublishBody | MotionBody | VoteBody, kind: type[T]
+    ) -> T:
         return msgspec.json.decode(self._ask("POST", path, body, body.timeout_ms / 1000 + 5), type=kind)
 
     def status(self, seconds: float = ANSWER_SECONDS) -> StatusView:
@@ -197,6 +200,14 @@ class NodeClient:
     def unbond(self, amount: int, timeout_ms: int) -> TransactionView:
         """Unbond base units."""
         return self._wait("/v1/provider/unbond", AmountBody(amount, timeout_ms), TransactionView)
+
+    def registration(self, model: str) -> RegistrationView:
+        """Who published a model."""
+        return self._get(f"/v1/registrations/{quote(model, safe='')}", RegistrationView)
+
+    def publish(self, manifest: str, timeout_ms: int) -> TransactionView:
+        """Register a model's manifest."""
+        return self._wait("/v1/registrations", PublishBody(manifest, timeout_ms), TransactionView)
 
     def ledger(self) -> LedgerView:
         """The tip of the ledger."""

@@ -15,8 +15,10 @@ import click
 import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
-from node.cli.options import with_output
+from node.cli.money import LEDGER_WAIT, show_transaction
+from node.cli.options import Session, confirm, timeout_option, with_node, with_output, yes_option
 from node.cli.output import Output, Progress, fields, short, table
+from node.runtime.control import RegistrationView
 
 if TYPE_CHECKING:
     from node.worker.importing import LocalFile
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 store_option = click.option(
     "--model-store", type=click.Path(path_type=Path, file_okay=False), help="Directory of model files."
 )
+ID_DIGITS = 64
 Tell = Callable[[str, int, int], None]
 
 
@@ -48,10 +51,9 @@ class StoredFile(msgspec.Struct, frozen=True):
     blake3: str
 
 
-class ShownModel(msgspec.Struct, frozen=True):
+class ShownManifest(msgspec.Struct, frozen=True):
     """All that a manifest says."""
 
-    model: str
     name: str
     version: str
     runtime: str
@@ -61,6 +63,16 @@ class ShownModel(msgspec.Struct, frozen=True):
     parents: tuple[str, ...]
     training_data: tuple[str, ...]
     files: tuple[StoredFile, ...]
+
+
+class ShownModel(msgspec.Struct, frozen=True):
+    """What this machine and the ledger know of a model."""
+
+    model: str
+    manifest: ShownManifest | None
+    """``None`` for a model that is not in the store."""
+    registration: RegistrationView | None
+    """``None`` where no node answers that could tell."""
 
 
 class VerifiedModel(msgspec.Struct, frozen=True):
@@ -147,14 +159,51 @@ def add(
 @model.command()
 @click.argument("model_name", metavar="MODEL")
 @store_option
-@with_output
-def show(output: Output, model_name: str, model_store: Path | None) -> None:
-    """All that the manifest of MODEL says: its name, its id or a beginning of it."""
+@with_node
+def show(session: Session, model_name: str, model_store: Path | None) -> None:
+    """What MODEL is, by its manifest, and who registered it on the ledger, by this user's node.
+
+    MODEL is a name, an id or a beginning of one; a model that is not in the store is given by its whole id.
+    """
+    from node.worker.errors import UnknownModel
+
+    store = _store(model_store)
+    wanted = _hexadecimal(model_name)
+    manifest: Manifest | None = None
+    with _failing(model_name, "model_unknown"):
+        try:
+            model_id = str(store.named(wanted))
+            manifest = store.manifest(model_id)
+        except UnknownModel:
+            if len(wanted) != ID_DIGITS:
+                raise
+            model_id = wanted
+    try:
+        registration = session.client.registration(model_id)
+    except CommandFailed as error:
+        if error.code != "node_unreachable" or manifest is None:
+            raise
+        registration = None
+    view = ShownModel(model_id, None if manifest is None else _shown(manifest), registration)
+    session.output.show(view, _model_text(model_id, manifest, registration), (model_id,))
+
+
+@model.command()
+@click.argument("model_name", metavar="MODEL")
+@store_option
+@yes_option
+@timeout_option(60, LEDGER_WAIT)
+@with_node
+def publish(session: Session, model_name: str, model_store: Path | None, yes: bool, timeout: float) -> None:
+    """Register MODEL of the store on the ledger as published by this node's account, for a fee and for good.
+
+    The ledger then tells whoever has a receipt who published the very bytes that it names.
+    """
     store = _store(model_store)
     with _failing(model_name, "model_unknown"):
-        model_id = store.named(model_name)
-        manifest = store.manifest(model_id)
-    output.show(_shown(model_id, manifest), _manifest_text(model_id, manifest), (model_id,))
+        manifest = store.verify(store.named(_hexadecimal(model_name)))
+    confirm(f"Register {manifest.name} {manifest.version} for good?", yes)
+    show_transaction(session, session.client.publish(manifest.encode().decode("utf-8"), round(timeout * 1000)))
 
 
 @model.command("rm")
@@ -169,7 +218,7 @@ def remove_models(output: Output, model_names: tuple[str, ...], model_store: Pat
     removed = []
     for name in model_names:
         with _failing(name, "model_not_removed"):
-            model_id = store.named(name)
+            model_id = store.named(_hexadecimal(name))
             freed = remove(store, model_id)
         removed.append(model_id)
         output.note(f"removed {name}, {freed / 1e6:.1f} MB freed")
@@ -186,7 +235,7 @@ def verify(output: Output, model_names: tuple[str, ...], model_store: Path | Non
     views = []
     for name in model_names or store.model_ids():
         with _failing(name, "model_unknown"):
-            views.append(_verified(store, store.named(name)))
+            views.append(_verified(store, store.named(_hexadecimal(name))))
     lines = [f"{view.name or short(view.model)}  {'OK' if view.intact else view.reason}" for view in views]
     output.show(views, "\n".join(lines), (view.model for view in views if view.intact))
     if not all(view.intact for view in views):
@@ -296,17 +345,40 @@ def _settings(texts: tuple[str, ...]) -> dict[str, "Fact"]:
     return settings
 
 
-def _shown(model_id: str, manifest: "Manifest") -> ShownModel:
-    return ShownModel(
-        model_id, manifest.name, manifest.version, manifest.runtime, manifest.license, manifest.source,
+def _hexadecimal(model_name: str) -> str:
+    """An id as offers show it (``mcmodel1…``) as the store has it; anything else as it is."""
+    from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
+
+    try:
+        return parse_address(AddressKind.MODEL, model_name).hex()
+    except AddressInvalid:
+        return model_name
+
+
+def _shown(manifest: "Manifest") -> ShownManifest:
+    return ShownManifest(
+        manifest.name, manifest.version, manifest.runtime, manifest.license, manifest.source,
         dict(manifest.settings), manifest.parents, manifest.training_data,
         tuple(StoredFile(file.path, file.size, file.blake3) for file in manifest.files),
     )  # fmt: skip
 
 
-def _manifest_text(model_id: str, manifest: "Manifest") -> str:
+def _model_text(model_id: str, manifest: "Manifest | None", registration: RegistrationView | None) -> str:
+    pairs = [("id", model_id), ("registered", _registration_text(registration))]
+    return fields(pairs) if manifest is None else _manifest_text(pairs, manifest)
+
+
+def _registration_text(registration: RegistrationView | None) -> str:
+    if registration is None:
+        return "not known: no node answers"
+    if not registration.registered:
+        return "no"
+    return f"by {registration.publisher} in block {registration.height}"
+
+
+def _manifest_text(pairs: list[tuple[str, str]], manifest: "Manifest") -> str:
     pairs = [
-        ("id", model_id),
+        *pairs,
         ("name", manifest.name),
         ("version", manifest.version),
         ("runtime", manifest.runtime),

@@ -226,6 +226,17 @@ class AuthorityView(View, frozen=True):
     """Blocks of the present epoch whose certificate carries its signature."""
 
 
+class RegistrationView(View, frozen=True):
+    """Who published a model, by the ledger."""
+
+    model: str
+    registered: bool
+    publisher: str | None
+    """``None`` while nobody has registered it; so are the others."""
+    height: int | None
+    manifest_bytes: int | None
+
+
 class AuthoritiesView(View, frozen=True):
     """Who decides, and how many are needed."""
 
@@ -405,6 +416,15 @@ class NodeControl(Protocol):
     async def bond(self, amount: int, timeout_ms: int) -> TransactionView: ...
     async def unbond(self, amount: int, timeout_ms: int) -> TransactionView: ...
     def provider(self) -> ProviderView: ...
+
+    def registration(self, model: str) -> RegistrationView:
+        """Who published a model, given by its id in hexadecimal or as ``mcmodel1…``."""
+        ...
+
+    async def publish(self, manifest: str, timeout_ms: int) -> TransactionView:
+        """Register a manifest as published by this node's account."""
+        ...
+
     def ledger(self) -> LedgerView: ...
     def block(self, height: int) -> BlockView: ...
     def supply(self) -> SupplyView: ...

@@ -240,6 +240,14 @@ class Front:
         """Start to withdraw credits from this account's bond."""
         return await self._want(BondUnlock(_amount(amount)), timeout_ms)
 
+    def registration(self, model: str) -> control.RegistrationView:
+        """Who published a model."""
+        return ledger_views.registration_view(self._state, ledger_views.model_argument(model))
+
+    async def publish(self, manifest: str, timeout_ms: int) -> control.TransactionView:
+        """Register a manifest as published by this node's account; returns once a block holds it."""
+        return await self._want(ledger_views.register_action(self._state, manifest.encode()), timeout_ms)
+
     async def open_motion(self, subject: SubjectBody, timeout_ms: int) -> control.MotionView:
         """Put something to vote; returns once a block holds it."""
         account = self._node.keys.account_id

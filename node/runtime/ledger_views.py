@@ -8,8 +8,11 @@ from node.runtime.control import (
     BlockView,
     ControlError,
     LedgerView,
+    RegistrationView,
     SupplyView,
 )
+from node.worker.errors import BadDescription
+from node.worker.models import parse_manifest
 from protocol.ledger.evidence import accusation
 from protocol.ledger.state import LedgerState
 from protocol.messages import governance, transactions
@@ -18,9 +21,11 @@ from protocol.messages.envelope import envelope_id, open_as
 from protocol.messages.genesis import Genesis
 from protocol.messages.kinds import MessageKind
 from protocol.messages.quorum import AuthoritySet
+from protocol.messages.transactions import MANIFEST_CARRIED_BYTES_MAX, ModelRegister
 from protocol.primitives.addresses import AddressInvalid, AddressKind, format_address, parse_address
 from protocol.primitives.codec import decode
-from protocol.primitives.units import AccountId, Hash, checked_sum, format_credits
+from protocol.primitives.hashing import content_hash
+from protocol.primitives.units import AccountId, Hash, ModelId, checked_sum, format_credits
 
 
 def account_text(account: bytes) -> str:
@@ -120,6 +125,41 @@ def _transaction_view(envelope_bytes: bytes) -> BlockTransactionView:
         action=type(payload.action).__name__,
         detail=describe(payload.action),
     )
+
+
+def model_argument(text: str) -> ModelId:
+    """A model's id as people write it: 64 hexadecimal digits, or ``mcmodel1…``. Raises ``ControlError``."""
+    try:
+        if len(text) == 64:
+            return ModelId(bytes.fromhex(text))
+        return ModelId(parse_address(AddressKind.MODEL, text))
+    except (ValueError, AddressInvalid):
+        raise ControlError("bad_model", f"not a model's id: {text[:80]!r}", exit_code=2) from None
+
+
+def registration_view(state: LedgerState, model: ModelId) -> RegistrationView:
+    """Who published a model."""
+    found = state.registration(model)
+    shown = format_address(AddressKind.MODEL, model)
+    if found is None:
+        return RegistrationView(shown, False, None, None, None)
+    return RegistrationView(shown, True, account_text(found.publisher), found.height, found.manifest_size)
+
+
+def register_action(state: LedgerState, manifest: bytes) -> ModelRegister:
+    """The action that registers a manifest. Raises ``ControlError`` if it is none, or is registered already."""
+    try:
+        parse_manifest(manifest)
+    except BadDescription as error:
+        raise ControlError("bad_manifest", error.reason, 2) from None
+    model = ModelId(content_hash(manifest))
+    known = registration_view(state, model)
+    if known.registered:
+        raise ControlError(
+            "already_registered", f"{known.model} was registered by {known.publisher} in block {known.height}"
+        )
+    carried = manifest if len(manifest) <= MANIFEST_CARRIED_BYTES_MAX else b""
+    return ModelRegister(model, len(manifest), carried)
 
 
 def describe(action: transactions.Action) -> str:

@@ -36,6 +36,7 @@ from node.runtime.control import (
     ProviderView,
     QuoteRow,
     QuoteView,
+    RegistrationView,
     RunEvent,
     RunRequest,
     StatusView,
@@ -274,6 +275,16 @@ class FakeNode:
     async def vote(self, number: int, approve: bool, timeout_ms: int) -> MotionView:
         self.calls.append(("vote", number, approve))
         return self.motion(number)
+
+    def registration(self, model: str) -> RegistrationView:
+        self.calls.append(("registration", model))
+        if model == "00" * 32:
+            return RegistrationView("mcmodel1none", False, None, None, None)
+        return RegistrationView("mcmodel1some", True, OTHER, 12, 300)
+
+    async def publish(self, manifest: str, timeout_ms: int) -> TransactionView:
+        self.calls.append(("publish", manifest))
+        return TransactionView("22" * 32, 13, "33" * 32)
 
 
 _: type[NodeControl] = FakeNode

@@ -11,6 +11,7 @@ from node.config.loading import load_config
 from node.config.settings import KeystoreConfig, NodeConfig, ProviderConfig
 from node.worker.models import ModelStore, parse_manifest
 from node.worker.quota import held
+from tests.api.fake_node import OTHER, FakeNode
 from tests.cli.conftest import Mercat
 
 PARENT = "ab" * 32
@@ -43,7 +44,8 @@ def test_a_file_becomes_a_model_that_is_listed_shown_verified_and_removed(
     there = ("--model-store", str(store))
     assert model[:8] in mercat("model", "list", *there).out
     shown = mercat("model", "show", model[:8], *there, "--json")
-    assert json.loads(shown.out)["parents"] == [PARENT]
+    assert json.loads(shown.out)["manifest"]["parents"] == [PARENT]
+    assert json.loads(shown.out)["registration"] is None  # no node runs
     assert PARENT in mercat("model", "show", "tiny_model", *there).out
     assert mercat("model", "verify", *there).out == "tiny_model  OK\n"
     assert mercat("model", "rm", "tiny_model", *there, "-q").out == f"{model}\n"
@@ -152,3 +154,40 @@ def test_a_provider_sells_a_model_of_its_store_by_name_or_id(mercat: Mercat, tmp
         f'[[provider.models]]\ndescription = "{model}"\n'
     )
     assert load_config(path, {}).config.provider.models[0].description == model
+
+
+def test_publishing_hands_the_nodes_account_the_very_bytes_of_the_manifest(
+    mercat: Mercat, tmp_path: Path, weights: Path, fake: FakeNode
+) -> None:
+    store = tmp_path / "store"
+    model = add(mercat, store, weights)
+    unasked = mercat("model", "publish", "tiny_model", "--model-store", str(store))
+    assert "repeat with -y" in unasked.err
+    assert fake.calls == []
+    ended = mercat("model", "publish", "tiny_model", "--model-store", str(store), "-y")
+    assert "is in block 13" in ended.out
+    assert fake.calls == [("publish", ModelStore(store).manifest(model).encode().decode())]
+
+
+def test_a_model_whose_files_changed_is_not_published(
+    mercat: Mercat, tmp_path: Path, weights: Path, fake: FakeNode
+) -> None:
+    store = ModelStore(tmp_path / "store")
+    (file,) = store.manifest(add(mercat, store.directory, weights)).files
+    store.file_path(file).unlink()
+    ended = mercat("model", "publish", "tiny_model", "--model-store", str(store.directory), "-y")
+    assert ended.code == 1
+    assert "Tiny_Model.onnx is missing" in ended.err
+    assert fake.calls == []
+
+
+def test_the_ledger_tells_who_published_a_model_whether_it_is_here_or_not(
+    mercat: Mercat, tmp_path: Path, weights: Path, fake: FakeNode
+) -> None:
+    there = ("--model-store", str(tmp_path / "store"))
+    model = add(mercat, tmp_path / "store", weights)
+    assert f"by {OTHER} in block 12" in mercat("model", "show", "tiny_model", *there).out
+    assert "by " in mercat("model", "show", "ab" * 32, *there).out
+    assert "registered  no" in mercat("model", "show", "00" * 32, *there).out
+    assert [call[1] for call in fake.calls] == [model, "ab" * 32, "00" * 32]
+    assert mercat("model", "show", "unheard-of", *there).code == 1
