@@ -114,6 +114,17 @@ class HeightState:
         """True if the proposal that counts in some view is for this block; others are unjustified or second ones."""
         return any(seen.body.block_hash == block_hash for seen in self.proposals.values())
 
+    def counted(self, signer: AuthorityId, body: ProposalBody | VoteBody | FinalBody, signature: Signature) -> bool:
+        """True if this very statement counts here; second ones don't, nor ballots of views far ahead."""
+        if isinstance(body, ProposalBody):
+            seen = self.proposals.get(body.view)
+            return seen is not None and seen.body == body
+        tally, index = (
+            self.votes if isinstance(body, VoteBody) else self.finals,
+            self.rules.authorities.index_of(signer),
+        )
+        return index is not None and tally.said(body.view, index) == (body.block_hash, signature)
+
     def remember(self, body: ProposalBody, signature: Signature, now: Now) -> None:
         """Take back the first proposal that an earlier life saw in a view of this height."""
         self.remembered[body.view] = SeenProposal(body, signature, now.wall_ms)

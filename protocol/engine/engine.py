@@ -256,9 +256,10 @@ class Engine:
                 return self.replica.receive(peer, message, now)
 
     def _judge_use(self, happened: inputs.Received, effects: list[Effect], now: Now) -> list[Effect]:
-        peer = happened.peer
+        peer, message = happened.peer, happened.message
+        authority, counted = peer in self.replica.seats, self.replica.made_use_of(message)
         return self.usefulness.received(
-            peer, happened.message, happened.work, effects, now.monotonic_ms, authority=peer in self.replica.seats
+            peer, message, happened.work, effects, now.monotonic_ms, authority=authority, counted=counted
         )
 
     def _pushed(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:

@@ -215,6 +215,16 @@ class Replica(ReplicaGossip, ReplicaSnapshots):
                 pass
         return self._taken()
 
+    def made_use_of(self, message: wire.WireMessage) -> bool:
+        """False for a statement at the open height that does not count, asked for once it was received: what one key
+        can sign has no end."""
+        if self._machine is None or not isinstance(message, wire.Proposal | wire.Ballot):
+            return True
+        envelope, body = open_envelope(message.envelope)
+        if not isinstance(body, ProposalBody | VoteBody | FinalBody) or body.height != self._machine.rules.height:
+            return True
+        return self._machine.counted(AuthorityId(envelope.sender), body, envelope.signature)
+
     # Consensus messages
 
     def _on_proposal(self, peer: NodeId, message: wire.Proposal, now: Now) -> None:

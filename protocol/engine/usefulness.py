@@ -68,9 +68,13 @@ class Usefulness:
         now: MonotonicMs,
         *,
         authority: bool,
+        counted: bool = True,
     ) -> list[Effect]:
-        """What follows for the peer from a message and its effects."""
+        """What follows for the peer from a message and its effects; a statement that was not ``counted`` was checked in
+        vain."""
         self.last = self._use(peer, message, work, effects)
+        if self.last is Use.USEFUL and not counted and not _decided(effects):
+            self.last = Use.USELESS
         name = type(message).__name__
         match self.last:
             case Use.USEFUL:

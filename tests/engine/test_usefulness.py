@@ -9,14 +9,17 @@ from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.usefulness import DoorWork, Use
 from protocol.gossip.policy import GossipPolicy
 from protocol.messages import wire
+from protocol.messages.consensus import VoteBody
 from protocol.messages.effects import Disconnect, Effect
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid, Voucher
 from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Output, Transaction, Transfer
+from protocol.primitives.codec import encode
 from protocol.primitives.units import (
     Amount,
+    BlockHash,
     ChannelId,
     Hash,
     Height,
@@ -25,13 +28,16 @@ from protocol.primitives.units import (
     Nonce,
     SequenceNumber,
     TimestampMs,
+    View,
     WorkUnits,
 )
 from tests.engine.test_hostile_input import MODEL, PEER, at, begin, make_engine
+from tests.engine.village import Village, node_of
 from tests.fuzz.live_engine import honest_words
-from tests.ledger.world import START_MS, account_of, sealed
+from tests.ledger.world import START_MS, account_of, make_genesis, sealed
 
 POLICY = GossipPolicy()
+NAMES = ("auth0", "auth1", "auth2", "auth3")
 GENESIS = make_engine("follower").replica.state.genesis_hash
 CHECKED, KNOWN = DoorWork(1, 1), DoorWork(0, 0)
 
@@ -136,3 +142,39 @@ def test_what_a_lagging_judge_misses_is_held_against_nobody() -> None:
     engine.step(LinkUp(authority, NodeRecord(1, TimestampMs(START_MS), (), account_of("auth0-account")), 0), at(4))
     engine.step(Received(authority, wire.TipNotice(Height(9))), at(4))
     assert judge.judge(PEER, envelope, payload, envelope_bytes, at(5)).judgement.excused
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["another block each time", "another view each time"])
+def test_an_authority_that_signs_without_end_what_counts_for_nothing_is_left(far: bool) -> None:
+    """Each of its statements has a fresh signature that has to be checked."""
+    village = Village(make_genesis(), NAMES)
+    village.begin()
+    village.run(500)
+    victim, liar = village["auth0"].engine, node_of("auth1")
+    height = Height(victim.replica.tip + 1)
+    assert victim.replica._machine is not None
+    uses: list[Use] = []
+    for number in range(1_000):
+        view, block_hash = (1_000 + number, b"x" * 32) if far else (1, number.to_bytes(32, "big"))
+        body = encode(VoteBody(height, View(view), BlockHash(block_hash)))
+        ballot = wire.Ballot(village.seal("auth1", MessageKind.VOTE, body))
+        effects = victim.step(Received(liar, ballot, CHECKED), village.now())
+        uses.append(victim.usefulness.last)
+        if any(isinstance(effect, Disconnect) for effect in effects):
+            break
+    assert uses[0] is (Use.USELESS if far else Use.USEFUL)
+    assert all(use is Use.USELESS for use in uses[1:])
+    assert len(uses) < POLICY.useless.burst + 100
+
+
+def test_first_statements_of_a_view_within_reach_are_of_use() -> None:
+    village = Village(make_genesis(), NAMES)
+    village.begin()
+    village.run(500)
+    victim = village["auth0"].engine
+    height = Height(victim.replica.tip + 1)
+    for view in range(1, 9):
+        body = encode(VoteBody(height, View(view), BlockHash(b"x" * 32)))
+        ballot = wire.Ballot(village.seal("auth1", MessageKind.VOTE, body))
+        victim.step(Received(node_of("auth1"), ballot, CHECKED), village.now())
+        assert victim.usefulness.last is Use.USEFUL
