@@ -195,7 +195,7 @@ class EngineLoop:
                 | effect_types.InstallSnapshot()
             ):
                 assert self.snapshots is not None
-                self._tasks.create_task(self.snapshots.act(effect, self._transport, self.feed))
+                self._tasks.create_task(self.snapshots.act(effect, self._transport, self.feed, self._pay_for_bytes))
             case effect_types.SetTimer():
                 self._timers.set(effect.key, effect.at)
             case effect_types.CancelTimer():
@@ -236,9 +236,12 @@ class EngineLoop:
         finally:
             del self._answering[effect.to]
         assert self._transport is not None
-        size = sum(len(decided.block) for decided in blocks)
-        self._turnstile.pay_for_answer(effect.to, cost_us(size, 0))
+        self._pay_for_bytes(effect.to, sum(len(decided.block) for decided in blocks))
         self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height, first))
+
+    def _pay_for_bytes(self, peer: NodeId, size: int) -> None:
+        """Charge a link for an answer: a small question must not buy megabytes for nothing."""
+        self._turnstile.pay_for_answer(peer, cost_us(size, 0))
 
     def _read_blocks(self, height: Height) -> tuple[list[DecidedBlock], Height]:
         """The answer's blocks, none from below the height from which on they are all here, and that height."""

@@ -134,14 +134,23 @@ class SnapshotDesk:
 
     # Between engine, peers and disk
 
-    async def act(self, effect: SnapshotEffect, transport: Transport, feed: Callable[[Input], None]) -> None:
-        """Carry out one of the engine's wishes; they are begun in the order in which this is called."""
+    async def act(
+        self,
+        effect: SnapshotEffect,
+        transport: Transport,
+        feed: Callable[[Input], None],
+        pay: Callable[[NodeId, int], None],
+    ) -> None:
+        """Carry out one of the engine's wishes; they are begun in the order in which this is called.
+
+        ``pay`` charges a link for so many bytes of an answer that its peer asked for.
+        """
         loop = asyncio.get_running_loop()
         match effect:
             case SendSnapshotOffer(to, above):
                 transport.send(to, SnapshotOffer(self.files.newest(above)))
             case SendSnapshotChunk(to, height, index):
-                await self._answer(to, height, index, transport)
+                await self._answer(to, height, index, transport, pay)
             case KeepSnapshot(manifest):
                 await loop.run_in_executor(self._thread, self.files.begin, manifest)
             case KeepSnapshotChunk(index, payload):
@@ -158,7 +167,9 @@ class SnapshotDesk:
             case _:
                 assert_never(effect)
 
-    async def _answer(self, to: NodeId, height: Height, index: int, transport: Transport) -> None:
+    async def _answer(
+        self, to: NodeId, height: Height, index: int, transport: Transport, pay: Callable[[NodeId, int], None]
+    ) -> None:
         if self._answering.get(to, 0) >= _ANSWERS_PER_PEER_MAX:
             return
         self._answering[to] = self._answering.get(to, 0) + 1
@@ -168,6 +179,7 @@ class SnapshotDesk:
             self._answering[to] -= 1
             if not self._answering[to]:
                 del self._answering[to]
+        pay(to, len(payload))
         transport.send(to, SnapshotChunk(height, index, payload))
 
     def fetched(self) -> Fetched | None:

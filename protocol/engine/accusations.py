@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from protocol.consensus.outputs import Equivocation
-from protocol.ledger.evidence import is_reportable
+from protocol.ledger.evidence import is_reportable, may_be_reported_later
 from protocol.ledger.state import LedgerState
 from protocol.messages.quorum import AuthoritySet
 from protocol.messages.transactions import EvidenceReport
@@ -46,13 +46,16 @@ class Accusations:
         self._noticed[accused] = _Noticed(evidence, MonotonicMs(now + turn * TURN_MS))
 
     def due(self, state: LedgerState, now: MonotonicMs) -> Iterator[tuple[Hash, EvidenceReport]]:
-        """Reports to make now, each with the name of the wish; those that the ledger would not take are forgotten."""
+        """Reports to make now, each with the name of the wish; those that the ledger would never take are forgotten."""
         for accused, noticed in list(self._noticed.items()):
             if noticed.due > now:
                 continue
             first, second = noticed.evidence.first, noticed.evidence.second
             if not is_reportable(state, first, second):
-                del self._noticed[accused]
+                if may_be_reported_later(state, first, second):
+                    self._noticed[accused] = noticed._replace(due=MonotonicMs(now + RETRY_MS))
+                else:
+                    del self._noticed[accused]
                 continue
             self._noticed[accused] = noticed._replace(due=MonotonicMs(now + RETRY_MS))
             yield digest(Domain.EVIDENCE_WISH, now.to_bytes(8, "big"), accused), EvidenceReport(first, second)

@@ -139,11 +139,21 @@ def report(overlay: Overlay, context: Context, sender: AccountId, action: Eviden
     return accused.authority
 
 
-def is_reportable(state: LedgerState, first: bytes, second: bytes) -> bool:
-    """True if the next block would take a report of these two envelopes, whose signatures hold."""
+def refusal(state: LedgerState, first: bytes, second: bytes) -> TransactionInvalid | None:
+    """Why the next block would not take a report of these envelopes, whose signatures hold; ``None`` if it would."""
     context = Context(Height(state.height + 1), state.ledger_time_ms)
     try:
         report(Overlay(state), context, AccountId(bytes(32)), EvidenceReport(first, second))
-    except TransactionInvalid:
-        return False
-    return True
+    except TransactionInvalid as error:
+        return error
+    return None
+
+
+def is_reportable(state: LedgerState, first: bytes, second: bytes) -> bool:
+    """True if the next block would take a report of these two envelopes."""
+    return refusal(state, first, second) is None
+
+
+def may_be_reported_later(state: LedgerState, first: bytes, second: bytes) -> bool:
+    """True if all that stands against a report is that too few would be left: a replacement changes that."""
+    return isinstance(refusal(state, first, second), SuspensionHalts)

@@ -46,7 +46,7 @@ def open_motion(overlay: Overlay, context: Context, sender: AccountId, action: M
         _check_elector(overlay, electorate, action.authority, sender)
     elif not isinstance(subject, Redemption):
         raise NotAnAuthority(reason=f"only an authority puts a {type(subject).__name__} to vote")
-    _check_room(overlay, sender, isinstance(subject, Redemption))
+    _check_room(overlay, sender, isinstance(subject, Redemption) and not _is_electors(electorate, sender))
     check_subject(overlay, context, sender, subject)
     seats = len(overlay.schedule.following.records)
     agenda = overlay.charter.agenda
@@ -140,13 +140,22 @@ def _check_elector(
         raise NotAnAuthority(reason=f"authority {authority.hex()} is suspended")
 
 
+def _is_electors(electorate: tuple[Elector, ...], account: AccountId) -> bool:
+    return any(elector.account == account for elector in electorate)
+
+
 def _check_room(overlay: Overlay, sender: AccountId, redemption: bool) -> None:
-    """So many motions of one opener, and of redemptions in all, may be on the agenda."""
+    """So many motions of one opener, and of holders' redemptions in all, may be on the agenda."""
     listed = [overlay.motion(entry.number) for entry in overlay.charter.agenda.due]
     of_sender = sum(motion is not None and motion.opener == sender for motion in listed)
     if of_sender >= OPEN_PER_OPENER_MAX:
         raise TooManyMotions(open=of_sender, opener=sender.hex())
-    redemptions = sum(motion is not None and isinstance(motion.subject, Redemption) for motion in listed)
+    redemptions = sum(
+        motion is not None
+        and isinstance(motion.subject, Redemption)
+        and not _is_electors(motion.electorate, AccountId(motion.opener))
+        for motion in listed
+    )
     if redemption and redemptions >= REDEMPTIONS_OPEN_MAX:
         raise TooManyMotions(open=redemptions, kind="Redemption")
 

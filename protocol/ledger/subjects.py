@@ -44,8 +44,14 @@ CHANGE_DELAY_BLOCKS = 2
 """What a block at h changes decides h + 2: header h names the sets of h and h + 1."""
 
 
+_BOUNDS_OF_ISSUANCE = ("issuance_cap", "issuance_period_ms")
+"""What limits a simple majority must not be a simple majority's to change."""
+
+
 def needs_quorum(subject: Subject) -> bool:
     """True for what Q authorities must approve; the rest passes with more than half."""
+    if isinstance(subject, ParameterChange):
+        return any(entry.name in _BOUNDS_OF_ISSUANCE for entry in subject.values)
     return isinstance(subject, AuthorityChange | VersionChange)
 
 

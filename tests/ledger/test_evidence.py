@@ -8,7 +8,7 @@ from protocol.engine.payouts import Payouts
 from protocol.ledger import errors, subjects
 from protocol.ledger.charter import MotionStatus
 from protocol.ledger.errors import TransactionInvalid
-from protocol.ledger.evidence import is_reportable
+from protocol.ledger.evidence import is_reportable, may_be_reported_later
 from protocol.ledger.signatures import transaction_checks
 from protocol.ledger.state import LedgerState
 from protocol.messages.blocks import header_hash
@@ -78,7 +78,7 @@ def _twice(assembly: Assembly) -> EvidenceReport:
     return GUILTY[3][1](assembly)
 
 
-def _second_of_four(assembly: Assembly) -> EvidenceReport:
+def second_of_four(assembly: Assembly) -> EvidenceReport:
     assembly.act("bob", GUILTY[2][1](assembly))
     return EvidenceReport(assembly.said(2, ballot(1, 2, X)), assembly.said(2, ballot(1, 2, Y)))
 
@@ -101,7 +101,7 @@ INNOCENT: list[tuple[str, Callable[[Assembly], EvidenceReport], type[Transaction
     ("a key without a seat", _stranger, errors.NotAnAuthority),
     ("a key that is accused already", _twice, errors.AlreadyReported),
     ("a height that has not come", _said((3, ballot(9, 2, X)), (3, ballot(9, 2, Y))), errors.EvidenceEarly),
-    ("one whose loss would halt the ledger", _second_of_four, errors.SuspensionHalts),
+    ("one whose loss would halt the ledger", second_of_four, errors.SuspensionHalts),
     ("no statements of consensus", _not_of_consensus, errors.NotATransaction),
     ("no envelopes", lambda a: EvidenceReport(b"\xc1", b"\xc1"), errors.NotATransaction),
 ]
@@ -116,6 +116,14 @@ def test_what_proves_nothing_is_refused_by_name(
     assert not is_reportable(assembly.state, report.first, report.second)
     with pytest.raises(error):
         assembly.act("alice", report)
+
+
+def test_a_report_that_only_a_replacement_can_make_room_for_is_kept_for_later() -> None:
+    assembly = Assembly()
+    second = second_of_four(assembly)
+    assert may_be_reported_later(assembly.state, second.first, second.second)
+    nothing = _said((3, ballot(1, 2)), (3, ballot(1, 2)))(assembly)
+    assert not may_be_reported_later(assembly.state, nothing.first, nothing.second)
 
 
 def test_the_last_active_authority_is_never_suspended() -> None:

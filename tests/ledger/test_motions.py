@@ -62,12 +62,15 @@ def test_a_parameter_changes_once_more_than_half_approve_and_a_later_block_opens
         (3, settings(fee_min=20), 2),
         (4, settings(fee_min=20), 3),
         (7, issue(5), 4),
+        (7, settings(fee_min=20, epoch_blocks=20), 4),
+        (7, settings(issuance_cap=5), 5),
+        (7, settings(fee_min=20, issuance_period_ms=60_001), 5),
         (4, change(add=(8,)), 3),
         (7, change(add=(8,)), 5),
         (7, VersionChange(2, Height(100)), 5),
     ],
 )
-def test_half_passes_numbers_and_money_and_a_quorum_passes_members_and_versions(
+def test_half_passes_numbers_and_money_and_a_quorum_passes_members_versions_and_caps(
     size: int, subject: Subject, needed: int
 ) -> None:
     assembly = Assembly(size)
@@ -246,6 +249,7 @@ def test_strangers_redemptions_leave_room_for_what_authorities_want(monkeypatch:
     with pytest.raises(errors.TooManyMotions):
         assembly.act("carol", MotionOpen(None, redeem(1)))
     assembly.open(0, settings(fee_min=20))
+    assembly.open(1, redeem(1))
 
 
 def test_only_the_last_outcomes_are_kept_as_rows() -> None:
