@@ -231,7 +231,7 @@ class Judge:
                 # [IGNORE] about a tip whose proof can't be checked here yet; the next answer will be nearer
                 asks, proof = AuthorityId(payload.asker) == self._replica.key, payload.certificate
                 if asks and proof is not None and proof.height > tip + HEIGHTS_KNOWN_AHEAD:
-                    return ignore("about a tip that is out of reach")
+                    return replace(ignore("about a tip that is out of reach"), excused=True)
         return None
 
     def _attested_out_of_sight(self, testimony: Testimony) -> bool:

@@ -250,3 +250,17 @@ def test_whoever_asks_with_the_nonce_of_another_gets_its_own_answer_and_not_the_
     for peer, message in answers:
         asker = open_attestation(message.attestation).asker
         assert peer == node_of(next(name for name in NAMES if bytes(account_of(name)) == bytes(asker)))
+
+
+def test_answers_that_an_asker_can_t_use_yet_are_no_fault_of_who_relays_them() -> None:
+    """A node that catches up for minutes gets some each second, perhaps all over one link."""
+    village = make_village(STAR)
+    assert village.run_until(lambda: min(village.tips(*NAMES)) >= 1, 60_000)
+    asker = village["auth3"]
+    inquiry = asker.replica.inquiry
+    assert inquiry is not None
+    far = replace(village["auth0"].blocks[Height(1)].certificate, height=Height(asker.tip + 3))
+    _, payload = open_envelope(_testimony(village, "auth1", inquiry, far))
+    verdict = asker.engine._judge.out_of_reach(payload)
+    assert verdict is not None
+    assert (verdict.verdict, verdict.excused) == (Verdict.IGNORE, True)
