@@ -163,6 +163,8 @@ class Checkers:
                 raise Violation(f"one key signed two {position.guard_class.name}s at {position.height}/{position.view}")
             return  # Said again after a restart; what it rests on was looked at the first time.
         signed[_key(position)] = payload
+        if _key(position) in disk.unfounded:
+            return  # Reserved, and founded, in an earlier life; its signature is made after the ledger was set back.
         at = f"{position.guard_class.name} at {position.height}/{position.view}"
         view, journal = position.view, _journal(disk, position.height)
         if view > 1 and not any(held.view >= view - 1 for held in journal):

@@ -49,6 +49,8 @@ class SimulatedDisk:
         self.blocks: dict[Height, DecidedBlock] = {}
         self.rows: dict[bytes, bytes] = dict(LedgerState.from_genesis(genesis).rows())
         self._unsynced: list[Durable] = []
+        self.unfounded: dict[tuple[int, int, int], None] = {}
+        """Positions that the guard held when an older ledger came under it: what they rest on may be gone."""
         self._connection, self.guard = self._guard_from(_blank_guard())
 
     def _guard_from(self, content: bytes) -> tuple[PoweredConnection, SignGuard]:
@@ -116,6 +118,10 @@ class SimulatedDisk:
         self.tables = {table: dict(rows) for table, rows in backup.tables.items()}
         self.blocks, self.rows = dict(backup.blocks), dict(backup.rows)
         self._unsynced.clear()
+        self.unfounded = {
+            (int(position.height), int(position.view), int(position.guard_class)): None
+            for position, _ in self.guard.held()
+        }
 
     def close(self) -> None:
         """Nobody uses this disk any more."""
