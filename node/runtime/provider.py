@@ -17,8 +17,8 @@ from node.telemetry import EventLogger, event_logger
 from node.worker.errors import WorkerError
 from node.worker.models import ModelId as StoredModelId
 from node.worker.models import ModelStore, load_description
-from node.worker.packages import add_from_package
 from node.worker.quota import held
+from node.worker.sources import add_described
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
 from protocol.market.matching import isolation_suffices
@@ -162,7 +162,7 @@ class ProviderShelf:
         if is_model_id(entry.description):
             return StoredModelId(entry.description)
         description = load_description(description_path(entry.description))
-        return await add_from_package(self._store, description)
+        return await add_described(self._store, description)
 
     def _offer(self, entry: ProviderModel, loaded: LoadedModel) -> ModelOffer:
         provider = self._config.provider

@@ -14,7 +14,8 @@ from typing import IO
 
 from node.worker.errors import BadDescription
 from node.worker.limits import MODEL_BYTES_MAX
-from node.worker.models import FILES_MAX, Fact, ModelDescription, ModelId, ModelStore, Progress, check_path
+from node.worker.manifest_fields import Fact, check_path
+from node.worker.models import FILES_MAX, ModelDescription, ModelId, ModelStore, Progress
 from node.worker.quota import make_room
 
 LOCAL = "local"

@@ -24,9 +24,10 @@ from blake3 import blake3
 
 from node.worker.errors import BadDescription, CorruptModel, ModelError, StoreFull, UnknownModel
 from node.worker.limits import MEBIBYTE, MODEL_BYTES_MAX
+from node.worker.manifest_fields import HASH_PATTERN, check_only, check_path, facts_of, hashes_of, texts
+from node.worker.manifest_fields import Fact as Fact
 
 ModelId = NewType("ModelId", str)
-Fact = int | str
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
 
 MANIFEST_BYTES_MAX = 64 * 1024
@@ -34,15 +35,14 @@ FILES_MAX = 64
 PARENTS_MAX = 16
 TRAINING_DATA_MAX = 64  # hashes of data sets; a manifest stays a page that people can read
 READ_BYTES = 4 * MEBIBYTE
-PATH_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
 ID_PREFIX_MIN = 6  # digits with which a person may name a model; fewer are too often somebody else's
 # Names and versions as package indexes have them. Anything more could be an address or an option in pip's eyes, and
 # pip runs what it finds in a source archive.
 PACKAGE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 PACKAGE_VERSION_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?")
-FACT_MIN, FACT_MAX = -(2**63), 2**64 - 1  # what MessagePack can carry to a worker
+REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
 RUNTIMES = ("echo", "gguf", "onnx", "wasm")
 
 
@@ -106,6 +106,23 @@ class PackageSource:
 
 
 @dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file of a repository: its path there and its SHA-256 in hexadecimal."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceSource:
+    """A repository of models on the Hugging Face hub: which commit of it, and which of its files."""
+
+    repository: str  # OWNER/NAME
+    commit: str  # 40 hexadecimal digits: a branch or a tag would say something else tomorrow
+    files: Mapping[str, PinnedFile]  # by name in the manifest
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """How to come by a model, as shipped in `configs/models`."""
 
@@ -117,72 +134,15 @@ class ModelDescription:
     package: PackageSource | None = None
     parents: tuple[str, ...] = ()
     training_data: tuple[str, ...] = ()
+    huggingface: HuggingFaceSource | None = None
 
 
 def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
-def _texts(table: Mapping[str, object], *names: str) -> list[str]:
-    found = []
-    for name in names:
-        value = table.get(name)
-        if not isinstance(value, str) or not 0 < len(value) <= 200:
-            raise BadDescription(f"{name} must be a text of 1 to 200 characters")
-        if not value.isprintable():  # people are shown these
-            raise BadDescription(f"{name} must not hold control characters")
-        found.append(value)
-    return found
-
-
-def _is_text(text: str) -> bool:
-    """Whether UTF-8 can spell it: JSON lets half a character pair through."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _facts(value: object) -> dict[str, Fact]:
-    if not isinstance(value, dict) or len(value) > 64:
-        raise BadDescription("settings must be a table")
-    facts: dict[str, Fact] = {}
-    for name, fact in value.items():
-        if not isinstance(name, str) or isinstance(fact, bool) or not isinstance(fact, int | str):
-            raise BadDescription(f"setting {name!r} must be a whole number or a text")
-        if isinstance(fact, int) and not FACT_MIN <= fact <= FACT_MAX:
-            raise BadDescription(f"setting {name!r} is a number of more than 64 bits")
-        if not _is_text(name) or (isinstance(fact, str) and not _is_text(fact)):
-            raise BadDescription(f"setting {name!r} is not Unicode text")
-        facts[name] = fact
-    return facts
-
-
-def _hashes(value: object, what: str, count_max: int) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > count_max:
-        raise BadDescription(f"{what} must be a list of at most {count_max}")
-    hashes = []
-    for entry in value:
-        if not isinstance(entry, str) or HASH_PATTERN.fullmatch(entry) is None:
-            raise BadDescription(f"{what} holds something else than 64 hexadecimal digits: {str(entry)[:80]!r}")
-        hashes.append(entry)
-    if hashes != sorted(set(hashes)):
-        raise BadDescription(f"{what} must be sorted, each once")
-    return tuple(hashes)
-
-
-def _only(table: Mapping[str, object], allowed: tuple[str, ...], what: str) -> None:
-    unknown = sorted(set(table) - set(allowed))
-    if unknown:
-        raise BadDescription(f"{what} has unknown fields: " + ", ".join(unknown))
-
-
-def check_path(path: str) -> str:
-    """A relative file name without anything that could lead elsewhere. Raises BadDescription."""
-    if PATH_PATTERN.fullmatch(path) is None:
-        raise BadDescription(f"not a usable file name: {path[:80]!r}")
-    return path
-
-
 def _identity(table: Mapping[str, object]) -> tuple[str, str, str, str]:
-    name, version, runtime, license_name = _texts(table, "name", "version", "runtime", "license")
+    name, version, runtime, license_name = texts(table, "name", "version", "runtime", "license")
     if NAME_PATTERN.fullmatch(name) is None:
         raise BadDescription(f"not a usable model name: {name!r}")
     if runtime not in RUNTIMES:
@@ -205,9 +165,9 @@ def parse_manifest(content: bytes) -> Manifest:
         raise BadDescription("the manifest is not JSON") from None
     if not isinstance(table, dict):
         raise BadDescription("the manifest is not a JSON object")
-    _only(table, _MANIFEST_FIELDS, "the manifest")
+    check_only(table, _MANIFEST_FIELDS, "the manifest")
     name, version, runtime, license_name = _identity(table)
-    (source,) = _texts(table, "source")
+    (source,) = texts(table, "source")
     listed = table.get("files")
     if not isinstance(listed, list) or len(listed) > FILES_MAX:
         raise BadDescription(f"files must be a list of at most {FILES_MAX}")
@@ -215,9 +175,9 @@ def parse_manifest(content: bytes) -> Manifest:
     if [file.path for file in files] != sorted({file.path for file in files}):
         raise BadDescription("files must be sorted by path, each once")
     manifest = Manifest(
-        name, version, runtime, license_name, source, files, _facts(table.get("settings")),
-        _hashes(table.get("parents", []), "parents", PARENTS_MAX),
-        _hashes(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
+        name, version, runtime, license_name, source, files, facts_of(table.get("settings")),
+        hashes_of(table.get("parents", []), "parents", PARENTS_MAX),
+        hashes_of(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
     )  # fmt: skip
     if manifest.encode() != content:
         raise BadDescription("the manifest is not in its canonical spelling")
@@ -237,7 +197,7 @@ def _parse_file(entry: object) -> ModelFile:
 
 def check_source(source: str) -> str:
     """Where a model came from, as a manifest may say it. Raises BadDescription."""
-    (checked,) = _texts({"source": source}, "source")
+    (checked,) = texts({"source": source}, "source")
     return checked
 
 
@@ -262,23 +222,26 @@ def load_description(path: Path) -> ModelDescription:
 
 def parse_description(table: Mapping[str, object]) -> ModelDescription:
     """A description from its fields. Raises BadDescription."""
-    known = ("name", "version", "runtime", "license", "settings", "package", "parents", "training_data")
-    _only(table, known, "the description")
+    known = ("name", "version", "runtime", "license", "settings", "package", "parents", "training_data", "huggingface")
+    check_only(table, known, "the description")
     name, version, runtime, license_name = _identity(table)
-    package = table.get("package")
+    package, repository = table.get("package"), table.get("huggingface")
+    if package is not None and repository is not None:
+        raise BadDescription("a model comes from a package or from a repository, not from both")
     return ModelDescription(
-        name, version, runtime, license_name, _facts(table.get("settings", {})),
+        name, version, runtime, license_name, facts_of(table.get("settings", {})),
         None if package is None else _parse_package(package),
-        _hashes(table.get("parents", []), "parents", PARENTS_MAX),
-        _hashes(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
+        hashes_of(table.get("parents", []), "parents", PARENTS_MAX),
+        hashes_of(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
+        None if repository is None else _parse_repository(repository),
     )  # fmt: skip
 
 
 def _parse_package(table: object) -> PackageSource:
     if not isinstance(table, dict):
         raise BadDescription("package must be a table")
-    _only(table, ("name", "version", "sha256", "members"), "the package")
-    package, version, sha256 = _texts(table, "name", "version", "sha256")
+    check_only(table, ("name", "version", "sha256", "members"), "the package")
+    package, version, sha256 = texts(table, "name", "version", "sha256")
     if PACKAGE_PATTERN.fullmatch(package) is None:
         raise BadDescription(f"not a package's name: {package!r}")
     if PACKAGE_VERSION_PATTERN.fullmatch(version) is None:
@@ -294,6 +257,30 @@ def _parse_package(table: object) -> PackageSource:
             raise BadDescription("a member is the path of a file in the wheel")
         checked[check_path(name)] = check_path(member)
     return PackageSource(package, version, sha256, checked)
+
+
+def _parse_repository(table: object) -> HuggingFaceSource:
+    if not isinstance(table, dict):
+        raise BadDescription("huggingface must be a table")
+    check_only(table, ("repository", "commit", "files"), "huggingface")
+    repository, commit = texts(table, "repository", "commit")
+    if REPOSITORY_PATTERN.fullmatch(repository) is None:
+        raise BadDescription(f"not a repository's name (OWNER/NAME): {repository!r}")
+    if COMMIT_PATTERN.fullmatch(commit) is None:
+        raise BadDescription("commit must be 40 hexadecimal digits: a branch may say something else tomorrow")
+    files = table.get("files")
+    if not isinstance(files, dict) or not 0 < len(files) <= FILES_MAX:
+        raise BadDescription(f"files must be a table of 1 to {FILES_MAX} files")
+    pinned = {}
+    for name, entry in files.items():
+        if not isinstance(entry, dict):
+            raise BadDescription("a file of a repository has a path and a sha256")
+        check_only(entry, ("path", "sha256"), f"the file {name}")
+        path, sha256 = texts(entry, "path", "sha256")
+        if HASH_PATTERN.fullmatch(sha256) is None:
+            raise BadDescription("sha256 must be 64 hexadecimal digits")
+        pinned[check_path(name)] = PinnedFile(check_path(path), sha256)
+    return HuggingFaceSource(repository, commit, pinned)
 
 
 def hash_stream(stream: IO[bytes], copy_to: IO[bytes] | None, size_max: int) -> tuple[int, str]:
