@@ -104,13 +104,16 @@ def _config_option(what: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@click.argument("subject", type=click.Choice(["account", "channel"]))
+@click.argument("subject", type=click.Choice(["account", "channel", "model"]))
 @click.argument("address")
 @_output_option
 @timeout_option(30.0, "Seconds to wait for a block that the state can be proven from.")
 @with_node
 def proof(session: Session, subject: str, address: str, path: Path, timeout: float) -> None:
-    """Write a proof of what an account (mc1…) or a channel (hex) holds; `mercat verify` checks it offline."""
+    """Write a proof of what an account (mc1…) or a channel (hex) holds, or who registered a model (hex or mcmodel1…).
+
+    `mercat verify` checks it offline.
+    """
     _write(session, path, session.client.proof(subject, address, int(timeout * 1000)))
 
 

@@ -1,4 +1,4 @@
-"""``mercat verify``: check a receipt or a proof of an account or channel offline, from the genesis alone.
+"""``mercat verify``: check a receipt or a proof of an account, channel or model offline, from the genesis alone.
 
 Law: it talks to no node. Every check is printed, then what had to be trusted and how old both that and the proof are:
 authorities have nothing at stake after they were removed, so old trust can be abused by their keys.
@@ -66,6 +66,12 @@ class ProofView(msgspec.Struct, frozen=True):
     payee: str | None
     deposit: int | None
     redeemed: int | None
+    registered: bool | None
+    publisher: str | None
+    registered_height: int | None
+
+
+_ADDRESSES = {"account": AddressKind.ACCOUNT, "model": AddressKind.MODEL}
 
 
 class _Format(msgspec.Struct):
@@ -88,7 +94,7 @@ class Trust:
 
 
 def is_proof(content: bytes) -> bool:
-    """True for a proof of an account or channel, false for anything else, receipts included."""
+    """True for a proof of an account, channel or model, false for anything else, receipts included."""
     try:
         return msgspec.json.decode(content, type=_Format).format.startswith("mercat-proof")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -101,7 +107,7 @@ def verify_proof_file(content: bytes, trust: Trust) -> ProofView:
 
     file = read_proof_file(content)
     proven = verify_proof(file, trust.genesis, trust.checkpoint)
-    account, bond, channel = proven.account, proven.bond, proven.channel
+    account, bond, channel, registration = proven.account, proven.bond, proven.channel, proven.registration
     identity = bytes.fromhex(file.id)
     return ProofView(
         holds=proven.failed is None,
@@ -110,7 +116,7 @@ def verify_proof_file(content: bytes, trust: Trust) -> ProofView:
         trusted=proven.trusted,
         trusted_age_s=_age_s(proven.trusted_at_ms),
         subject=file.subject,
-        id=format_address(AddressKind.ACCOUNT, identity) if file.subject == "account" else file.id,
+        id=file.id if file.subject == "channel" else format_address(_ADDRESSES[file.subject], identity),
         header_height=proven.header.height if proven.header else None,
         timestamp_ms=proven.timestamp_ms,
         after_block=proven.checkpoint,
@@ -123,6 +129,9 @@ def verify_proof_file(content: bytes, trust: Trust) -> ProofView:
         payee=format_address(AddressKind.ACCOUNT, channel.payee) if channel else None,
         deposit=channel.deposit if channel else None,
         redeemed=channel.redeemed if channel else None,
+        registered=registration is not None if file.subject == "model" and proven.failed is None else None,
+        publisher=format_address(AddressKind.ACCOUNT, registration.publisher) if registration else None,
+        registered_height=registration.height if registration else None,
     )
 
 
@@ -151,6 +160,10 @@ def proof_text(view: ProofView) -> str:
     if view.deposit is not None and view.redeemed is not None:
         pairs += [("payer", view.payer or ""), ("payee", view.payee or ""), ("deposit", credits_text(view.deposit))]
         pairs.append(("redeemed", credits_text(view.redeemed)))
+    if view.registered is False:
+        pairs.append(("publisher", "nobody has registered this model"))
+    if view.publisher is not None:
+        pairs.append(("publisher", f"{view.publisher} since block {view.registered_height}"))
     return table(("", "CHECK", "FOUND"), rows) + "\n\n" + fields(pairs)
 
 

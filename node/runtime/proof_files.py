@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from node.clock import read_clock
 from node.runtime.control import ControlError
-from node.runtime.ledger_views import account_argument
+from node.runtime.ledger_views import account_argument, model_argument
 from node.store.archive import succession_rows
 from protocol.ledger.checkpoints import ProvenRow
 from protocol.ledger.proof_file import Subject, make_checkpoint_file, make_proof_file, row_keys
 from protocol.messages.blocks import Block, DecidedBlock, DecidedHeader
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.limits import FRAME_BYTES_MAX
-from protocol.primitives.units import AccountId, ChannelId, Height
+from protocol.primitives.units import AccountId, ChannelId, Height, ModelId
 
 if TYPE_CHECKING:
     from node.runtime.node import Node
@@ -32,7 +32,7 @@ class ProofDesk:
         self._state = node.engine.replica.state
 
     async def proof(self, subject: str, identity: str, timeout_ms: int) -> bytes:
-        """The proof file of an account (``mc1…``) or a channel (hex).
+        """The proof file of an account (``mc1…``), a channel (hex) or a model (hex or ``mcmodel1…``).
 
         Waits for the block above the checkpoint if that is the tip, and for the next checkpoint while this one's rows
         are not known: at most ``timeout_ms``.
@@ -48,7 +48,11 @@ class ProofDesk:
             await self._next_block(until)
 
     async def _written(
-        self, subject: Subject, unique: AccountId | ChannelId, rows: tuple[ProvenRow, ...], decided: DecidedBlock
+        self,
+        subject: Subject,
+        unique: AccountId | ChannelId | ModelId,
+        rows: tuple[ProvenRow, ...],
+        decided: DecidedBlock,
     ) -> bytes:
         await self._node.executor.drain()
         header = decode(decided.block, Block).header
@@ -91,11 +95,13 @@ class ProofDesk:
         await self._node.next_block(remaining_ms)
 
 
-def _subject(subject: str, identity: str) -> tuple[Subject, AccountId | ChannelId]:
+def _subject(subject: str, identity: str) -> tuple[Subject, AccountId | ChannelId | ModelId]:
     if subject == "account":
         return "account", account_argument(identity)
+    if subject == "model":
+        return "model", model_argument(identity)
     if subject != "channel":
-        raise ControlError("bad_subject", f"an account or a channel can be proven, not a {subject!r}", 2)
+        raise ControlError("bad_subject", f"an account, a channel or a model can be proven, not a {subject!r}", 2)
     try:
         unique = bytes.fromhex(identity)
     except ValueError:

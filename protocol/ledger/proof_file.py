@@ -1,4 +1,4 @@
-"""Proof and checkpoint files: an account or a channel as a block's authorities vouch for it, checked offline.
+"""Proof and checkpoint files: an account, a channel or a model's publisher as authorities vouch for it, offline.
 
 Law: what a proof file says is in the rows, which are kept as the state keeps them; nothing in the file only repeats
 something else, so a changed byte breaks a named check. Unknown fields are refused. A row is as it was after the last
@@ -6,7 +6,7 @@ checkpoint block below the header's, at most ``CHECKPOINT_INTERVAL`` blocks earl
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, assert_never
 
 import msgspec
 from msgspec import Meta
@@ -27,11 +27,13 @@ from protocol.ledger.rows import (
     ACCOUNT_PREFIX,
     BOND_PREFIX,
     CHANNEL_PREFIX,
+    MODEL_PREFIX,
     NO_ACCOUNT,
     NO_BOND,
     Account,
     Bond,
     Channel,
+    Registration,
 )
 from protocol.ledger.state_tree import DEPTH_MAX, RowProof, verify_row
 from protocol.messages.blocks import DecidedHeader, Header, Succession
@@ -40,18 +42,19 @@ from protocol.messages.genesis import Genesis, Membership, genesis_hash
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import RemoteProtocolError, UserError
 from protocol.primitives.limits import SUCCESSIONS_MAX
-from protocol.primitives.units import AccountId, ChannelId, Hash, Height, TimestampMs
+from protocol.primitives.units import AccountId, ChannelId, Hash, Height, ModelId, TimestampMs
 
 PROOF_FILE_BYTES_MAX = 96 * 1024 * 1024
 """The most successions in hex, with room to spare; a larger file is refused unread."""
 
 Hex = Annotated[str, Meta(pattern="^([0-9a-f]{2})*\\Z")]
 Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
-Subject = Literal["account", "channel"]
+Subject = Literal["account", "channel", "model"]
 
 _PREFIXES: dict[Subject, tuple[bytes, ...]] = {
     "account": (ACCOUNT_PREFIX, BOND_PREFIX),
     "channel": (CHANNEL_PREFIX,),
+    "model": (MODEL_PREFIX,),
 }
 
 
@@ -68,14 +71,14 @@ class RowPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProofFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An account (its balance and its bond) or a channel, with all that shows it."""
+    """An account (its balance and its bond), a channel or a model's registration, with all that shows it."""
 
     format: Literal["mercat-proof-1"]
     genesis: Hex32
     subject: Subject
     id: Hex32
     rows: Annotated[tuple[RowPart, ...], Meta(min_length=1, max_length=2)]
-    """For an account its row and its bond's; for a channel its row."""
+    """For an account its row and its bond's; for anything else its row."""
     header: Hex
     certificate: Hex
     successions: Annotated[tuple[Hex, ...], Meta(max_length=SUCCESSIONS_MAX)]
@@ -107,6 +110,8 @@ class Proven(NamedTuple):
     bond: Bond | None
     channel: Channel | None
     """``None`` in a proof for a channel: there was none with this id."""
+    registration: Registration | None
+    """``None`` in a proof for a model: nobody had registered it."""
 
     @property
     def failed(self) -> str | None:
@@ -127,7 +132,7 @@ def row_keys(subject: Subject, identity: bytes) -> tuple[bytes, ...]:
 def make_proof_file(
     genesis: Hash,
     subject: Subject,
-    identity: AccountId | ChannelId,
+    identity: AccountId | ChannelId | ModelId,
     rows: tuple[ProvenRow, ...],
     decided: tuple[Header, Certificate],
     successions: tuple[Succession, ...],
@@ -247,6 +252,7 @@ def verify_proof(file: ProofFile, genesis: Genesis, checkpoint: TrustedHeader | 
         account=case.account if holds else None,
         bond=case.bond if holds else None,
         channel=case.channel if holds else None,
+        registration=case.registration if holds else None,
     )
 
 
@@ -263,13 +269,22 @@ class _Case:
         self.account: Account | None = None
         self.bond: Bond | None = None
         self.channel: Channel | None = None
+        self.registration: Registration | None = None
 
     @property
     def checkpoint_height(self) -> Height:
         return checkpoint_below(self.header.height - 1)
 
     def row_checks(self) -> tuple[Callable[[], str], ...]:
-        return (self.account_row, self.bond_row) if self.file.subject == "account" else (self.channel_row,)
+        match self.file.subject:
+            case "account":
+                return self.account_row, self.bond_row
+            case "channel":
+                return (self.channel_row,)
+            case "model":
+                return (self.model_row,)
+            case _:
+                assert_never(self.file.subject)
 
     def genesis_matches(self) -> str:
         if self.file.genesis != self.trusted.genesis.hex():
@@ -315,6 +330,13 @@ class _Case:
         self.channel = decode(value, Channel)
         shown = f"{self.channel.redeemed} of {self.channel.deposit} base units redeemed"
         return f"{shown} after block {self.checkpoint_height}"
+
+    def model_row(self) -> str:
+        value = self._row(0)
+        if value is None:
+            return f"nobody had registered this model after block {self.checkpoint_height}"
+        self.registration = decode(value, Registration)
+        return f"registered in block {self.registration.height}"
 
 
 __all__ = [

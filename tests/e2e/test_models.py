@@ -44,7 +44,7 @@ def test_a_model_from_a_folder_is_published_sold_by_its_id_and_traced_to_its_pub
         shown = network.json("model", "show", model, "--model-store", str(place / "empty"))
         assert shown["manifest"] is None
         assert shown["registration"]["publisher"] == account
-        proven = network.json("ledger", "block", str(shown["registration"]["height"]))
-        assert "registers model mcmodel1" in str(proven["transactions"])
+        block = network.json("ledger", "block", str(shown["registration"]["height"]))
+        assert "registers model mcmodel1" in str(block["transactions"])
     person.mercat("model", "rm", "classifier", *own)
     assert network.is_conserved()

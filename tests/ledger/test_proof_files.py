@@ -21,16 +21,20 @@ from protocol.ledger.proof_file import (
     verify_account,
     verify_proof,
 )
-from protocol.ledger.rows import NO_ACCOUNT, NO_BOND
+from protocol.ledger.registry import REGISTER_FEES
+from protocol.ledger.rows import NO_ACCOUNT, NO_BOND, Registration
 from protocol.messages.blocks import DecidedHeader, Header, Succession
 from protocol.messages.consensus import Certificate
-from protocol.messages.transactions import ChannelOpen
+from protocol.messages.transactions import ChannelOpen, ModelRegister
 from protocol.primitives.codec import decode
-from protocol.primitives.units import AccountId, Amount, ChannelId, TimestampMs
+from protocol.primitives.hashing import content_hash
+from protocol.primitives.units import AccountId, Amount, ChannelId, Height, ModelId, TimestampMs
 from protocol.settlement.vouchers import channel_id
 from tests.ledger.assembly import Assembly, change
 from tests.ledger.dynasty import Dynasty
-from tests.ledger.world import account_of, make_genesis
+from tests.ledger.world import FEE, account_of, make_genesis
+
+MANIFEST = b"{}"
 
 
 class Notary(Assembly):
@@ -43,6 +47,8 @@ class Notary(Assembly):
         nonce = self.state.account(account_of("alice")).nonce
         self.channel = channel_id(account_of("alice"), account_of("bob"), nonce)
         self.act("alice", ChannelOpen(account_of("bob"), Amount(5_000)))
+        self.model = ModelId(content_hash(MANIFEST))
+        self.act("bob", ModelRegister(self.model, len(MANIFEST), MANIFEST), FEE * REGISTER_FEES)
         self.decide(change(remove=(3,), add=(8,)))
         while self.state.height % CHECKPOINT_INTERVAL != 1 or self.state.height < CHECKPOINT_INTERVAL:
             self.tick()
@@ -56,7 +62,7 @@ class Notary(Assembly):
             self.successions += [decode(put.value, Succession) for put in others]
             self.decided_headers.append((built.header, certificate))
 
-    def proof(self, subject: Subject, identity: AccountId | ChannelId) -> bytes:
+    def proof(self, subject: Subject, identity: AccountId | ChannelId | ModelId) -> bytes:
         """The file as a node writes it."""
         rows = tuple(self.state.proven_row(key) for key in row_keys(subject, identity))
         present = tuple(row for row in rows if row is not None)
@@ -99,6 +105,21 @@ def test_a_channel_is_proven_and_so_is_its_absence(notary: Notary) -> None:
     assert (absent.failed, absent.channel) == (None, None)
     with pytest.raises(ProofFileInvalid, match="channel"):
         verify_account(notary.proof("channel", notary.channel), notary.genesis)
+
+
+def test_a_models_publisher_is_proven_and_so_is_that_there_is_none(notary: Notary) -> None:
+    content = notary.proof("model", notary.model)
+    proven = verify_proof(read_proof_file(content), notary.genesis)
+    assert proven.failed is None
+    assert proven.registration == Registration(account_of("bob"), Height(2), len(MANIFEST))
+    absent = verify_proof(read_proof_file(notary.proof("model", ModelId(bytes(32)))), notary.genesis)
+    assert (absent.failed, absent.registration) == (None, None)
+    other = content.replace(notary.model.hex().encode(), bytes(32).hex().encode())
+    assert verify_proof(read_proof_file(other), notary.genesis).failed == "model_row"
+    forged = content.replace(account_of("bob").hex().encode(), account_of("alice").hex().encode())
+    assert forged != content
+    refused = verify_proof(read_proof_file(forged), notary.genesis)
+    assert (refused.failed, refused.registration) == ("model_row", None)
 
 
 def changed_files(content: bytes) -> Iterator[bytes]:
