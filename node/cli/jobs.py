@@ -70,6 +70,7 @@ def job_text(view: JobView) -> str:
         ("side", view.side),
         ("state", view.state if view.reason is None else f"{view.state}: {view.reason}"),
         ("model", view.model),
+        *([("model by", view.publisher)] if view.publisher is not None else []),
         ("with", view.counterparty),
         ("units", f"{view.input_units} in, {view.output_units} out"),
         ("amount", credits_text(view.amount)),

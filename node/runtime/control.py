@@ -175,6 +175,8 @@ class JobView(View, frozen=True):
     reason: str | None
     settled_height: int | None
     timeline: tuple[tuple[int, str, str], ...] = ()
+    publisher: str | None = None
+    """Account that registered the model; ``None`` if nobody has."""
 
 
 class ChannelView(View, frozen=True):

@@ -160,7 +160,14 @@ def job_view(node: "Node", record: JobRecord, desk: "ReceiptDesk") -> control.Jo
         reason=record.reason or None,
         settled_height=desk.settled_height(record.job),
         timeline=tuple((entry.at, entry.state, entry.cause) for entry in record.history),
+        publisher=publisher_text(node, record.model),
     )
+
+
+def publisher_text(node: "Node", model: ModelId) -> str | None:
+    """The account that registered a model on the ledger, or ``None``."""
+    found = node.engine.replica.state.registration(model)
+    return None if found is None else account_text(found.publisher)
 
 
 def jobs(node: "Node", desk: "ReceiptDesk") -> tuple[control.JobView, ...]:

@@ -41,6 +41,8 @@ def test_a_model_from_a_folder_is_published_sold_by_its_id_and_traced_to_its_pub
         assert "in use" in person.mercat("model", "rm", "classifier", *own, expect=1).err
         wait_until(lambda: "classifier" in {offer.name for offer in network.client("buyer-1").offers()}, "the offer")
         assert "python" in network.mercat("run", "classifier", "--file", str(PYTHON_FILE)).out
+        job = network.json("job", "list")[0]["job"]
+        assert account in network.mercat("job", "show", job).out.split("model by")[1].splitlines()[0]
         shown = network.json("model", "show", model, "--model-store", str(place / "empty"))
         assert shown["manifest"] is None
         assert shown["registration"]["publisher"] == account
