@@ -448,11 +448,14 @@ class ModelStore:
 
     def add_local(self, description: ModelDescription, paths: Mapping[str, Path]) -> ModelId:
         """Add a model from files on this machine (name in the manifest → path)."""
-        files = []
-        for name, path in sorted(paths.items()):
-            with path.open("rb") as stream:
-                files.append(self.add_stream(name, stream))
-        return self.add_files(description, files, "local")
+        if not paths:  # nothing that a removal could take away before the manifest names it
+            return self.add_files(description, [], "local")
+        with self.changing():
+            files = []
+            for name, path in sorted(paths.items()):
+                with path.open("rb") as stream:
+                    files.append(self.add_stream(name, stream))
+            return self.add_files(description, files, "local")
 
     def add_files(self, description: ModelDescription, files: list[ModelFile], source: str) -> ModelId:
         """Make and write the manifest of files that are in the store."""
