@@ -2,7 +2,9 @@
 
 import sqlite3
 
-from node.runtime.control import AccountView
+from msgspec.structs import replace
+
+from node.runtime.control import AccountView, JobView
 from tests.e2e.network import Network, unused_account, wait_until
 
 AUTHORITIES = tuple(f"authority-{number}" for number in range(1, 5))
@@ -15,6 +17,11 @@ def _signers(network: Network, height: int) -> tuple[str, ...]:
 def _without_providers(accounts: dict[str, AccountView]) -> dict[str, AccountView]:
     """Providers may have redeemed once more meanwhile; everybody else must have exactly what they had."""
     return {name: view for name, view in accounts.items() if not name.startswith("provider")}
+
+
+def _without_names(jobs: dict[str, JobView]) -> dict[str, JobView]:
+    """A model's name is shown while somebody offers it; what was bought from a node that has left shows its id."""
+    return {job: replace(view, model="") for job, view in jobs.items()}
 
 
 def test_ledger_goes_on_with_three_of_four_and_the_fourth_catches_up_and_signs_again(network: Network) -> None:
@@ -66,7 +73,7 @@ def test_everything_killed_at_once_comes_back_as_it_was(network: Network) -> Non
     assert network.height("buyer-1") >= height
     assert _without_providers(network.accounts()) == _without_providers(accounts)
     assert network.channels() == channels
-    assert network.jobs("buyer-1") == jobs
+    assert _without_names(network.jobs("buyer-1")) == _without_names(jobs)
     again = network.json("run", "echo", "after", "--settle")["facts"]
     assert again["channel"] in [view.channel for view in channels]
     assert len(network.channels()) == len(channels)
