@@ -225,7 +225,9 @@ class World:
         """Trust those again who lost their signatures once all heights that these were of are closed."""
         for authority, (node, closed) in list(self._recovering.items()):
             suspended = authority in self.checkers.proved  # for good: its votes don't count any more
-            if node.up and node.replica.tip > closed and not node.replica.observing and not suspended:
+            # Before enough have answered about its standing it does not sign and may yet turn out to be an observer.
+            signs = node.up and node.replica.first_signing_height is not None and not node.replica.observing
+            if signs and node.replica.tip > closed and not suspended:
                 self.trust.give_back(authority)
                 del self._recovering[authority]
 
