@@ -1,6 +1,7 @@
 """WebAssembly programs in the real sandbox: the same bytes and fuel every time, and nothing of this machine."""
 
 import asyncio
+import os
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import msgpack
 import pytest
 import wasmtime
 
+from node.worker.child.runtime import Prefilled, Request
+from node.worker.child.wasm import WasmRuntime
 from node.worker.errors import JobRefused, ModelError, WorkerError
 from node.worker.models import ModelDescription, ModelId, ModelStore
 from node.worker.supervisor import JobRequest, WorkerChunk, WorkerSupervisor
@@ -117,6 +120,22 @@ async def _failure(waiting: Awaitable[WorkerChunk]) -> WorkerError | None:
     except WorkerError as error:
         return error
     return None
+
+
+def test_a_program_cancelled_before_its_first_step_takes_none(tmp_path: Path) -> None:
+    path = tmp_path / "module.wasm"
+    path.write_bytes(wasmtime.wat2wasm('(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))'))
+    runtime = WasmRuntime()
+    runtime.prepare()
+    runtime.load({"module.wasm": str(path)}, {"module_file": "module.wasm"}, 1)
+    runtime.open(1, Request("bytes", b"", 1_000_000, 256, 0, 0, ()))
+    assert runtime.step() == [Prefilled(1, 1)]
+    state = runtime._jobs[1]
+    runtime._running = 1
+    runtime.cancel(1)
+    assert runtime._run(state) == 0
+    os.close(runtime._wake_reading)
+    os.close(runtime._wake_writing)
 
 
 QUESTIONS = """

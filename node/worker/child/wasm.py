@@ -164,8 +164,8 @@ class WasmRuntime(Runtime):
 
     def cancel(self, job: int) -> None:
         if job == self._running:
+            self._jobs[job].cancelled = True  # first: a job that has no deadline yet looks at this once it has one
             self._engine.increment_epoch()
-            self._jobs[job].cancelled = True
             return
         self._jobs.pop(job, None)
 
@@ -237,6 +237,8 @@ class WasmRuntime(Runtime):
             )
             store.set_fuel(budget)
             store.set_epoch_deadline(1)
+            if state.cancelled:
+                return 0
             state.finish, last_words = self._ended(store)
             if state.finish == "failed":
                 state.world.stdout += state.world.stderr[-STDERR_SHOWN_BYTES:] + last_words.encode()
