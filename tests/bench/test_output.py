@@ -67,7 +67,9 @@ def _check_fields(name: str, result: dict[str, Any]) -> None:
     assert result["met"] == all(verdict["met"] for verdict in result["targets"])
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "ledger" else name for name in sorted(TARGETS)]
+)
 def test_benchmark_ends_with_one_json_object_of_the_promised_fields(name: str) -> None:
     ended = bench(name, "--quick")
     assert ended.returncode == 0, ended.stderr

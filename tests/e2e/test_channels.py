@@ -86,6 +86,7 @@ def test_payee_closes_at_once_and_loses_no_voucher(network: Network) -> None:
     assert _deal(network).channel.channel != deal.channel.channel
 
 
+@pytest.mark.long
 def test_bond_grows_and_shrinks_after_the_unbonding_time(network: Network) -> None:
     before = network.account("provider-2")
     network.mercat("provider", "bond", "5", "-y", node="provider-2")
