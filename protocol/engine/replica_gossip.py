@@ -5,6 +5,8 @@ leave at once, everything that the sender stands on follows each second while no
 way there are rebuilt from ballots. Blocks that are decided already come from whoever is linked.
 """
 
+from abc import abstractmethod
+
 from msgspec.structs import replace
 
 from protocol.consensus import outputs as out
@@ -190,11 +192,11 @@ class ReplicaGossip(ReplicaSync):
 
     # What messages do is in the replica
 
-    def _on_proposal(self, peer: NodeId, message: wire.Proposal, now: Now) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_proposal(self, peer: NodeId, message: wire.Proposal, now: Now) -> None: ...
 
-    def _on_certificate(self, peer: NodeId, certificate: Certificate, now: Now) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_certificate(self, peer: NodeId, certificate: Certificate, now: Now) -> None: ...
 
-    def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_ballot(self, peer: NodeId, message: wire.Ballot, now: Now) -> None: ...

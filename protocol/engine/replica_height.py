@@ -4,6 +4,7 @@ Law: what the machine of the open height asks for becomes effects in the same or
 with its DECIDED certificate, in one commit with it.
 """
 
+from abc import ABC, abstractmethod
 from typing import assert_never
 
 from protocol.consensus import outputs as out
@@ -71,7 +72,7 @@ BLOCK_ROOM_BYTES = BLOCK_BYTES_MAX - BLOCK_OVERHEAD_BYTES_MAX
 """What transactions may take up in a block that we build."""
 
 
-class HeightDriver:
+class HeightDriver(ABC):
     """The open height of one node and the effects of the step under way."""
 
     machine_type: type[AuthorityHeight] = AuthorityHeight
@@ -241,9 +242,9 @@ class HeightDriver:
             case _:
                 assert_never(output)
 
+    @abstractmethod
     def _spread(self, asked: list[out.Output], now: Now) -> None:
         """Say by gossip what those without a link have missed of these outputs."""
-        raise NotImplementedError
 
     def _sign(self, output: out.Sign) -> None:
         """Sign under the guard. VOTE and FINAL go to all linked authorities; a PROPOSAL waits for its block."""
@@ -410,9 +411,9 @@ class HeightDriver:
             self._inquire_by_gossip(now)
             self._effects.append(SetTimer(STANDING, MonotonicMs(now.monotonic_ms + RESEND_MS)))
 
+    @abstractmethod
     def _inquire_by_gossip(self, now: Now) -> None:
         """Ask about our standing where no link leads."""
-        raise NotImplementedError
 
     def _ask_standing(self, peer: NodeId) -> None:
         if self.inquiry is not None and self.first_signing_height is None and peer in self.seats:
