@@ -18,17 +18,13 @@ from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.payouts import Payouts
 from protocol.engine.replica import Replica
-from protocol.engine.shop import RENEW_TIMER, Shop
+from protocol.engine.trade import Trade
 from protocol.engine.usefulness import Usefulness
 from protocol.gossip.router import Admission, GossipRouter
 from protocol.gossip.verdicts import ACCEPTED, SIGNATURE_BROKEN
 from protocol.ledger.mempool import TransactionRejected
-from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
-from protocol.market.buyer_job import BuyerState
-from protocol.market.events import SlotsChanged
 from protocol.market.order_book import OrderBook
-from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages import peers, wire
 from protocol.messages.blocks import Block
@@ -40,33 +36,22 @@ from protocol.messages.effects import (
     Notify,
     Now,
     SetTimer,
-    SignAndSend,
     Table,
     TimerKey,
     Undial,
 )
-from protocol.messages.envelope import Envelope, envelope_id, message_id, open_envelope
+from protocol.messages.envelope import Envelope, envelope_id, open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Bid, Offer
-from protocol.messages.transactions import Action
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.signing import SignatureCheck
-from protocol.primitives.units import AccountId, Amount, Hash, MessageId, MonotonicMs, NodeId, TimestampMs
+from protocol.primitives.units import AccountId, MonotonicMs, NodeId, TimestampMs
 
 HOUSEKEEPING_MS = 1_000
 """Events are hints; whatever matters is looked over this often."""
 
 HOUSEKEEPING_TIMER = TimerKey("engine", "housekeeping")
-
-_BUYERS_KINDS = (
-    MessageKind.ACCEPTANCE,
-    MessageKind.REFUSAL,
-    MessageKind.CHUNK,
-    MessageKind.RECEIPT,
-    MessageKind.FAILURE,
-)
-_SELLERS_KINDS = (MessageKind.BID, MessageKind.AGREEMENT, MessageKind.VOUCHER, MessageKind.CANCELLATION)
 
 
 class Engine:
@@ -91,17 +76,15 @@ class Engine:
         self.buyer = buyer
         self.seller = seller
         self.own = own
-        self.shop = Shop(node)
+        self.trade = Trade(node, account, replica, buyer, seller, own)
+        self.shop = self.trade.shop
         replica.gossips = True
         self.body_wanted = False
         """Whether the body last offered should go on to the door."""
         self._facts = LedgerFacts(replica.state)
         self._judge = Judge(replica, book, self._facts)
         self.usefulness = Usefulness(gossip.conduct, replica.mempool)
-        self._market_wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._payouts = Payouts(account)
-        self._demand: dict[MessageId, None] = {}
-        """Bids that are being signed for gossip."""
         self._wishes = 0
         self._accusations = Accusations()
         self._kept: dict[NodeId, None] = {}
@@ -151,32 +134,19 @@ class Engine:
                 effects = self._signed(happened.envelope, now)
             case inputs.TimerFired():
                 effects = self._timer(happened.key, now)
-            case inputs.WorkPrefilled():
-                effects = self._market(
-                    self.seller, self.seller.work_prefilled(happened.job, happened.input_units, now), now
-                )
-            case inputs.WorkPiece():
-                effects = self._market(
-                    self.seller,
-                    self.seller.work_piece(happened.job, happened.payload, happened.units, happened.finish, now),
-                    now,
-                )
-            case inputs.WorkFailed():
-                effects = self._market(
-                    self.seller, self.seller.work_failed(happened.job, happened.fault, happened.reason, now), now
-                )
+            case inputs.WorkPrefilled() | inputs.WorkPiece() | inputs.WorkFailed():
+                effects = self.trade.work(happened, now)
             case inputs.Serve():
-                effects = self._serve(happened, now)
+                effects = self.trade.serve(happened, now)
             case inputs.SnapshotInstalled():
                 effects = self.replica.snapshot_installed(happened.state, happened.decided, now)
                 effects += self._jumped(now)
             case inputs.SnapshotRefused():
                 effects = self.replica.snapshot_refused(happened.reason, now)
             case inputs.StartJob():
-                effects = self._market(self.buyer, self.buyer.start_job(happened.request, now), now)
-                effects += self._tell_demand(happened.request, now)
+                effects = self.trade.start_job(happened.request, now)
             case inputs.CancelJob():
-                effects = self._market(self.buyer, self.buyer.cancel(happened.request, happened.reason, now), now)
+                effects = self.trade.cancel_job(happened.request, happened.reason, now)
             case inputs.WantAction():
                 effects = self.own.want(happened.request, happened.action, self.replica.state)
             case _:
@@ -196,8 +166,7 @@ class Engine:
     ) -> list[Effect]:
         """Take up what an earlier life left on disk; once, before the first input. ``row`` reads one stored row."""
         effects = [
-            *self._market(self.buyer, self.buyer.restore(buyer_lanes, row, now), now),
-            *self._market(self.seller, self.seller.restore(seller_lanes, row, now), now),
+            *self.trade.restore(buyer_lanes, seller_lanes, row, now),
             *self.own.restore(own_transactions, self.replica.state),
         ]
         return self._follow(effects, now)
@@ -206,7 +175,7 @@ class Engine:
         return [
             *self._keep_links(),
             *self.replica.start(happened.nonce, now),
-            *self._market(self.seller, self.seller.start(now), now),
+            *self.trade.start(now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
 
@@ -225,8 +194,7 @@ class Engine:
         return [
             *self.replica.link_up(peer, now),
             *self.gossip.link_up(peer, now),
-            *self._market(self.buyer, self.buyer.link_up(peer, now), now),
-            *self._market(self.seller, self.seller.link_up(peer, now), now),
+            *self.trade.link_up(peer, now),
         ]
 
     def _link_down(self, peer: NodeId, now: Now) -> list[Effect]:
@@ -234,8 +202,7 @@ class Engine:
         return [
             *self.replica.link_down(peer, now),
             *self.gossip.link_down(peer, now),
-            *self._market(self.buyer, self.buyer.link_down(peer, now), now),
-            *self._market(self.seller, self.seller.link_down(peer, now), now),
+            *self.trade.link_down(peer, now),
         ]
 
     # Messages
@@ -249,7 +216,7 @@ class Engine:
             case wire.Direct():
                 return self._direct(peer, message.envelope, now)
             case wire.JobInput():
-                return self._market(self.seller, self.seller.receive_input(peer, message, now), now)
+                return self.trade.job_input(peer, message, now)
             case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
                 return []  # the transport's own
             case _:
@@ -269,7 +236,7 @@ class Engine:
             peer, envelope_id(envelope), envelope_bytes, ruled.judgement, now, ruled.expires_at
         )
         if envelope.kind is MessageKind.OFFER and ruled.judgement is ACCEPTED:
-            effects += self._market(self.buyer, self.buyer.book_changed(now), now)
+            effects += self.trade.book_changed(now)
         return effects
 
     def _put_off(self, happened: inputs.BodyOffered, admission: Admission, now: Now) -> list[Effect]:
@@ -287,14 +254,7 @@ class Engine:
 
     def _direct(self, peer: NodeId, envelope_bytes: bytes, now: Now) -> list[Effect]:
         envelope, payload = open_envelope(envelope_bytes)
-        if envelope.kind in _BUYERS_KINDS:
-            room: Buyer | Seller = self.buyer
-        elif envelope.kind in _SELLERS_KINDS:
-            room = self.seller
-        else:
-            reason = f"sent a {envelope.kind.name} directly"
-            return [Notify(PeerMisbehaved(peer, reason)), Disconnect(peer, reason)]
-        return self._market(room, room.receive(peer, envelope, payload, envelope_bytes, now), now)
+        return self.trade.direct(peer, envelope, payload, envelope_bytes, now)
 
     def _signed(self, envelope_bytes: bytes, now: Now) -> list[Effect]:
         envelope, payload = open_envelope(envelope_bytes)
@@ -312,17 +272,13 @@ class Engine:
                 assert isinstance(payload, Offer)
                 self._judge.offer(envelope, payload, now)
                 return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
-            case MessageKind.BID if envelope_id(envelope) in self._demand:
+            case MessageKind.BID if self.trade.takes_demand(envelope_id(envelope)):
                 assert isinstance(payload, Bid)
-                del self._demand[envelope_id(envelope)]
                 return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
             case MessageKind.NODE_RECORD:
                 return []
-            case kind if kind in _BUYERS_KINDS:
-                # What a seller signs is what a buyer receives, and the other way round.
-                return self._market(self.seller, self.seller.signed(envelope, payload, envelope_bytes, now), now)
             case _:
-                return self._market(self.buyer, self.buyer.signed(envelope, payload, envelope_bytes, now), now)
+                return self.trade.signed(envelope, payload, envelope_bytes, now)
 
     def _spread_ballot(self, envelope: Envelope, envelope_bytes: bytes, now: Now) -> list[Effect]:
         """Gossip is the fallback for authorities that there is no link to; linked ones have the ballot already."""
@@ -357,48 +313,9 @@ class Engine:
                 effects += self._signed_transaction(envelope_bytes, now)
         return effects
 
-    def _want_for_market(self, room: Buyer | Seller, want: WantTransaction) -> list[Effect]:
-        action: Action = want.action
-        self._wishes += 1
-        request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), want.subject, encode(action))
-        self._market_wants[request] = (room, want.subject)
-        return self.own.want(request, action, self.replica.state)
-
-    # The market
-
-    def _market(self, room: Buyer | Seller, wanted: list[MarketEffect], now: Now) -> list[Effect]:
-        effects: list[Effect] = []
-        for effect in wanted:
-            match effect:
-                case WantTransaction():
-                    effects += self._want_for_market(room, effect)
-                case Notify(event=SlotsChanged() as changed):
-                    effects += self.shop.slots_changed(changed.slots_free, now)
-                case _:
-                    effects.append(effect)
-        return effects
-
-    def _tell_demand(self, request: JobRequest, now: Now) -> list[Effect]:
-        """A request that waits for an offer is made known by gossip: providers see what is wanted. Others need no
-        gossip, their bid goes straight to the provider."""
-        waiting = self.buyer.job(request.request)
-        if waiting is None or waiting.state != BuyerState.CHOOSING.value:
-            return []
-        payload = encode(make_bid(request, now.wall_ms))
-        self._demand[message_id(MessageKind.BID, self.account, payload)] = None
-        return [SignAndSend(MessageKind.BID, payload)]
-
     def bids(self, now: Now) -> list[tuple[AccountId, Bid]]:
         """What other nodes' buyers wait for."""
         return self._judge.bids(now)
-
-    def _serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
-        self.seller.set_models(happened.models)
-        return self.shop.serve(happened, self.seller.slots_free(), *self._bond(), now)
-
-    def _bond(self) -> tuple[Amount, Amount]:
-        state = self.replica.state
-        return state.bond(self.account).amount, state.parameters.provider_bond_min
 
     # Time and blocks
 
@@ -408,12 +325,9 @@ class Engine:
                 return self.replica.timer(key, now)
             case "gossip":
                 return self.gossip.timer(key, now)
-            case "buyer":
-                return self._market(self.buyer, self.buyer.timer(key, now), now)
-            case "seller":
-                return self._market(self.seller, self.seller.timer(key, now), now)
-        if key == RENEW_TIMER:
-            return self.shop.renew(*self._bond(), now)
+        of_trade = self.trade.timer(key, now)
+        if of_trade is not None:
+            return of_trade
         assert key == HOUSEKEEPING_TIMER, key
         return self._housekeeping(now)
 
@@ -426,7 +340,7 @@ class Engine:
             *self._resubmit(now),
             *self._pay_out(now),
             *self._accuse(now),
-            *(self.shop.renew(*self._bond(), now) if self.shop.silent_because else []),
+            *self.trade.housekeeping(now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
 
@@ -463,12 +377,11 @@ class Engine:
                 case Notify(event=Equivocation() as seen):
                     followed.append(effect)
                     self._notice(seen, now)
-                case Notify(event=TransactionFailed() as failed) if failed.request in self._market_wants:
-                    room, subject = self._market_wants.pop(failed.request)
-                    rejected = room.transaction_rejected(subject, failed.reason, now)
-                    followed += self._follow(self._market(room, rejected, now), now)
-                case Notify(event=TransactionDecided() as decided) if decided.request in self._market_wants:
-                    del self._market_wants[decided.request]
+                case Notify(event=TransactionFailed() as failed):
+                    answered = self.trade.transaction_failed(failed, now)
+                    followed += [effect] if answered is None else self._follow(answered, now)
+                case Notify(event=TransactionDecided() as decided) if self.trade.transaction_decided(decided):
+                    pass
                 case _:
                     followed.append(effect)
         return followed
@@ -479,9 +392,7 @@ class Engine:
         return [
             *self._pay_out(now),
             *self.own.jumped(state),
-            *self._market(self.buyer, self.buyer.block_decided(now), now),
-            *self._market(self.seller, self.seller.block_decided(now), now),
-            *self.shop.bond_decided(*self._bond(), now),
+            *self.trade.block_decided(now),
         ]
 
     def _block_decided(self, commit: CommitBlock, now: Now) -> list[Effect]:
@@ -493,7 +404,5 @@ class Engine:
             *self._keep_links(),
             *self._pay_out(now),
             *self.own.block_decided(header, commit.block_hash, decided, state),
-            *self._market(self.buyer, self.buyer.block_decided(now), now),
-            *self._market(self.seller, self.seller.block_decided(now), now),
-            *self.shop.bond_decided(*self._bond(), now),
+            *self.trade.block_decided(now),
         ]

@@ -1,0 +1,212 @@
+"""The market's place in the engine: what buyer, seller and shop are told, and what becomes of what they want.
+
+Law: no rule of the market is here. A wish for a transaction goes to this node's account under an id of its own, and its
+outcome comes back to the room that wished; an offer follows the seller's free slots and the ledger's bond.
+"""
+
+from collections.abc import Callable, Iterable
+
+from protocol.engine import inputs
+from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
+from protocol.engine.own_transactions import OwnTransactions
+from protocol.engine.replica import Replica
+from protocol.engine.shop import RENEW_TIMER, Shop
+from protocol.market.agreement import JobRequest, make_bid
+from protocol.market.buyer import Buyer
+from protocol.market.buyer_job import BuyerState
+from protocol.market.events import SlotsChanged
+from protocol.market.requests import MarketEffect, WantTransaction
+from protocol.market.seller import Seller
+from protocol.messages import wire
+from protocol.messages.effects import Disconnect, Effect, Notify, Now, SignAndSend, Table, TimerKey
+from protocol.messages.envelope import Envelope, message_id
+from protocol.messages.kinds import MessageKind
+from protocol.messages.transactions import Action
+from protocol.primitives.codec import Message, encode
+from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.units import AccountId, Amount, Hash, MessageId, NodeId
+
+BUYERS_KINDS = (
+    MessageKind.ACCEPTANCE,
+    MessageKind.REFUSAL,
+    MessageKind.CHUNK,
+    MessageKind.RECEIPT,
+    MessageKind.FAILURE,
+)
+"""What a seller signs and a buyer receives."""
+
+SELLERS_KINDS = (MessageKind.BID, MessageKind.AGREEMENT, MessageKind.VOUCHER, MessageKind.CANCELLATION)
+"""What a buyer signs and a seller receives."""
+
+
+class Trade:
+    """One node's buying and selling. Effects are returned in order; none of them is carried out here."""
+
+    def __init__(
+        self, node: NodeId, account: AccountId, replica: Replica, buyer: Buyer, seller: Seller, own: OwnTransactions
+    ) -> None:
+        self.buyer = buyer
+        self.seller = seller
+        self.shop = Shop(node)
+        self._account = account
+        self._replica = replica
+        self._own = own
+        self._wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
+        self._demand: dict[MessageId, None] = {}
+        """Bids that are being signed for gossip."""
+        self._wishes = 0
+
+    def restore(
+        self,
+        buyer_lanes: Iterable[bytes],
+        seller_lanes: Iterable[bytes],
+        row: Callable[[Table, bytes], bytes | None],
+        now: Now,
+    ) -> list[Effect]:
+        """Take up what an earlier life left on disk."""
+        return [
+            *self._carry(self.buyer, self.buyer.restore(buyer_lanes, row, now), now),
+            *self._carry(self.seller, self.seller.restore(seller_lanes, row, now), now),
+        ]
+
+    def start(self, now: Now) -> list[Effect]:
+        """The node starts."""
+        return self._carry(self.seller, self.seller.start(now), now)
+
+    def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
+        """A link stands."""
+        return [
+            *self._carry(self.buyer, self.buyer.link_up(peer, now), now),
+            *self._carry(self.seller, self.seller.link_up(peer, now), now),
+        ]
+
+    def link_down(self, peer: NodeId, now: Now) -> list[Effect]:
+        """A link is gone."""
+        return [
+            *self._carry(self.buyer, self.buyer.link_down(peer, now), now),
+            *self._carry(self.seller, self.seller.link_down(peer, now), now),
+        ]
+
+    def direct(
+        self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now
+    ) -> list[Effect]:
+        """A signed statement came straight from a peer."""
+        if envelope.kind in BUYERS_KINDS:
+            room: Buyer | Seller = self.buyer
+        elif envelope.kind in SELLERS_KINDS:
+            room = self.seller
+        else:
+            reason = f"sent a {envelope.kind.name} directly"
+            return [Notify(PeerMisbehaved(peer, reason)), Disconnect(peer, reason)]
+        return self._carry(room, room.receive(peer, envelope, payload, envelope_bytes, now), now)
+
+    def job_input(self, peer: NodeId, message: wire.JobInput, now: Now) -> list[Effect]:
+        """A job's input came."""
+        return self._carry(self.seller, self.seller.receive_input(peer, message, now), now)
+
+    def signed(self, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> list[Effect]:
+        """A statement of our own was signed: what a seller signs is what a buyer receives, and the other way round."""
+        room: Buyer | Seller = self.seller if envelope.kind in BUYERS_KINDS else self.buyer
+        return self._carry(room, room.signed(envelope, payload, envelope_bytes, now), now)
+
+    def work(self, happened: inputs.WorkPrefilled | inputs.WorkPiece | inputs.WorkFailed, now: Now) -> list[Effect]:
+        """A worker has got on with a job, or has failed."""
+        seller = self.seller
+        match happened:
+            case inputs.WorkPrefilled():
+                wanted = seller.work_prefilled(happened.job, happened.input_units, now)
+            case inputs.WorkPiece():
+                wanted = seller.work_piece(happened.job, happened.payload, happened.units, happened.finish, now)
+            case inputs.WorkFailed():
+                wanted = seller.work_failed(happened.job, happened.fault, happened.reason, now)
+        return self._carry(seller, wanted, now)
+
+    def start_job(self, request: JobRequest, now: Now) -> list[Effect]:
+        """This node's user wants a job done."""
+        effects = self._carry(self.buyer, self.buyer.start_job(request, now), now)
+        return [*effects, *self._tell_demand(request, now)]
+
+    def cancel_job(self, request: Hash, reason: str, now: Now) -> list[Effect]:
+        """This node's user wants no more of it."""
+        return self._carry(self.buyer, self.buyer.cancel(request, reason, now), now)
+
+    def book_changed(self, now: Now) -> list[Effect]:
+        """The order book took an offer."""
+        return self._carry(self.buyer, self.buyer.book_changed(now), now)
+
+    def serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
+        """What this node can serve from now on."""
+        self.seller.set_models(happened.models)
+        return self.shop.serve(happened, self.seller.slots_free(), *self._bond(), now)
+
+    def timer(self, key: TimerKey, now: Now) -> list[Effect] | None:
+        """A timer of the market's; ``None`` if it is not."""
+        match key.room:
+            case "buyer":
+                return self._carry(self.buyer, self.buyer.timer(key, now), now)
+            case "seller":
+                return self._carry(self.seller, self.seller.timer(key, now), now)
+        return self.shop.renew(*self._bond(), now) if key == RENEW_TIMER else None
+
+    def housekeeping(self, now: Now) -> list[Effect]:
+        """A second has passed."""
+        return self.shop.renew(*self._bond(), now) if self.shop.silent_because else []
+
+    def block_decided(self, now: Now) -> list[Effect]:
+        """The ledger shows a new state."""
+        return [
+            *self._carry(self.buyer, self.buyer.block_decided(now), now),
+            *self._carry(self.seller, self.seller.block_decided(now), now),
+            *self.shop.bond_decided(*self._bond(), now),
+        ]
+
+    def transaction_failed(self, failed: TransactionFailed, now: Now) -> list[Effect] | None:
+        """A transaction will not be; ``None`` if nobody here wished for it."""
+        if failed.request not in self._wants:
+            return None
+        room, subject = self._wants.pop(failed.request)
+        return self._carry(room, room.transaction_rejected(subject, failed.reason, now), now)
+
+    def transaction_decided(self, decided: TransactionDecided) -> bool:
+        """A transaction is in a block; returns whether it was wished for here."""
+        return self._wants.pop(decided.request, None) is not None
+
+    def takes_demand(self, bid: MessageId) -> bool:
+        """Whether a bid, signed now, was meant for gossip. Asked once."""
+        if bid not in self._demand:
+            return False
+        del self._demand[bid]
+        return True
+
+    def _tell_demand(self, request: JobRequest, now: Now) -> list[Effect]:
+        """A request that waits for an offer is made known by gossip: providers see what is wanted. Others need no
+        gossip, their bid goes straight to the provider."""
+        waiting = self.buyer.job(request.request)
+        if waiting is None or waiting.state != BuyerState.CHOOSING.value:
+            return []
+        payload = encode(make_bid(request, now.wall_ms))
+        self._demand[message_id(MessageKind.BID, self._account, payload)] = None
+        return [SignAndSend(MessageKind.BID, payload)]
+
+    def _carry(self, room: Buyer | Seller, wanted: list[MarketEffect], now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for effect in wanted:
+            match effect:
+                case WantTransaction():
+                    effects += self._want(room, effect)
+                case Notify(event=SlotsChanged() as changed):
+                    effects += self.shop.slots_changed(changed.slots_free, now)
+                case _:
+                    effects.append(effect)
+        return effects
+
+    def _want(self, room: Buyer | Seller, want: WantTransaction) -> list[Effect]:
+        action: Action = want.action
+        self._wishes += 1
+        request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), want.subject, encode(action))
+        self._wants[request] = (room, want.subject)
+        return self._own.want(request, action, self._replica.state)
+
+    def _bond(self) -> tuple[Amount, Amount]:
+        state = self._replica.state
+        return state.bond(self._account).amount, state.parameters.provider_bond_min
