@@ -30,7 +30,7 @@ from node.api.requests import (
     VoteBody,
     WaitBody,
 )
-from node.runtime.control import ControlError, NodeControl, RunEvent, RunRequest
+from node.runtime.control import ControlError, FaultsView, NodeControl, RunEvent, RunRequest
 from node.telemetry import event_logger
 from protocol.primitives.errors import UserError
 
@@ -98,6 +98,8 @@ class ControlRoutes:
         return [
             _read("/v1/status", lambda request: control.status()),
             _read("/v1/models", lambda request: control.models()),
+            _read("/v1/faults", lambda request: control.faults()),
+            web.post("/v1/faults", self.have_faults),
             _read("/v1/offers", lambda request: control.offers()),
             _read("/v1/bids", lambda request: control.bids()),
             web.post("/v1/quote", self.quote),
@@ -133,6 +135,10 @@ class ControlRoutes:
     async def quote(self, request: web.Request) -> web.StreamResponse:
         """Who would take a job at what price, and why others would not."""
         return _answer(self._control.quote(await _body(request, RunRequest)))
+
+    async def have_faults(self, request: web.Request) -> web.StreamResponse:
+        """Make this node of a development network faulty, or well again."""
+        return _answer(self._control.have_faults(await _body(request, FaultsView)))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """Run a job: one ``RunEvent`` a line. A refusal before the first event is an ordinary error answer."""

@@ -21,6 +21,7 @@ from node.runtime.control import (
     BidView,
     BlockView,
     ChannelView,
+    FaultsView,
     JobView,
     LedgerView,
     ModelView,
@@ -130,6 +131,14 @@ class NodeClient:
     def bids(self) -> tuple[BidView, ...]:
         """What other nodes' buyers wait for."""
         return self._get("/v1/bids", tuple[BidView, ...])
+
+    def faults(self) -> FaultsView:
+        """What the node does wrong on command."""
+        return self._get("/v1/faults", FaultsView)
+
+    def have_faults(self, faults: FaultsView) -> FaultsView:
+        """Make a development network's node do exactly these things wrong."""
+        return msgspec.json.decode(self._ask("POST", "/v1/faults", faults), type=FaultsView)
 
     def quote(self, request: RunRequest) -> QuoteView:
         """Who would take a job."""

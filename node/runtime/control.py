@@ -380,6 +380,14 @@ class ProviderView(View, frozen=True):
     unredeemed: int
 
 
+class FaultsView(View, frozen=True):
+    """Faults that a development network's node has on command. ``misconduct`` is a provider's way to cheat."""
+
+    isolated: bool = False
+    delay_ms: int = 0
+    misconduct: str = ""
+
+
 class NodeControl(Protocol):
     """Implemented by the running node; called by the control API. Every method may raise ``ControlError``."""
 
@@ -387,6 +395,8 @@ class NodeControl(Protocol):
     def models(self) -> tuple[ModelView, ...]: ...
     def offers(self) -> tuple[OfferView, ...]: ...
     def bids(self) -> tuple[BidView, ...]: ...
+    def faults(self) -> FaultsView: ...
+    def have_faults(self, faults: FaultsView) -> FaultsView: ...
     def quote(self, request: RunRequest) -> QuoteView: ...
 
     def run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:

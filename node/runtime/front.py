@@ -186,6 +186,15 @@ class Front:
         await self._node.executor.drain()
         return self.job(job)
 
+    def faults(self) -> control.FaultsView:
+        """What this node does wrong on command."""
+        return self._node.faulty().faults
+
+    def have_faults(self, faults: control.FaultsView) -> control.FaultsView:
+        """Do exactly these things wrong from now on; a development network's nodes alone can."""
+        self._node.faulty().have(faults)
+        return self.faults()
+
     async def settle(self, job: str, timeout_ms: int) -> int:
         """See to it that the ledger holds a job's receipt; the height of its block.
 

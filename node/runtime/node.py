@@ -18,10 +18,11 @@ from node.config.settings import NodeConfig, Role
 from node.keystore.keys import NodeKeys
 from node.runtime.announcements import Announcements
 from node.runtime.assembly import assemble, taken_up
-from node.runtime.control import NodeControl
+from node.runtime.control import ControlError, NodeControl
 from node.runtime.door import Door
 from node.runtime.engine_loop import EngineLoop, NodeHalted
 from node.runtime.executor import EffectExecutor
+from node.runtime.faults import FaultyTransport
 from node.runtime.front import Front
 from node.runtime.provider import ProviderShelf
 from node.runtime.signer import Signer
@@ -193,7 +194,8 @@ class Node:
     def _make_transport(self) -> Transport:
         host, port = parse_host_port(self.config.listen)
         log = event_logger("transport")
-        return Transport(
+        make = FaultyTransport if self._genesis.development else Transport
+        transport = make(
             NodeIdentity(bytes(self.keys.node)),
             self._genesis_hash,
             host,
@@ -207,6 +209,15 @@ class Node:
             seeds=self.config.seeds,
             loopback_only=self._genesis.development,
         )
+        if isinstance(transport, FaultyTransport):
+            transport.arm(self._signer)
+        return transport
+
+    def faulty(self) -> FaultyTransport:
+        """The transport, where it can have faults on command. Raises ``ControlError`` where real money is at stake."""
+        if not isinstance(self.transport, FaultyTransport):
+            raise ControlError("not_development", "only nodes of a development network have faults on command", 2)
+        return self.transport
 
     @property
     def listen_text(self) -> str:

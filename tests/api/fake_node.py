@@ -23,6 +23,7 @@ from node.runtime.control import (
     BlockView,
     ChannelView,
     ControlError,
+    FaultsView,
     JobView,
     LedgerView,
     ModelView,
@@ -69,6 +70,7 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.requests: list[RunRequest] = []
+        self.held_faults = FaultsView()
         self.calls: list[tuple[object, ...]] = []
         self.cancelled = threading.Event()
         self.closed = threading.Event()
@@ -101,6 +103,13 @@ class FakeNode:
             ModelView(name, f"mcmodel1{name}", runtime, 1, 2, 10_000, 40_000, 1_000, 4096, 1024)
             for name, runtime in MODELS.items()
         )
+
+    def faults(self) -> FaultsView:
+        return self.held_faults
+
+    def have_faults(self, faults: FaultsView) -> FaultsView:
+        self.held_faults = faults
+        return faults
 
     def bids(self) -> tuple[BidView, ...]:
         return (BidView(OTHER, "talker", 10, 20, 30_000, 1_800_000_000_000),)
