@@ -9,21 +9,23 @@ from pathlib import Path
 import click
 import msgspec
 
+from node.cli.chaos import chaos
+from node.cli.client import NodeClient
 from node.cli.cluster_layout import (
     DEFAULT_MODELS,
     ClusterRecord,
     NodeRecord,
+    Shape,
+    cluster_folder,
     create_cluster,
-    default_cluster_directory,
     default_model_store,
     existing_record,
     log_tail,
-    node_names,
     read_record,
     remove_files,
 )
 from node.cli.cluster_money import balances_table, read_balances
-from node.cli.cluster_processes import is_running, stop_processes
+from node.cli.cluster_processes import is_paused, is_running, stop_processes
 from node.cli.cluster_start import Start, cluster_lock, node_status, start_missing, wait_ready
 from node.cli.failures import CommandFailed, ExitCode
 from node.cli.options import (
@@ -56,6 +58,8 @@ class NodeState(msgspec.Struct, frozen=True):
     height: int | None
     peers: int | None
     selling: bool | None
+    state: str
+    """``up``, ``paused``, ``silent`` or ``down``; for a node with other faults on command, those."""
 
 
 class ClusterState(msgspec.Struct, frozen=True):
@@ -75,18 +79,18 @@ def cluster() -> None:
     """
 
 
+cluster.add_command(chaos)
+
+
 def cluster_directory_option(command: Command) -> Command:
     """Adds ``--dir``."""
     return directory_option("a directory of your own state")(command)
 
 
-def _directory(flag: Path | None) -> Path:
-    return (flag or default_cluster_directory()).absolute()
-
-
 def _node_state(node: NodeRecord) -> NodeState:
     running = is_running(node.process)
-    status = node_status(node) if running else None
+    paused = node.process is not None and is_paused(node.process)
+    status = node_status(node) if running and not paused else None
     return NodeState(
         name=node.name,
         role=node.role,
@@ -101,7 +105,19 @@ def _node_state(node: NodeRecord) -> NodeState:
         height=status.height if status else None,
         peers=len(status.peers) if status else None,
         selling=status.selling if status and node.role == "provider" else None,
+        state=_faults(node) if status else "paused" if paused else "silent" if running else "down",
     )
+
+
+def _faults(node: NodeRecord) -> str:
+    """``up``, or what the node does wrong on command."""
+    faults = NodeClient(Path(node.control)).faults()
+    found = [
+        *(["cut off"] if faults.isolated else []),
+        *([f"slow {faults.delay_ms} ms"] if faults.delay_ms else []),
+        *([faults.misconduct] if faults.misconduct else []),
+    ]
+    return ", ".join(found) or "up"
 
 
 def cluster_state(directory: Path, record: ClusterRecord) -> ClusterState:
@@ -120,7 +136,7 @@ def _show(output: Output, directory: Path, state: ClusterState) -> None:
     rows = [
         (
             node.name,
-            "up" if node.answers else "silent" if node.running else "down",
+            node.state,
             text(node.pid),
             text(node.height),
             text(node.peers),
@@ -138,6 +154,7 @@ def _show(output: Output, directory: Path, state: ClusterState) -> None:
 @cluster.command()
 @click.option("--authorities", type=click.IntRange(1, 30), default=4, show_default=True)
 @click.option("--providers", type=click.IntRange(0, 16), default=2, show_default=True)
+@click.option("--bad-providers", type=click.IntRange(0, 16), default=0, show_default=True, help="That many cheat.")
 @click.option("--model", "models", multiple=True, help=f"Sold by every provider. Default: {', '.join(DEFAULT_MODELS)}.")
 @click.option("--model-store", type=click.Path(path_type=Path, file_okay=False), help="Directory of model files.")
 @click.option("--wait", type=click.FloatRange(min=1), default=120, show_default=True, help="Seconds to become ready.")
@@ -148,6 +165,7 @@ def up(
     output: Output,
     authorities: int,
     providers: int,
+    bad_providers: int,
     models: tuple[str, ...],
     model_store: Path | None,
     wait: float,
@@ -155,12 +173,12 @@ def up(
     directory: Path | None,
 ) -> None:
     """Start a cluster, or what is missing of it; it runs until `mercat cluster stop`."""
-    folder = _directory(directory)
+    folder = cluster_folder(directory)
     with cluster_lock(folder):
-        record = _record_for(folder, authorities, providers, models, model_store)
+        record = record_for(folder, Shape(authorities, providers, bad_providers), models, model_store)
         begun = time.monotonic()
         start = start_missing(folder, record)
-        _bring_up(output, start, wait)
+        bring_up(output, start, wait)
         started = f"{len(start.started)} nodes ready in {time.monotonic() - begun:.1f} s"
         output.note(started if start.started else "the cluster is already running")
         _show(output, folder, cluster_state(folder, start.record))
@@ -173,9 +191,7 @@ def up(
             start.release()
 
 
-def _record_for(
-    folder: Path, authorities: int, providers: int, models: tuple[str, ...], model_store: Path | None
-) -> ClusterRecord:
+def record_for(folder: Path, shape: Shape, models: tuple[str, ...], model_store: Path | None) -> ClusterRecord:
     """The cluster that is there if it has the shape asked for, else a new one."""
     from node.config.descriptions import model_reference
 
@@ -183,8 +199,8 @@ def _record_for(
     paths = tuple(model_reference(model) for model in models or DEFAULT_MODELS)
     if record is None:
         store = (model_store or default_model_store()).absolute()
-        return create_cluster(folder, authorities, providers, paths, store)
-    wanted = [name for name, _ in node_names(authorities, providers)]
+        return create_cluster(folder, shape, paths, store)
+    wanted = [name for name, _ in shape.names()]
     if [node.name for node in record.nodes] != wanted or (models and record.models != paths):
         raise CommandFailed(
             f"the cluster in {folder} has another shape ({len(record.nodes)} nodes); "
@@ -195,7 +211,7 @@ def _record_for(
     return record
 
 
-def _bring_up(output: Output, start: Start, wait: float) -> None:
+def bring_up(output: Output, start: Start, wait: float) -> None:
     progress = Progress(enabled=not output.quiet and not output.as_json)
     try:
         wait_ready(start, wait, progress.update)
@@ -229,7 +245,7 @@ def _attend(output: Output, start: Start) -> None:
 @with_output
 def status(output: Output, directory: Path | None) -> None:
     """Every node with its state, height, address, control socket and log. Exit code 1 unless all are up."""
-    folder = _directory(directory)
+    folder = cluster_folder(directory)
     state = cluster_state(folder, existing_record(folder))
     _show(output, folder, state)
     if not state.running:
@@ -242,7 +258,7 @@ def status(output: Output, directory: Path | None) -> None:
 @with_output
 def balances(output: Output, directory: Path | None) -> None:
     """Where all credits are: one line for each account, and their sum."""
-    found = read_balances(existing_record(_directory(directory)))
+    found = read_balances(existing_record(cluster_folder(directory)))
     output.show(found, balances_table(found), (holding.account for holding in found.holdings))
     if found.total != found.by_genesis:
         raise CommandFailed("the sum of all credits has changed", code="not_conserved")
@@ -254,7 +270,7 @@ def balances(output: Output, directory: Path | None) -> None:
 @with_output
 def env(output: Output, name: str, directory: Path | None) -> None:
     """Shell lines that make commands talk to this cluster: eval "$(mercat cluster env)"."""
-    record = existing_record(_directory(directory))
+    record = existing_record(cluster_folder(directory))
     variables = {CONTROL_VARIABLE: record.named(name).control, GENESIS_VARIABLE: record.genesis}
     lines = [f"export {variable}={shlex.quote(value)}" for variable, value in variables.items()]
     output.show(variables, "\n".join(lines), variables.values())
@@ -267,7 +283,7 @@ def env(output: Output, name: str, directory: Path | None) -> None:
 @cluster_directory_option
 def logs(node: str | None, follow: bool, lines: int, directory: Path | None) -> None:
     """The logs of NODE, or of all nodes."""
-    record = existing_record(_directory(directory))
+    record = existing_record(cluster_folder(directory))
     nodes = [record.named(node)] if node else list(record.nodes)
     width = max(len(shown.name) for shown in nodes)
 
@@ -312,7 +328,7 @@ def _stop(output: Output, record: ClusterRecord) -> None:
 @with_output
 def stop(output: Output, directory: Path | None) -> None:
     """Stop every node; state and logs stay, and `up` goes on from there."""
-    folder = _directory(directory)
+    folder = cluster_folder(directory)
     existing_record(folder)
     with cluster_lock(folder):
         _stop(output, existing_record(folder))
@@ -324,7 +340,7 @@ def stop(output: Output, directory: Path | None) -> None:
 @with_output
 def rm(output: Output, directory: Path | None, yes: bool) -> None:
     """Stop every node and delete the cluster's directory; model files elsewhere stay."""
-    folder = _directory(directory)
+    folder = cluster_folder(directory)
     existing_record(folder)
     confirm(f"Delete the cluster in {folder}?", yes)
     with cluster_lock(folder):

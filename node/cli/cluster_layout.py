@@ -67,6 +67,8 @@ class NodeRecord(msgspec.Struct, frozen=True):
     control: str
     log: str
     process: ProcessRecord | None = None
+    misconduct: str = ""
+    """How this provider cheats from its start on; empty: not at all."""
 
     @property
     def config(self) -> Path:
@@ -100,6 +102,11 @@ class ClusterRecord(msgspec.Struct, frozen=True):
     def buyer(self) -> NodeRecord:
         """The prefunded buyer."""
         return next(node for node in self.nodes if node.role == "buyer")
+
+
+def cluster_folder(flag: Path | None) -> Path:
+    """The directory of the cluster that a command is about."""
+    return (flag or default_cluster_directory()).absolute()
 
 
 def default_cluster_directory() -> Path:
@@ -173,13 +180,35 @@ def can_listen(address: str) -> bool:
     return True
 
 
-def node_names(authorities: int, providers: int) -> list[tuple[str, str]]:
-    """(name, role) of every node of a cluster of that shape."""
-    return [
-        *((f"authority-{number}", "authority") for number in range(1, authorities + 1)),
-        *((f"provider-{number}", "provider") for number in range(1, providers + 1)),
-        ("buyer-1", "buyer"),
-    ]
+MISCONDUCTS = ("overcharge", "stop", "wrong-chunk", "miscount", "wrong-receipt")
+"""How bad providers cheat, in the order in which they are made."""
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """How many nodes of each kind a cluster has."""
+
+    authorities: int
+    providers: int
+    bad_providers: int = 0
+
+    def names(self) -> list[tuple[str, str]]:
+        """(name, role) of every node."""
+        return [
+            *((f"authority-{number}", "authority") for number in range(1, self.authorities + 1)),
+            *((f"provider-{number}", "provider") for number in range(1, self.providers + 1)),
+            *((bad_name(number), "provider") for number in range(1, self.bad_providers + 1)),
+            ("buyer-1", "buyer"),
+        ]
+
+    def misconduct(self, name: str) -> str:
+        """How a node cheats; empty for an honest one."""
+        numbers = (number for number in range(1, self.bad_providers + 1) if bad_name(number) == name)
+        return next((MISCONDUCTS[(number - 1) % len(MISCONDUCTS)] for number in numbers), "")
+
+
+def bad_name(number: int) -> str:
+    """A bad provider's name."""
+    return f"bad-{number}"
 
 
 def development_genesis(names: Sequence[tuple[str, str]]) -> Genesis:
@@ -207,14 +236,12 @@ def development_genesis(names: Sequence[tuple[str, str]]) -> Genesis:
     )
 
 
-def create_cluster(
-    directory: Path, authorities: int, providers: int, models: tuple[str, ...], model_store: Path
-) -> ClusterRecord:
+def create_cluster(directory: Path, shape: Shape, models: tuple[str, ...], model_store: Path) -> ClusterRecord:
     """Lay a new cluster's files; nothing runs yet. ``models`` are absolute paths of descriptions."""
     from node.config.genesis_file import genesis_to_json
     from node.config.loading import UNIX_SOCKET_PATH_BYTES_MAX
 
-    names = node_names(authorities, providers)
+    names = shape.names()
     longest = max(len(str(directory / "nodes" / name / "state" / "control.sock").encode()) for name, _ in names)
     if longest > UNIX_SOCKET_PATH_BYTES_MAX:
         raise CommandFailed(
@@ -229,7 +256,7 @@ def create_cluster(
     passphrase_file.touch(mode=0o600)
     passphrase_file.write_bytes(DEVELOPMENT_PASSPHRASE + b"\n")
     nodes = [
-        _create_node(directory, name, role, address)
+        _create_node(directory, name, role, address, shape.misconduct(name))
         for (name, role), address in zip(names, free_addresses(len(names)), strict=True)
     ]
     record = ClusterRecord(FORMAT, str(directory / "genesis.json"), models, str(model_store), tuple(nodes))
@@ -238,7 +265,7 @@ def create_cluster(
     return record
 
 
-def _create_node(directory: Path, name: str, role: str, address: str) -> NodeRecord:
+def _create_node(directory: Path, name: str, role: str, address: str, misconduct: str) -> NodeRecord:
     from node.keystore.development import development_keys
     from node.keystore.files import FAST, create_key, key_path
     from node.keystore.keys import KeyPurpose, address_of
@@ -260,6 +287,7 @@ def _create_node(directory: Path, name: str, role: str, address: str) -> NodeRec
         directory=str(folder),
         control=str(folder / "state" / "control.sock"),
         log=str(directory / "logs" / f"{name}.log"),
+        misconduct=misconduct,
     )
 
 
@@ -285,7 +313,11 @@ def write_configs(directory: Path, record: ClusterRecord) -> None:
             sections["provider"] = {"model_store": record.model_store, "slots": 2, "region": "local"}
             # Small money soon on the ledger: a person who tries things out wants to see it arrive.
             sections["provider.redeem"] = {"amount": 10_000, "age_ms": 2_000}
-            sold = [{"description": description} for description in record.models]
+            # Who cheats is a little cheaper: that is how it gets its jobs.
+            prices: Table = {"request": 900, "input_per_thousand": 9_000, "output_per_thousand": 36_000}
+            sold = [
+                {"description": description, **(prices if node.misconduct else {})} for description in record.models
+            ]
         comment = "A node of a development cluster, written by `mercat cluster up`."
         node.config.write_text(toml_text(top, sections, {"provider.models": sold}, comment))
 

@@ -36,6 +36,15 @@ def is_running(process: ProcessRecord | None) -> bool:
     return process is not None and start_ticks(process.pid) == process.start_ticks
 
 
+def is_paused(process: ProcessRecord) -> bool:
+    """Whether this process stands still."""
+    try:
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state == "T" and is_running(process)
+
+
 @dataclass(slots=True)
 class Started:
     """A process just started, and the end of its lifeline that we hold."""
@@ -99,6 +108,7 @@ def stop_processes(processes: Iterable[ProcessRecord], seconds: float = STOP_SEC
     handles = [handle for process in processes if (handle := _handle(process)) is not None]
     try:
         _signal_all(handles, signal.SIGTERM)
+        _signal_all(handles, signal.SIGCONT)  # one that stands still could not heed the first
         left = _wait_all(handles, seconds)
         _signal_all(left, signal.SIGKILL)
         _wait_all(left, STOP_SECONDS)
@@ -106,6 +116,29 @@ def stop_processes(processes: Iterable[ProcessRecord], seconds: float = STOP_SEC
     finally:
         for handle in handles:
             os.close(handle)
+
+
+def signal_process(process: ProcessRecord, number: signal.Signals) -> bool:
+    """Signal exactly this process; False if it is gone."""
+    handle = _handle(process)
+    if handle is None:
+        return False
+    try:
+        _signal_all([handle], number)
+    finally:
+        os.close(handle)
+    return True
+
+
+def wait_end(process: ProcessRecord, seconds: float = STOP_SECONDS) -> bool:
+    """Wait until a process has ended; False if it has not in time."""
+    handle = _handle(process)
+    if handle is None:
+        return True
+    try:
+        return not _wait_all([handle], seconds)
+    finally:
+        os.close(handle)
 
 
 def _signal_all(handles: Iterable[int], number: signal.Signals) -> None:

@@ -7,7 +7,7 @@ leaves nothing behind; one that fails lets the nodes live on for inspection, and
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from node.cli.cluster_layout import (
 )
 from node.cli.cluster_processes import Started, is_running, start_node, stop_processes
 from node.cli.failures import CommandFailed, ExitCode
+from node.runtime.control import FaultsView
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,8 +75,10 @@ class Start:
         stop_processes(started.record for started in self.started.values())
 
 
-def start_missing(directory: Path, record: ClusterRecord) -> Start:
-    """Start every node that does not run; ports that others took meanwhile are replaced if none of ours runs."""
+def start_missing(directory: Path, record: ClusterRecord, only: Sequence[str] = ()) -> Start:
+    """Start every node that does not run, of ``only`` if that names any.
+
+    Ports that others took meanwhile are replaced if none of ours runs."""
     if not any(is_running(node.process) for node in record.nodes) and not all(
         can_listen(node.address) for node in record.nodes
     ):
@@ -89,7 +92,7 @@ def start_missing(directory: Path, record: ClusterRecord) -> Start:
     start = Start(record, {})
     try:
         for node in sorted(record.nodes, key=lambda node: START_ORDER.index(node.role)):
-            if not is_running(node.process):
+            if not is_running(node.process) and (not only or node.name in only):
                 start.started[node.name] = started = start_node(node)
                 start.record = start.record.with_node(msgspec.structs.replace(node, process=started.record))
                 write_record(directory, start.record)
@@ -130,14 +133,16 @@ def _unready(record: ClusterRecord, node: NodeRecord, status: "StatusView | None
     return None
 
 
-def wait_ready(start: Start, seconds: float, tell: Callable[[str], None]) -> None:
-    """Wait until every node serves, providers sell and the buyer sees their offers.
+def wait_ready(start: Start, seconds: float, tell: Callable[[str], None], only: Sequence[str] = ()) -> None:
+    """Wait until every node (of ``only`` if that names any) serves, providers sell and the buyer sees their offers.
 
+    What was started to cheat cheats from then on.
     Raises ``CommandFailed`` that names the node and its log.
     """
     record = start.record
     deadline = time.monotonic() + seconds
-    waiting = {node.name: "does not answer yet" for node in record.nodes}
+    waiting = {node.name: "does not answer yet" for node in record.nodes if not only or node.name in only}
+    count = len(waiting)
     while waiting:
         for node in record.nodes:
             if node.name not in waiting:
@@ -153,13 +158,16 @@ def wait_ready(start: Start, seconds: float, tell: Callable[[str], None]) -> Non
             else:
                 waiting[node.name] = reason
         if not waiting:
-            return
+            break
         reasons = "; ".join(f"{name} {reason}" for name, reason in waiting.items())
-        tell(f"{len(record.nodes) - len(waiting)} of {len(record.nodes)} ready; {reasons}")
+        tell(f"{count - len(waiting)} of {count} ready; {reasons}")
         if time.monotonic() > deadline:
             name, reason = next(iter(waiting.items()))
             raise _failure(record.named(name), f"{reason} after {seconds:.0f} s", ExitCode.TIMEOUT)
         time.sleep(POLL_SECONDS)
+    for node in record.nodes:
+        if node.misconduct and node.name in start.started:
+            NodeClient(Path(node.control)).have_faults(FaultsView(misconduct=node.misconduct))
 
 
 def _failure(node: NodeRecord, reason: str, exit_code: ExitCode) -> CommandFailed:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from node.cli.cluster_layout import ClusterRecord, development_genesis, node_names
+from node.cli.cluster_layout import ClusterRecord, Shape, development_genesis
 from node.config.genesis_file import load_genesis, make_genesis
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.primitives.addresses import AddressKind, format_address
@@ -30,7 +30,7 @@ def _population(count: int) -> tuple[int, list[AccountId]]:
 
 
 def _genesis() -> Genesis:
-    plain = development_genesis(node_names(4, 0))
+    plain = development_genesis(Shape(4, 0).names())
     allocations = (*plain.allocations, treasury())
     return make_genesis(
         plain.network, plain.development, plain.created_at, plain.parameters, plain.authorities, allocations

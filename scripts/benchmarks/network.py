@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from node.cli.cluster_layout import ClusterRecord, create_cluster, write_configs, write_record
+from node.cli.cluster_layout import ClusterRecord, Shape, create_cluster, write_configs, write_record
 from node.cli.cluster_processes import start_node, stop_processes
 from node.cli.cluster_start import Start, node_status, start_missing, wait_ready
 from node.config.descriptions import description_path
@@ -64,7 +64,7 @@ def _lay(
     directory: Path, authorities: int, providers: int, models: Sequence[str], slots: int, accounts: Sequence[Allocation]
 ) -> ClusterRecord:
     paths = tuple(str(description_path(model)) for model in models)
-    record = create_cluster(directory, authorities, providers, paths, MODEL_STORE)
+    record = create_cluster(directory, Shape(authorities, providers), paths, MODEL_STORE)
     path = Path(record.genesis)
     if accounts:
         genesis = load_genesis(path)

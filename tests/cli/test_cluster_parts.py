@@ -11,6 +11,7 @@ import pytest
 
 from node.cli.cluster_layout import (
     ProcessRecord,
+    Shape,
     create_cluster,
     existing_record,
     free_addresses,
@@ -114,7 +115,7 @@ class TestLifeline:
 class TestLayout:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
-        create_cluster(tmp_path / "c", 4, 2, ("echo",), tmp_path / "models")
+        create_cluster(tmp_path / "c", Shape(4, 2), ("echo",), tmp_path / "models")
         return tmp_path / "c"
 
     def test_genesis_gives_each_role_its_money(self, folder: Path) -> None:
@@ -136,13 +137,13 @@ class TestLayout:
             assert (keys.authority_id is not None) is (node.role == "authority")
 
     def test_keys_are_the_same_in_every_cluster(self, folder: Path, tmp_path: Path) -> None:
-        other = create_cluster(tmp_path / "d", 4, 2, ("echo",), tmp_path / "models")
+        other = create_cluster(tmp_path / "d", Shape(4, 2), ("echo",), tmp_path / "models")
         assert [node.node for node in other.nodes] == [node.node for node in existing_record(folder).nodes]
 
     def test_path_too_long_for_a_socket_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:
         long = tmp_path / ("x" * 80)
         with pytest.raises(CommandFailed, match="shorter --dir") as caught:
-            create_cluster(long, 1, 0, ("echo",), tmp_path)
+            create_cluster(long, Shape(1, 0), ("echo",), tmp_path)
         assert caught.value.exit_code == ExitCode.USAGE
         assert not long.exists()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.cli.client import NodeClient
-from node.cli.cluster_layout import ClusterRecord, NodeRecord, create_cluster, log_tail
+from node.cli.cluster_layout import ClusterRecord, NodeRecord, Shape, create_cluster, log_tail
 from node.cli.cluster_processes import Started, start_node
 from node.cli.failures import CommandFailed
 from node.config.descriptions import description_path
@@ -146,5 +146,5 @@ class Market:
 def make_market(folder: Path, model_store: Path, authorities: int = 4, providers: int = 1) -> Market:
     """Files of a new cluster; nothing runs yet."""
     models = (str(description_path(MODEL)),)
-    record = create_cluster(folder, authorities, providers, models, model_store)
+    record = create_cluster(folder, Shape(authorities, providers), models, model_store)
     return Market(folder, record, [Node(node) for node in record.nodes])
