@@ -11,7 +11,7 @@ from node.worker.errors import CapacityExceeded, WorkerError
 from node.worker.supervisor import JobRequest, PooledJob, WorkerSupervisor
 from protocol.engine.inputs import Input, WorkFailed, WorkPiece, WorkPrefilled
 from protocol.messages.effects import CloseWork, OpenWork, PullWork
-from protocol.messages.market import FaultKind, FinishReason, JobPayload
+from protocol.messages.market import FaultKind, FinishReason, JobPayload, OutputForm
 from protocol.primitives.codec import decode
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import MessageId, WorkUnits
@@ -102,6 +102,10 @@ class WorkPump:
             seed=effect.seed,
             temperature_milli=effect.temperature_milli,
             stop=payload.stop,
+            prefix=payload.prefix,
+            output="tokens" if payload.output is OutputForm.TOKENS else "text",
+            schema=payload.schema,
+            logprobs=payload.logprobs,
         )
         job = await self._supervisor.open_job(
             effect.model.hex(),

@@ -54,7 +54,8 @@ class JobRequest:
     """One job's input. For text models units are tokens, for echo bytes, for ONNX one run.
 
     `payload`: a MessagePack list of [role, content] ("chat"), UTF-8 ("text"), bytes ("bytes") or a MessagePack map
-    of tensors ("tensors").
+    of tensors ("tensors"). `prefix`: output that is there already, which counts as input. `output`, `schema` and
+    `logprobs` are for text models; a runtime that can't serve one of them refuses the job.
     """
 
     input_format: str
@@ -64,8 +65,12 @@ class JobRequest:
     seed: int = 0
     temperature_milli: int = 0
     stop: tuple[str, ...] = ()
+    prefix: bytes = b""
+    output: Literal["text", "tokens"] = "text"
+    schema: str = ""
+    logprobs: int = 0
 
-    def frame(self) -> dict[str, Value]:
+    def frame(self, tenant: str) -> dict[str, Value]:
         """The request as the child reads it."""
         return {
             "input_format": self.input_format,
@@ -75,6 +80,11 @@ class JobRequest:
             "seed": self.seed,
             "temperature_milli": self.temperature_milli,
             "stop": [*self.stop],
+            "prefix": self.prefix,
+            "output": self.output,
+            "schema": self.schema,
+            "logprobs": self.logprobs,
+            "tenant": tenant,
         }
 
 
@@ -307,11 +317,12 @@ class Worker:
     def open(self, job_id: bytes, request: JobRequest, until: float, tenant: str = "") -> WorkerJob:
         """Take a job on; there must be a free slot. Raises JobRefused."""
         assert self.alive()
-        if len(request.payload) > INPUT_BYTES_MAX:
-            raise JobRefused(f"the input has {len(request.payload)} bytes; at most {INPUT_BYTES_MAX} are taken")
+        size = len(request.payload) + len(request.prefix)
+        if size > INPUT_BYTES_MAX:
+            raise JobRefused(f"the input has {size} bytes; at most {INPUT_BYTES_MAX} are taken")
         number = self._next_number
         try:
-            frame = encode(["open", number, request.frame()])
+            frame = encode(["open", number, request.frame(tenant)])
         except (MalformedFrame, ValueError, TypeError, OverflowError) as error:
             raise JobRefused(f"the request can't be passed on: {error}") from None
         self._next_number += 1
@@ -335,7 +346,8 @@ class Worker:
             case "gguf":
                 return 1, self._context_tokens_max()
             case "echo":
-                return len(request.payload), len(request.payload)
+                size = len(request.payload) + len(request.prefix)
+                return size, size
             case _:
                 return 1, 1
 

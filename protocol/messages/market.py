@@ -15,7 +15,9 @@ from protocol.primitives.limits import (
     CHUNK_PAYLOAD_BYTES_MAX,
     CHUNK_UNITS_MAX,
     JOB_INPUT_BYTES_MAX,
+    LOGPROBS_MAX,
     MODELS_PER_OFFER_MAX,
+    SCHEMA_BYTES_MAX,
     SETTINGS_BYTES_MAX,
     TEXT_BYTES_MAX,
 )
@@ -136,12 +138,30 @@ class Acceptance(Message, frozen=True):
     accepted_at: TimestampField
 
 
+class OutputForm(IntEnum):
+    """What a text model's pieces hold."""
+
+    TEXT = 1
+    TOKENS = 2
+    """JSON lines, one for each token: its id, the text it adds, its logarithmic probability, and the likeliest ones."""
+
+
 class JobPayload(Message, frozen=True):
-    """What ``JobInput.payload`` decodes to: the input in the runtime's own format, such as ``chat`` or ``bytes``."""
+    """What ``JobInput.payload`` decodes to: the input in the runtime's own format, such as ``chat`` or ``bytes``.
+
+    A runtime that has no use for what a buyer asks for refuses the job as the buyer's fault; it never ignores it.
+    """
 
     format: Text
     body: Annotated[bytes, Meta(max_length=JOB_INPUT_BYTES_MAX)]
     stop: Annotated[tuple[Text, ...], Meta(max_length=8)]
+    prefix: Annotated[bytes, Meta(max_length=JOB_INPUT_BYTES_MAX)] = b""
+    """Output that is there already, of an earlier provider: the new output goes on behind it and doesn't repeat it."""
+    output: OutputForm = OutputForm.TEXT
+    schema: Annotated[str, Meta(max_length=SCHEMA_BYTES_MAX)] = ""
+    """A JSON schema that a complete answer must satisfy; empty: any text."""
+    logprobs: Annotated[int, Meta(ge=0, le=LOGPROBS_MAX)] = 0
+    """How many of the likeliest tokens are named beside each chosen one; for ``TOKENS`` alone."""
 
 
 class FaultKind(IntEnum):

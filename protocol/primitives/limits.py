@@ -59,6 +59,12 @@ TEXT_BYTES_MAX = 256
 JOB_INPUT_BYTES_MAX = 1024 * 1024
 """A prompt or an input tensor, sent over the buyer's link to one provider. Never gossiped."""
 
+SCHEMA_BYTES_MAX = 16 * 1024
+"""A JSON schema for an answer: some hundred named properties."""
+
+LOGPROBS_MAX = 20
+"""Alternatives named beside each token: about a kilobyte, so that a chunk of 256 tokens still fits."""
+
 CHUNK_PAYLOAD_BYTES_MAX = 256 * 1024
 """Output in one chunk: half of what one key signs at once."""
 

@@ -223,6 +223,10 @@ GENESIS = Genesis(
     (Allocation(ACCOUNT, Amount(10**12), Amount(10**9)),),
 )
 
+JOB_PAYLOAD = market.JobPayload(
+    "chat", b"turns", ("\n\n",), b"Once upon", market.OutputForm.TOKENS, '{"type":"string"}', 5
+)
+
 WIRE: tuple[wire.WireMessage, ...] = (
     Hello(1, GENESIS_HASH, sealed(MessageKind.NODE_RECORD), Height(8)),
     wire.Goodbye("no room for more links"),

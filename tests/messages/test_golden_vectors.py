@@ -38,7 +38,8 @@ DIGESTS: dict[str, bytes] = {
     "digest/header": header_hash(examples.HEADER),
     "digest/genesis": genesis_hash(examples.GENESIS),
 }
-CURRENT = {**ENVELOPES, **MESSAGES, **TRANSACTIONS, **SUBJECTS, **DIGESTS, "genesis": encode(examples.GENESIS)}
+RECORDS = {"genesis": encode(examples.GENESIS), "job payload": encode(examples.JOB_PAYLOAD)}
+CURRENT = {**ENVELOPES, **MESSAGES, **TRANSACTIONS, **SUBJECTS, **DIGESTS, **RECORDS}
 
 if os.environ.get("MERCAT_WRITE_VECTORS"):
     FILE.write_text(json.dumps({name: content.hex() for name, content in CURRENT.items()}, indent=1) + "\n")

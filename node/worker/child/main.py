@@ -78,7 +78,9 @@ def handle(pipe: FramePipe, runtime: Runtime, frame: Value) -> None:
     match frame:
         case ["open", int(job), request]:
             try:
-                runtime.open(job, parse_request(request))
+                parsed = parse_request(request)
+                runtime.refuse_unsupported(parsed)
+                runtime.open(job, parsed)
             except Refused as refusal:
                 pipe.write(["refused", job, str(refusal)])
         case ["grant", int(job)]:

@@ -8,6 +8,7 @@ jobs are seen between steps. A job computes at most one piece ahead of the credi
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal
 
 from node.worker.child.frames import Value
 
@@ -35,6 +36,16 @@ class Request:
     seed: int
     temperature_milli: int
     stop: tuple[str, ...]
+    prefix: bytes = b""
+    """Output that is there already: what comes next goes on behind it."""
+    output: str = "text"
+    """`text`, or `tokens`: JSON lines, one for each token."""
+    schema: str = ""
+    """A JSON schema for the answer; empty: any text."""
+    logprobs: int = 0
+    """How many of the likeliest tokens are named beside each chosen one."""
+    tenant: str = ""
+    """Whose job it is: what is kept of it may serve the same tenant's next job, never another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,12 @@ class Rejected:
 Event = Prefilled | Piece | Broken | Rejected
 
 REQUEST_FIELDS = (
-    "input_format", "payload", "max_output_units", "chunk_units", "seed", "temperature_milli", "stop",
+    "input_format", "payload", "max_output_units", "chunk_units", "seed", "temperature_milli", "stop", "prefix",
+    "output", "schema", "logprobs", "tenant",
 )  # fmt: skip
+OUTPUTS = ("text", "tokens")
+SCHEMA_BYTES_MAX = 64 << 10
+LOGPROBS_MAX = 20
 OUTPUT_UNITS_MAX = 1 << 24
 TEMPERATURE_MILLI_MAX = 100_000
 STOP_STRINGS_MAX = 4
@@ -110,6 +125,17 @@ def parse_request(value: Value) -> Request:
         if not isinstance(text, str) or not 0 < len(text.encode("utf-8", "replace")) <= STOP_STRING_BYTES_MAX:
             raise Refused(f"a stop string has 1 to {STOP_STRING_BYTES_MAX} bytes")
         strings.append(text)
+    prefix, output = value["prefix"], value["output"]
+    schema, tenant = value["schema"], value["tenant"]
+    if not isinstance(prefix, bytes) or not isinstance(tenant, str):
+        raise Refused("prefix must be bytes and tenant text")
+    if not isinstance(output, str) or output not in OUTPUTS:
+        raise Refused("output must be " + " or ".join(OUTPUTS))
+    if not isinstance(schema, str) or len(schema.encode("utf-8", "replace")) > SCHEMA_BYTES_MAX:
+        raise Refused(f"a schema is a text of at most {SCHEMA_BYTES_MAX} bytes")
+    logprobs = _integer(value["logprobs"], "logprobs", 0, LOGPROBS_MAX)
+    if logprobs and output != "tokens":
+        raise Refused("logprobs are given with output 'tokens' only")
     return Request(
         input_format,
         payload,
@@ -118,11 +144,33 @@ def parse_request(value: Value) -> Request:
         _integer(value["seed"], "seed", 0, (1 << 64) - 1),
         _integer(value["temperature_milli"], "temperature_milli", 0, TEMPERATURE_MILLI_MAX),
         tuple(strings),
+        prefix,
+        output,
+        schema,
+        logprobs,
+        tenant,
     )
+
+
+Feature = Literal["prefix", "tokens", "schema"]
 
 
 class Runtime(ABC):
     """What can load one model and run several jobs on it."""
+
+    features: frozenset[Feature] = frozenset()
+    """What a request may ask for beyond an input and its output."""
+
+    def refuse_unsupported(self, request: Request) -> None:
+        """Refuse what this runtime would have to ignore. Raises Refused."""
+        wishes: tuple[tuple[Feature, bool, str], ...] = (
+            ("prefix", bool(request.prefix), "can't go on behind output that is there already"),
+            ("tokens", request.output == "tokens", "has no tokens to report"),
+            ("schema", bool(request.schema), "can't hold its answer to a schema"),
+        )
+        for feature, wanted, lack in wishes:
+            if wanted and feature not in self.features:
+                raise Refused(f"this model {lack}")
 
     @abstractmethod
     def prepare(self) -> dict[str, int | str]:
