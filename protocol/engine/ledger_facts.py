@@ -3,7 +3,8 @@
 from protocol.ledger.rows import Channel
 from protocol.ledger.state import LedgerState
 from protocol.market.ledger_view import ChannelFacts
-from protocol.primitives.units import AccountId, Amount, ChannelId
+from protocol.market.reputation import TrackRecord
+from protocol.primitives.units import AccountId, Amount, ChannelId, LedgerTimeMs
 
 
 class LedgerFacts:
@@ -33,6 +34,14 @@ class LedgerFacts:
     def bond(self, account: AccountId) -> Amount:
         """What the account has at stake, in base units; what is unlocking no longer counts."""
         return self._state.bond(account).amount
+
+    def track_record(self, account: AccountId) -> TrackRecord:
+        """What the account has settled so far and what was reported of it, as provider and as buyer."""
+        return TrackRecord(account)
+
+    def ledger_time(self) -> LedgerTimeMs:
+        """Ledger time after the last decided block."""
+        return self._state.ledger_time_ms
 
 
 def _facts(channel_id: ChannelId, channel: Channel) -> ChannelFacts:

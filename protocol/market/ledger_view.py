@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from protocol.market.reputation import TrackRecord
 from protocol.primitives.units import AccountId, Amount, ChannelId, LedgerTimeMs
 from protocol.settlement.vouchers import LanePosition
 
@@ -42,3 +43,9 @@ class LedgerView(Protocol):
 
     def bond(self, account: AccountId) -> Amount:
         """What the account has at stake, in base units."""
+
+    def track_record(self, account: AccountId) -> TrackRecord:
+        """What the account has settled so far and what was reported of it, as provider and as buyer."""
+
+    def ledger_time(self) -> LedgerTimeMs:
+        """Ledger time after the last decided block."""

@@ -17,6 +17,7 @@ from protocol.market.ledger_view import ChannelFacts
 from protocol.market.order_book import OrderBook, Ruling
 from protocol.market.policies import BuyerPolicy, SellerPolicy
 from protocol.market.records import BuyerLane, SellerLane, lane_key
+from protocol.market.reputation import TrackRecord
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages.effects import (
@@ -107,6 +108,7 @@ class PlainLedger:
     waiting: list[tuple[AccountId, WantTransaction]] = field(default_factory=list)
     nonces: dict[AccountId, int] = field(default_factory=dict)
     redeemed: list[tuple[ChannelId, Lane, SequenceNumber]] = field(default_factory=list)
+    records: dict[AccountId, TrackRecord] = field(default_factory=dict)
 
     def channel(self, channel: ChannelId) -> ChannelFacts | None:
         return self.channels.get(channel)
@@ -120,6 +122,12 @@ class PlainLedger:
 
     def bond(self, account: AccountId) -> Amount:
         return Amount(0)
+
+    def track_record(self, account: AccountId) -> TrackRecord:
+        return self.records.get(account, TrackRecord(account))
+
+    def ledger_time(self) -> LedgerTimeMs:
+        return LedgerTimeMs(0)
 
     def decide(self) -> None:
         """One block with all that waits."""
