@@ -17,7 +17,7 @@ from node.cli.client import NodeClient
 from node.cli.cluster_layout import MISCONDUCTS, ClusterRecord, NodeRecord, cluster_folder, existing_record
 from node.cli.cluster_processes import is_paused, is_running, signal_process, wait_end
 from node.cli.cluster_start import cluster_lock, start_missing, wait_ready
-from node.cli.failures import CommandFailed
+from node.cli.failures import CommandFailed, ExitCode
 from node.cli.options import Command, directory_option, with_output
 from node.cli.output import Output
 from node.runtime.control import FaultsView
@@ -197,7 +197,7 @@ def liar(output: Output, node: str, misconduct: str, seconds: float | None, dire
     folder = cluster_folder(directory)
     record = _running(directory, node)
     if record.role != "provider":
-        raise CommandFailed(f"{node} is no provider: it has nothing to cheat with", code="usage")
+        raise CommandFailed(f"{node} is no provider: it has nothing to cheat with", ExitCode.USAGE, "usage")
     with _lasting(output, folder, node, f"cheats ({misconduct})", seconds):
         change_faults(record, lambda faults: replace(faults, misconduct=misconduct))
 

@@ -17,17 +17,14 @@ from node.cli.cluster_layout import (
     NodeRecord,
     Shape,
     cluster_folder,
-    create_cluster,
-    default_model_store,
     existing_record,
     log_tail,
-    read_record,
     remove_files,
 )
 from node.cli.cluster_money import balances_table, read_balances
 from node.cli.cluster_processes import is_paused, is_running, stop_processes
-from node.cli.cluster_start import Start, cluster_lock, node_status, start_missing, wait_ready
-from node.cli.failures import CommandFailed, ExitCode
+from node.cli.cluster_start import Start, bring_up, cluster_lock, node_status, record_for, start_missing
+from node.cli.failures import CommandFailed
 from node.cli.options import (
     CONTROL_VARIABLE,
     GENESIS_VARIABLE,
@@ -37,7 +34,8 @@ from node.cli.options import (
     with_output,
     yes_option,
 )
-from node.cli.output import Output, Progress, printable, short, table
+from node.cli.output import Output, printable, short, table
+from node.cli.soak import soak
 
 FOLLOW_SECONDS = 0.2
 
@@ -80,6 +78,7 @@ def cluster() -> None:
 
 
 cluster.add_command(chaos)
+cluster.add_command(soak)
 
 
 def cluster_directory_option(command: Command) -> Command:
@@ -189,41 +188,6 @@ def up(
             _attend(output, start)
         else:
             start.release()
-
-
-def record_for(folder: Path, shape: Shape, models: tuple[str, ...], model_store: Path | None) -> ClusterRecord:
-    """The cluster that is there if it has the shape asked for, else a new one."""
-    from node.config.descriptions import model_reference
-
-    record = read_record(folder)
-    paths = tuple(model_reference(model) for model in models or DEFAULT_MODELS)
-    if record is None:
-        store = (model_store or default_model_store()).absolute()
-        return create_cluster(folder, shape, paths, store)
-    wanted = [name for name, _ in shape.names()]
-    if [node.name for node in record.nodes] != wanted or (models and record.models != paths):
-        raise CommandFailed(
-            f"the cluster in {folder} has another shape ({len(record.nodes)} nodes); "
-            "remove it with `mercat cluster rm` or choose another --dir",
-            ExitCode.USAGE,
-            "other_shape",
-        )
-    return record
-
-
-def bring_up(output: Output, start: Start, wait: float) -> None:
-    progress = Progress(enabled=not output.quiet and not output.as_json)
-    try:
-        wait_ready(start, wait, progress.update)
-    except CommandFailed:
-        progress.clear()
-        start.release()
-        raise
-    except BaseException:
-        progress.clear()
-        start.abandon()
-        raise
-    progress.clear()
 
 
 def _attend(output: Output, start: Start) -> None:

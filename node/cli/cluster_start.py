@@ -17,16 +17,22 @@ import msgspec
 
 from node.cli.client import NodeClient
 from node.cli.cluster_layout import (
+    DEFAULT_MODELS,
     ClusterRecord,
     NodeRecord,
+    Shape,
     can_listen,
+    create_cluster,
+    default_model_store,
     free_addresses,
     log_tail,
+    read_record,
     write_configs,
     write_record,
 )
 from node.cli.cluster_processes import Started, is_running, start_node, stop_processes
 from node.cli.failures import CommandFailed, ExitCode
+from node.cli.output import Output, Progress
 from node.runtime.control import FaultsView
 
 if TYPE_CHECKING:
@@ -168,6 +174,42 @@ def wait_ready(start: Start, seconds: float, tell: Callable[[str], None], only: 
     for node in record.nodes:
         if node.misconduct and node.name in start.started:
             NodeClient(Path(node.control)).have_faults(FaultsView(misconduct=node.misconduct))
+
+
+def record_for(folder: Path, shape: Shape, models: tuple[str, ...], model_store: Path | None) -> ClusterRecord:
+    """The cluster that is there if it has the shape asked for, else a new one."""
+    from node.config.descriptions import model_reference
+
+    record = read_record(folder)
+    paths = tuple(model_reference(model) for model in models or DEFAULT_MODELS)
+    if record is None:
+        store = (model_store or default_model_store()).absolute()
+        return create_cluster(folder, shape, paths, store)
+    wanted = [name for name, _ in shape.names()]
+    if [node.name for node in record.nodes] != wanted or (models and record.models != paths):
+        raise CommandFailed(
+            f"the cluster in {folder} has another shape ({len(record.nodes)} nodes); "
+            "remove it with `mercat cluster rm` or choose another --dir",
+            ExitCode.USAGE,
+            "other_shape",
+        )
+    return record
+
+
+def bring_up(output: Output, start: Start, wait: float) -> None:
+    """Wait until a start is ready, and tell how far it is; what does not get ready stays for inspection."""
+    progress = Progress(enabled=not output.quiet and not output.as_json)
+    try:
+        wait_ready(start, wait, progress.update)
+    except CommandFailed:
+        progress.clear()
+        start.release()
+        raise
+    except BaseException:
+        progress.clear()
+        start.abandon()
+        raise
+    progress.clear()
 
 
 def _failure(node: NodeRecord, reason: str, exit_code: ExitCode) -> CommandFailed:
