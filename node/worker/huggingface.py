@@ -12,7 +12,8 @@ from pathlib import Path
 
 from node.worker.errors import DownloadFailed
 from node.worker.importing import LocalFile, add_local_files
-from node.worker.models import HuggingFaceSource, ModelDescription, ModelId, ModelStore, Progress, sha256_of
+from node.worker.models import HuggingFaceSource, ModelDescription, ModelId, ModelStore, Progress
+from node.worker.pieces import sha256_of
 
 COMPLAINT_CHARACTERS = 600
 Download = Callable[..., str]

@@ -7,9 +7,7 @@ every load.
 """
 
 import contextlib
-import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -22,10 +20,11 @@ from typing import IO, NewType
 
 from blake3 import blake3
 
-from node.worker.errors import BadDescription, CorruptModel, ModelError, StoreFull, UnknownModel
-from node.worker.limits import MEBIBYTE, MODEL_BYTES_MAX
+from node.worker.errors import BadDescription, CorruptModel, ModelError, UnknownModel
+from node.worker.limits import MODEL_BYTES_MAX
 from node.worker.manifest_fields import HASH_PATTERN, check_only, check_path, facts_of, hashes_of, texts
 from node.worker.manifest_fields import Fact as Fact
+from node.worker.pieces import PIECE_BYTES, copy_stream, disk_room, hash_stream, list_of, piece_root
 
 ModelId = NewType("ModelId", str)
 Progress = Callable[[str, int, int], None]  # what is being done, bytes done, bytes in all (0: unknown)
@@ -34,7 +33,6 @@ MANIFEST_BYTES_MAX = 64 * 1024
 FILES_MAX = 64
 PARENTS_MAX = 16
 TRAINING_DATA_MAX = 64  # hashes of data sets; a manifest stays a page that people can read
-READ_BYTES = 4 * MEBIBYTE
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 ID_PREFIX_MIN = 6  # digits with which a person may name a model; fewer are too often somebody else's
 # Names and versions as package indexes have them. Anything more could be an address or an option in pip's eyes, and
@@ -48,11 +46,18 @@ RUNTIMES = ("echo", "gguf", "onnx", "wasm")
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """One file of a model: the name the worker sees, its size in bytes, its BLAKE3 hash in hexadecimal."""
+    """One file of a model: the name the worker sees, its size in bytes, BLAKE3 hash and piece root in hexadecimal."""
 
     path: str
     size: int
     blake3: str
+    pieces: str = ""  # empty for a file of at most one piece, whose own hash says as much
+
+    def fields(self) -> dict[str, object]:
+        """As the manifest has it."""
+        return {"path": self.path, "size": self.size, "blake3": self.blake3} | (
+            {"pieces": self.pieces} if self.pieces else {}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Manifest:
             "runtime": self.runtime,
             "license": self.license,
             "source": self.source,
-            "files": [{"path": f.path, "size": f.size, "blake3": f.blake3} for f in self.files],
+            "files": [file.fields() for file in self.files],
             "settings": dict(self.settings),
         }
         if self.parents:
@@ -185,14 +190,17 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 def _parse_file(entry: object) -> ModelFile:
-    if not isinstance(entry, dict) or sorted(entry) != ["blake3", "path", "size"]:
-        raise BadDescription("a file has exactly path, size and blake3")
-    path, size, digest = entry["path"], entry["size"], entry["blake3"]
-    if not isinstance(path, str) or isinstance(size, bool) or not isinstance(size, int) or not isinstance(digest, str):
-        raise BadDescription("a file has exactly path, size and blake3")
+    known = ["blake3", "path", "pieces", "size"]
+    if not isinstance(entry, dict) or sorted({*entry, "pieces"}) != known:
+        raise BadDescription("a file has path, size, blake3 and pieces, and nothing else")
+    path, size, digest, root = entry["path"], entry["size"], entry["blake3"], entry.get("pieces", "")
+    if isinstance(size, bool) or not isinstance(size, int) or not all(isinstance(t, str) for t in (path, digest, root)):
+        raise BadDescription("a file has path, size, blake3 and pieces, and nothing else")
     if not 0 <= size <= MODEL_BYTES_MAX or HASH_PATTERN.fullmatch(digest) is None:
         raise BadDescription(f"file {path[:80]!r} has an impossible size or hash")
-    return ModelFile(check_path(path), size, digest)
+    if (size > PIECE_BYTES) != ("pieces" in entry) or ("pieces" in entry and HASH_PATTERN.fullmatch(root) is None):
+        raise BadDescription(f"file {path[:80]!r} names its piece root if it is larger than a piece, else not")
+    return ModelFile(check_path(path), size, digest, root)
 
 
 def check_source(source: str) -> str:
@@ -283,36 +291,11 @@ def _parse_repository(table: object) -> HuggingFaceSource:
     return HuggingFaceSource(repository, commit, pinned)
 
 
-def hash_stream(stream: IO[bytes], copy_to: IO[bytes] | None, size_max: int) -> tuple[int, str]:
-    """Size and BLAKE3 hash of a stream, optionally copied on the way. Raises BadDescription over `size_max` bytes."""
-    hasher = blake3()
-    size = 0
-    while piece := stream.read(READ_BYTES):
-        size += len(piece)
-        if size > size_max:
-            raise BadDescription(f"a file is larger than the {size_max} bytes it may have")
-        hasher.update(piece)
-        if copy_to is not None:
-            copy_to.write(piece)
-    return size, hasher.hexdigest()
-
-
-@contextlib.contextmanager
-def disk_room(what: str) -> Iterator[None]:
-    """Turns what the system says when nothing more can be written into StoreFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"{what} can't be stored: {error.strerror}") from None
-        raise
-
-
 class ModelStore:
     """Manifests and files of the models on this machine, in one directory.
 
-    `files/<blake3>` and `manifests/<id>.json`, both read-only; `wheels/` keeps downloaded packages, so that adding a
-    model twice needs no network.
+    `files/<blake3>`, `pieces/<root>` with the file's piece list, and `manifests/<id>.json`, all read-only; `wheels/`
+    keeps downloaded packages, so that adding a model twice needs no network.
     """
 
     def __init__(self, directory: Path, wheels: Path | None = None, bytes_max: int | None = None) -> None:
@@ -323,7 +306,7 @@ class ModelStore:
         self.directory = directory
         self.bytes_max = bytes_max
         self.wheels = wheels or directory / "wheels"
-        for folder in (directory / "files", directory / "manifests", self.wheels):
+        for folder in (*(directory / name for name in ("files", "pieces", "manifests")), self.wheels):
             folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
@@ -397,7 +380,7 @@ class ModelStore:
         for file in manifest.files:
             try:
                 with self.file_path(file).open("rb") as stream:
-                    size, digest = hash_stream(stream, None, file.size)
+                    size, digest = hash_stream(stream, file.size)
             except FileNotFoundError:
                 raise CorruptModel(f"{manifest.name}: the file {file.path} is missing from the store") from None
             except BadDescription:
@@ -413,15 +396,41 @@ class ModelStore:
             temporary = Path(copy.name)
             try:
                 with disk_room(path):
-                    size, digest = hash_stream(stream, copy, size_max)
+                    hashed = copy_stream(stream, copy, size_max)
                     copy.flush()
                     os.fsync(copy.fileno())
                 os.fchmod(copy.fileno(), 0o444)
-                temporary.replace(self.directory / "files" / digest)
+                temporary.replace(self.directory / "files" / hashed.hexdigest())
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-        return ModelFile(path, size, digest)
+        root = piece_root(hashed.piece_list()) if hashed.size > PIECE_BYTES else ""
+        file = ModelFile(path, hashed.size, hashed.hexdigest(), root)
+        self.keep_piece_list(file, hashed.piece_list())
+        return file
+
+    def keep_piece_list(self, file: ModelFile, piece_list: bytes) -> None:
+        """Write down a file's piece list, so that serving the file does not begin with hashing it."""
+        if file.pieces:
+            _write_once(self.directory / "pieces" / file.pieces, piece_list, f"the piece list of {file.path}")
+
+    def piece_list(self, file: ModelFile) -> bytes:
+        """The hashes of a stored file's pieces: as kept, else from the file. Raises CorruptModel."""
+        if not file.pieces:
+            return bytes.fromhex(file.blake3) if file.size else b""
+        with contextlib.suppress(FileNotFoundError):
+            kept = (self.directory / "pieces" / file.pieces).read_bytes()
+            if piece_root(kept) == file.pieces:
+                return kept
+        try:
+            with self.file_path(file).open("rb") as stream:
+                made = list_of(stream)
+        except FileNotFoundError:
+            raise CorruptModel(f"the file {file.path} is missing from the store") from None
+        if piece_root(made) != file.pieces:
+            raise CorruptModel(f"the file {file.path} does not have the pieces that the manifest names")
+        self.keep_piece_list(file, made)
+        return made
 
     def add_manifest(self, manifest: Manifest) -> ModelId:
         """Write a manifest whose files are in the store. Raises BadDescription if it isn't valid."""
@@ -433,17 +442,7 @@ class ModelStore:
             if target.read_bytes() == content:  # whoever holds the model holds this very file
                 os.utime(target)
                 return model_id
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".adding-", delete=False) as copy:
-            temporary = Path(copy.name)
-            try:
-                with disk_room("the manifest"):
-                    copy.write(content)
-                    copy.flush()
-                os.fchmod(copy.fileno(), 0o444)
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        _write_once(target, content, "the manifest")
         return model_id
 
     def add_local(self, description: ModelDescription, paths: Mapping[str, Path]) -> ModelId:
@@ -468,7 +467,16 @@ class ModelStore:
         )  # fmt: skip
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal: what package indexes pin."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _write_once(target: Path, content: bytes, what: str) -> None:
+    """A small read-only file, in place at once or not at all."""
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".adding-", delete=False) as copy:
+        temporary = Path(copy.name)
+        try:
+            with disk_room(what):
+                copy.write(content)
+                copy.flush()
+            os.fchmod(copy.fileno(), 0o444)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from node.worker.errors import BadDescription, DownloadFailed
 from node.worker.limits import MODEL_BYTES_MAX
-from node.worker.models import ModelDescription, ModelId, ModelStore, PackageSource, Progress, sha256_of
+from node.worker.models import ModelDescription, ModelId, ModelStore, PackageSource, Progress
+from node.worker.pieces import sha256_of
 from node.worker.quota import make_room
 
 DOWNLOAD_S = 1800.0

@@ -1,13 +1,15 @@
 """Room in the model store: who holds a model, what goes when a model goes, and what goes first when room is short.
 
 Law: a model that a running node holds is never removed, whatever process asks: a hold is a shared lock on the
-manifest's file, which the kernel drops when its holder dies. Everything else may be had again, so the downloaded
-packages go first, oldest first, then the models that were used longest ago.
+manifest's file, which the kernel drops when its holder dies. Everything else may be had again, so what interrupted
+pulls left goes first, then the downloaded packages, oldest first, then the models that were used longest ago. A pull
+that is under way is never touched, and counts as large as it will be.
 """
 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -39,9 +41,12 @@ def held(store: ModelStore, model_id: ModelId) -> Iterator[None]:
 def remove(store: ModelStore, model_id: ModelId) -> int:
     """Remove a model, and its files where no other model has them; returns the bytes freed.
 
-    Raises UnknownModel, ModelInUse.
+    Of a model that is not there, what an interrupted pull left is removed. Raises UnknownModel, ModelInUse.
     """
     with store.changing():
+        pulled = pulls(store) / model_id
+        if pulled.is_dir() and not _manifest_path(store, model_id).exists():
+            return _drop_pull(pulled)
         _forget(store, model_id)
         return _sweep(store)
 
@@ -64,6 +69,12 @@ def make_room(store: ModelStore, needed: int) -> tuple[str, ...]:
         )
     gone = []
     over -= _sweep(store)
+    for pulled in _interrupted(store):
+        if over <= 0:
+            break
+        with contextlib.suppress(ModelInUse):
+            over -= _drop_pull(pulled)
+            gone.append(f"what a pull of {pulled.name} left")
     for wheel in _wheels(store):
         if over <= 0:
             break
@@ -125,12 +136,59 @@ def _sizes_of(store: ModelStore, model_ids: Iterable[ModelId]) -> dict[str, int]
 
 def _sweep(store: ModelStore) -> int:
     """Remove files that no manifest names, such as what an interrupted addition left; returns the bytes freed."""
-    named, freed = _sizes_of(store, store.model_ids()), 0
-    for path in (store.directory / "files").iterdir():
+    named, freed = _named(store), 0
+    for path in (*(store.directory / "files").iterdir(), *(store.directory / "pieces").iterdir()):
         if path.name not in named:
             freed += path.stat().st_size
             path.unlink()
     return freed
+
+
+def _named(store: ModelStore) -> dict[str, None]:
+    """Names of the files and piece lists that some manifest needs."""
+    named: dict[str, None] = {}
+    for model_id in store.model_ids():
+        with contextlib.suppress(ModelError):
+            for file in store.manifest(model_id).files:
+                named |= {file.blake3: None, file.pieces: None}
+    return named
+
+
+def pulls(store: ModelStore) -> Path:
+    """Where what is being pulled from peers lies: a folder for each model."""
+    return store.directory / "pulls"
+
+
+@contextlib.contextmanager
+def pulling(folder: Path) -> Iterator[None]:
+    """Keep a pull's folder for this pull alone; the kernel lets go of it when the process dies. Raises ModelInUse."""
+    with (folder / ".pulling").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ModelInUse(f"model {folder.name} is being pulled already") from None
+        yield
+
+
+def _drop_pull(folder: Path) -> int:
+    """Remove what an interrupted pull left; returns the bytes freed. Raises ModelInUse if it goes on."""
+    with pulling(folder):
+        freed = _pulled_bytes(folder)
+        shutil.rmtree(folder)
+    return freed
+
+
+def _interrupted(store: ModelStore) -> list[Path]:
+    """Folders of pulls, the one that has not moved for longest first."""
+    if not pulls(store).is_dir():
+        return []
+    return sorted(pulls(store).iterdir(), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _pulled_bytes(folder: Path) -> int:
+    """What a pull takes when it is done; a file that a stored model has too counts there."""
+    kinds = [path.stat() for path in folder.iterdir()]
+    return sum(kind.st_size for kind in kinds if kind.st_nlink == 1)
 
 
 def _wheels(store: ModelStore) -> list[Path]:
@@ -142,7 +200,7 @@ def _wheels(store: ModelStore) -> list[Path]:
 
 def _used(store: ModelStore) -> int:
     paths = [*(store.directory / "files").iterdir(), *_wheels(store)]
-    return sum(path.stat().st_size for path in paths)
+    return sum(path.stat().st_size for path in paths) + sum(map(_pulled_bytes, _interrupted(store)))
 
 
 def _longest_unused(store: ModelStore) -> list[ModelId]:

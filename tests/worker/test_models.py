@@ -22,9 +22,9 @@ from node.worker.models import (
     PackageSource,
     load_description,
     parse_manifest,
-    sha256_of,
 )
 from node.worker.packages import add_from_package
+from node.worker.pieces import sha256_of
 from tests.worker.conftest import DESCRIPTIONS
 
 MANIFEST = Manifest("m", "1", "onnx", "MIT", "local", (ModelFile("a.onnx", 3, "0" * 64),), {"z": 1, "a": "b"})
