@@ -37,8 +37,7 @@ class Seats:
 
     def around(self) -> tuple[AuthoritySet, ...]:
         """The sets of the tip and the two heights above it."""
-        tip = self._state.height
-        return tuple(found for height in range(tip, tip + HEIGHTS_KNOWN_AHEAD + 1) if (found := self.at(height)))
+        return self._state.sets_around
 
     def of_hash(self, wanted: Hash) -> AuthoritySet | None:
         """One of the sets around the tip by what headers call it; of two, the one of the higher height: the views that
@@ -59,7 +58,7 @@ class Seats:
 
     def _nodes(self) -> dict[NodeId, dict[AuthorityId, None]]:
         around = self.around()
-        if len(around) != len(self._seen) or any(new is not old for new, old in zip(around, self._seen, strict=True)):
+        if around is not self._seen:  # asked for each message of each link
             self._seen, self._holders = around, {}
             for found in around:
                 for record in found.records:

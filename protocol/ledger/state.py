@@ -249,6 +249,11 @@ class LedgerState:
         """The set that decides a height; known for the tip and the two heights above it, else ``None``."""
         return self._sets[height - self.height] if 0 <= height - self.height < len(self._sets) else None
 
+    @property
+    def sets_around(self) -> tuple[AuthoritySet, ...]:
+        """The sets of the tip and the two heights above it; the same tuple until a block changes the state."""
+        return self._sets
+
     # Recovery
 
     @property
