@@ -24,6 +24,7 @@ from protocol.engine.inputs import (
     BodyBroken,
     BodyOffered,
     Input,
+    JobRead,
     LinkDown,
     Misbehaved,
     Received,
@@ -35,7 +36,7 @@ from protocol.engine.usefulness import DoorWork, Use
 from protocol.market.buyer_job import RequestInvalid
 from protocol.messages import effects as effect_types
 from protocol.messages.blocks import DecidedBlock
-from protocol.messages.effects import Effect, Now, SignAndSend
+from protocol.messages.effects import Effect, Now, SignAndSend, Table
 from protocol.messages.envelope import open_envelope, signature_check
 from protocol.messages.kinds import MessageKind
 from protocol.messages.wire import Ballot, Blocks, Direct, Push, WireMessage
@@ -187,6 +188,8 @@ class EngineLoop:
                 if effect.to not in self._answering:
                     self._answering[effect.to] = None
                     self._tasks.create_task(self._send_blocks(effect))
+            case effect_types.ReadJob():
+                self._tasks.create_task(self._read_job(effect))
             case (
                 effect_types.SendSnapshotOffer()
                 | effect_types.SendSnapshotChunk()
@@ -238,6 +241,13 @@ class EngineLoop:
         assert self._transport is not None
         self._pay_for_bytes(effect.to, sum(len(decided.block) for decided in blocks))
         self._transport.send(effect.to, Blocks(tuple(blocks), self.engine.replica.state.tip.height, first))
+
+    async def _read_job(self, effect: effect_types.ReadJob) -> None:
+        """How many of these a peer may cause is bounded where they are asked for."""
+        loop = asyncio.get_running_loop()
+        row = await loop.run_in_executor(self._threads, self._store.get, Table.JOB, effect.job)
+        self._pay_for_bytes(effect.to, len(row or b""))
+        self.feed(JobRead(effect, row))
 
     def _pay_for_bytes(self, peer: NodeId, size: int) -> None:
         """Charge a link for an answer: a small question must not buy megabytes for nothing."""

@@ -170,6 +170,26 @@ class Store:
             found = connection.execute(f"SELECT value FROM {table_name(table)} WHERE key = ?", (key,)).fetchone()
         return None if found is None else bytes(found[0])
 
+    def newest(self, table: Table, count_max: int) -> list[bytes]:
+        """The values that were written last, the latest first."""
+        return self._by_age(table, "DESC", count_max)
+
+    def oldest(self, table: Table, count_max: int) -> list[bytes]:
+        """The values that were not written for longest, the oldest first."""
+        return self._by_age(table, "ASC", count_max)
+
+    def _by_age(self, table: Table, order: str, count_max: int) -> list[bytes]:
+        with self._reading() as connection:
+            # Whatever is written again gets a new row id, the highest of its table.
+            query = f"SELECT value FROM {table_name(table)} ORDER BY rowid {order} LIMIT ?"
+            found = connection.execute(query, (count_max,)).fetchall()
+        return [bytes(value) for (value,) in found]
+
+    def count(self, table: Table) -> int:
+        """How many rows a table has."""
+        with self._reading() as connection:
+            return int(connection.execute(f"SELECT count(*) FROM {table_name(table)}").fetchone()[0])
+
     def values_between(self, table: Table, first: bytes, last: bytes, count_max: int) -> list[bytes]:
         """The values with the smallest keys from ``first`` to ``last``, in the order of their keys; all of them with a
         ``count_max`` of -1."""

@@ -6,11 +6,12 @@ Law: a step, once released, never changes; a new version adds a step. A file wit
 from collections.abc import Callable
 from typing import NamedTuple
 
+import msgspec
 from sqlite_utils import Database
 
 from protocol.market.records import ReceiptRecord, receipt_rows
 from protocol.messages.effects import Table
-from protocol.primitives.codec import decode
+from protocol.primitives.codec import decode, encode
 
 Step = Callable[[Database], None]
 
@@ -78,6 +79,19 @@ def step_6_receipts_of_a_lane(database: Database) -> None:
         database.conn.execute("INSERT INTO receipt_lane VALUES (?, ?)", (put.key, put.value))
 
 
+def step_7_timelines(database: Database) -> None:
+    """Which jobs a request came to, what was signed of those without a receipt, and what the ledger did to channels.
+
+    A job's row tells more than before: what it could not tell stays empty.
+    """
+    for name in ("job_of_request", "job_statement", "channel_log"):
+        database.execute(f"CREATE TABLE {name} (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+    for key, value in database.conn.execute("SELECT key, value FROM job").fetchall():
+        fields = msgspec.msgpack.decode(value)
+        fields[-1] = [[*entry, 0, 0, 0, 0] for entry in fields[-1]]
+        database.conn.execute("UPDATE job SET value = ? WHERE key = ?", (encode([*fields, "", None, 0, 0, 0]), key))
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -97,6 +111,7 @@ STORE_SCHEMA = Schema(
         step_4_successions,
         step_5_no_transaction_heights,
         step_6_receipts_of_a_lane,
+        step_7_timelines,
     ),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -11,6 +11,7 @@ from protocol.consensus.outputs import Equivocation
 from protocol.engine import inputs
 from protocol.engine.accusations import Accusations
 from protocol.engine.anchors import anchors_in
+from protocol.engine.channel_log import channel_lines
 from protocol.engine.checks import message_checks
 from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
 from protocol.engine.judging import BALLOT_LIFETIME_MS, DISPATCH_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
@@ -147,6 +148,8 @@ class Engine:
                 effects = self.trade.start_job(happened.request, now)
             case inputs.CancelJob():
                 effects = self.trade.cancel_job(happened.request, happened.reason, now)
+            case inputs.AskTimeline() | inputs.DropTimeline() | inputs.JobRead():
+                effects = self.trade.timelines(happened, now)
             case inputs.WantAction():
                 effects = self.own.want(happened.request, happened.action, self.replica.state)
             case _:
@@ -401,6 +404,7 @@ class Engine:
         decided = dict.fromkeys(commit.transactions)
         return [
             *anchors_in(block, self.account),
+            *channel_lines(block, self.account, self.trade.owns_channel),
             *self._keep_links(),
             *self._pay_out(now),
             *self.own.block_decided(header, commit.block_hash, decided, state),

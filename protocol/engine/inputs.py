@@ -10,12 +10,12 @@ from protocol.engine.usefulness import NEUTRAL_WORK, DoorWork
 from protocol.ledger.state import LedgerState
 from protocol.market.agreement import JobRequest
 from protocol.messages.blocks import DecidedBlock
-from protocol.messages.effects import TimerKey
+from protocol.messages.effects import ReadJob, TimerKey
 from protocol.messages.market import FaultKind, FinishReason, ModelOffer
 from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Action
 from protocol.messages.wire import WireMessage
-from protocol.primitives.units import DurationMs, Hash, MessageId, NodeId, WorkUnits
+from protocol.primitives.units import AccountId, DurationMs, Hash, MessageId, NodeId, WorkUnits
 
 
 class _Input(msgspec.Struct, frozen=True):
@@ -146,6 +146,29 @@ class CancelJob(_Input, frozen=True):
     reason: str
 
 
+class AskTimeline(_Input, frozen=True):
+    """This node's user wants to know what the other party to a job has recorded of it."""
+
+    unique: Hash
+    job: MessageId
+    account: AccountId
+    node: NodeId
+    addresses: tuple[str, ...]
+
+
+class DropTimeline(_Input, frozen=True):
+    """Nobody waits for the answer to this question any more."""
+
+    unique: Hash
+
+
+class JobRead(_Input, frozen=True):
+    """The row of a job that a peer has asked about; ``None`` if there is none."""
+
+    question: ReadJob
+    row: bytes | None
+
+
 class WantAction(_Input, frozen=True):
     """The user wants this action on the ledger, paid and signed by this node's account."""
 
@@ -172,5 +195,8 @@ Input = (
     | SnapshotRefused
     | StartJob
     | CancelJob
+    | AskTimeline
+    | DropTimeline
+    | JobRead
     | WantAction
 )

@@ -11,20 +11,23 @@ from protocol.engine.events import PeerMisbehaved, TransactionDecided, Transacti
 from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.replica import Replica
 from protocol.engine.shop import RENEW_TIMER, Shop
+from protocol.engine.telling import Telling
 from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
 from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
+from protocol.market.records import JobRecord
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages import wire
 from protocol.messages.effects import Disconnect, Effect, Notify, Now, SignAndSend, Table, TimerKey
-from protocol.messages.envelope import Envelope, message_id
+from protocol.messages.envelope import Envelope, envelope_id, message_id
 from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Timeline, TimelineRequest
 from protocol.messages.transactions import Action
-from protocol.primitives.codec import Message, encode
+from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.hashing import Domain, digest
-from protocol.primitives.units import AccountId, Amount, Hash, MessageId, NodeId
+from protocol.primitives.units import AccountId, Amount, ChannelId, Hash, MessageId, NodeId
 
 BUYERS_KINDS = (
     MessageKind.ACCEPTANCE,
@@ -48,6 +51,7 @@ class Trade:
         self.buyer = buyer
         self.seller = seller
         self.shop = Shop(node)
+        self.telling = Telling(account)
         self._account = account
         self._replica = replica
         self._own = own
@@ -78,10 +82,12 @@ class Trade:
         return [
             *self._carry(self.buyer, self.buyer.link_up(peer, now), now),
             *self._carry(self.seller, self.seller.link_up(peer, now), now),
+            *self.telling.link_up(peer, now),
         ]
 
     def link_down(self, peer: NodeId, now: Now) -> list[Effect]:
         """A link is gone."""
+        self.telling.link_down(peer)
         return [
             *self._carry(self.buyer, self.buyer.link_down(peer, now), now),
             *self._carry(self.seller, self.seller.link_down(peer, now), now),
@@ -95,6 +101,10 @@ class Trade:
             room: Buyer | Seller = self.buyer
         elif envelope.kind in SELLERS_KINDS:
             room = self.seller
+        elif isinstance(payload, TimelineRequest):
+            return self.telling.asked(peer, AccountId(envelope.sender), envelope_id(envelope), payload, now)
+        elif isinstance(payload, Timeline):
+            return self.telling.told(AccountId(envelope.sender), payload, envelope_bytes, now)
         else:
             reason = f"sent a {envelope.kind.name} directly"
             return [Notify(PeerMisbehaved(peer, reason)), Disconnect(peer, reason)]
@@ -120,6 +130,20 @@ class Trade:
             case inputs.WorkFailed():
                 wanted = seller.work_failed(happened.job, happened.fault, happened.reason, now)
         return self._carry(seller, wanted, now)
+
+    def timelines(self, happened: inputs.AskTimeline | inputs.DropTimeline | inputs.JobRead, now: Now) -> list[Effect]:
+        """Questions of this node's user about a job, and of the other party to one."""
+        match happened:
+            case inputs.AskTimeline():
+                return self.telling.ask(happened, now)
+            case inputs.DropTimeline():
+                self.telling.drop(happened.unique)
+                return []
+            case inputs.JobRead():
+                job = happened.question.job
+                live = self.buyer.attempt(job) or self.seller.job(job)
+                row = decode(happened.row, JobRecord) if happened.row is not None else None
+                return self.telling.read(happened, live or row, now)
 
     def start_job(self, request: JobRequest, now: Now) -> list[Effect]:
         """This node's user wants a job done."""
@@ -159,6 +183,13 @@ class Trade:
             *self._carry(self.seller, self.seller.block_decided(now), now),
             *self.shop.bond_decided(*self._bond(), now),
         ]
+
+    def owns_channel(self, channel: ChannelId) -> bool:
+        """Whether this node's account pays or is paid by a channel, one that has just ended included."""
+        held = self._replica.state.channel(channel)
+        if held is not None:
+            return self._account in (held.payer, held.payee)
+        return self.buyer.books.knows(channel) or self.seller.books.knows(channel)
 
     def transaction_failed(self, failed: TransactionFailed, now: Now) -> list[Effect] | None:
         """A transaction will not be; ``None`` if nobody here wished for it."""

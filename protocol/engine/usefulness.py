@@ -11,7 +11,7 @@ import msgspec
 
 from protocol.gossip.conduct import Conduct
 from protocol.messages import wire
-from protocol.messages.effects import CommitBlock, Effect, SignAndSend
+from protocol.messages.effects import CommitBlock, Effect, ReadJob, SignAndSend
 from protocol.messages.envelope import envelope_id, open_envelope
 from protocol.messages.kinds import MessageKind
 from protocol.primitives.units import Height, MessageId, MonotonicMs, NodeId
@@ -95,6 +95,8 @@ class Usefulness:
     def _use(self, peer: NodeId, message: wire.WireMessage, work: DoorWork, effects: list[Effect]) -> Use:
         match message:
             case wire.Direct() | wire.JobInput():
+                if any(isinstance(effect, ReadJob) for effect in effects):
+                    return Use.NEUTRAL  # a question: its answer is paid for when it is given
                 return Use.USEFUL if any(not _refusal(effect) for effect in effects) else Use.USELESS
             case wire.Transactions():
                 if work.listed == 0:

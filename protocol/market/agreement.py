@@ -48,6 +48,8 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     region: str = ""
     isolation: str = ""
     provider: AccountId | None = None
+    model_name: str = ""
+    """What the asker's node knows the model by; kept with the job."""
     verification: str = "none"
     seed: int = 0
     temperature_milli: int = 0

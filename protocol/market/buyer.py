@@ -31,13 +31,12 @@ from protocol.market.buyer_job import (
     BuyerState,
     RequestInvalid,
     check_request,
-    clip,
 )
 from protocol.market.buyer_opening import Opening
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import HISTORY_ENTRIES_MAX, BuyerLane, HistoryEntry, JobRecord, ReceiptRecord
+from protocol.market.records import BuyerLane, JobRecord, ReceiptRecord, ended_by_restart
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Dial, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id
@@ -56,7 +55,7 @@ from protocol.messages.market import (
 )
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import AccountId, Amount, Hash, MonotonicMs, NodeId
+from protocol.primitives.units import AccountId, Hash, MessageId, MonotonicMs, NodeId
 
 _OPENING = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL)
 
@@ -107,14 +106,16 @@ class Buyer:
             return []
         match payload:
             case Chunk():
-                return self._delivery.chunk(job, attempt, payload, envelope, now)
+                return self._delivery.chunk(job, attempt, payload, envelope, envelope_bytes, now)
             case Acceptance():
                 return self._delivery.accepted(job, attempt, payload, envelope_bytes, now)
             case Receipt():
                 return self._delivery.receipt(job, attempt, payload, envelope, envelope_bytes, now)
             case Refusal():
+                attempt.ending_bytes = envelope_bytes
                 return self._delivery.refused(job, attempt, payload, now)
             case Failure():
+                attempt.ending_bytes = envelope_bytes
                 return self._delivery.failed(job, payload, now)
 
     def signed(self, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
@@ -251,6 +252,11 @@ class Buyer:
         """Requests under way, as their rows would be now."""
         return tuple(job.record(self._core.own) for job in self._core.requests.values())
 
+    def attempt(self, job: MessageId) -> JobRecord | None:
+        """The attempt under way by its agreement."""
+        known = self._core.by_job.get(job)
+        return known.record(self._core.own) if known is not None else None
+
     def job(self, request: Hash) -> JobRecord | None:
         """One request under way."""
         job = self._core.requests.get(request)
@@ -298,13 +304,6 @@ class Buyer:
 
 
 def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
-    history = (*record.history, HistoryEntry(now.wall_ms, BuyerState.FAILED.value, "node restarted"))
-    failed = replace(
-        record,
-        state=BuyerState.FAILED.value,
-        fault=FaultKind.NETWORK,
-        reason=clip("this node restarted while the job was under way"),
-        paid=Amount(lane.paid),
-        history=history[-HISTORY_ENTRIES_MAX:],
-    )
+    reason = "this node restarted while the job was under way"
+    failed = ended_by_restart(record, BuyerState.FAILED.value, FaultKind.NETWORK, reason, lane.paid, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

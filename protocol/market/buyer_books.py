@@ -38,6 +38,10 @@ class BuyerBooks:
         for row in rows:
             self._keep(row)
 
+    def knows(self, channel: ChannelId) -> bool:
+        """Whether a lane of this channel was ever used."""
+        return channel in self._channels
+
     def lane(self, channel: ChannelId, lane: int) -> BuyerLane | None:
         """One lane, or ``None`` before its first job."""
         return self._channels.get(channel, {}).get(lane)

@@ -118,6 +118,8 @@ class BuyerCore:
             self.books.end(agreement.channel, agreement.lane, owed_back=owed_back),
             self.put_record(job, fault, reason),
         ]
+        if job.state is not BuyerState.DONE:
+            effects.append(Put(Table.JOB_STATEMENT, attempt.job, encode(attempt.statements())))
         if self.books.position(agreement.channel, agreement.lane).sequence:
             self.unconfirmed.setdefault(attempt.node, {})[(agreement.channel, agreement.lane)] = None
         del self.by_job[attempt.job]

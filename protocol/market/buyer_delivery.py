@@ -60,7 +60,9 @@ class Delivery:
         )
         return [*core.enter(job, BuyerState.PREFILLING, "accepted by the provider", now), Notify(agreed)]
 
-    def chunk(self, job: BuyerJob, attempt: Attempt, chunk: Chunk, envelope: Envelope, now: Now) -> list[MarketEffect]:
+    def chunk(
+        self, job: BuyerJob, attempt: Attempt, chunk: Chunk, envelope: Envelope, envelope_bytes: bytes, now: Now
+    ) -> list[MarketEffect]:
         """A chunk came: verify it against the chain and the agreement, pay it unless it is the last."""
         if job.state not in (BuyerState.PREFILLING, BuyerState.STREAMING):
             return []
@@ -74,6 +76,7 @@ class Delivery:
             reason = f"output is larger than {self._core.policy.output_bytes_max} bytes"
             return self.attempt_failed(job, FaultKind.PROVIDER, reason, now, tell=True)
         attempt.progress = progress
+        attempt.chunk_bytes = envelope_bytes
         request = job.request.request
         if chunk.index == 0:
             paid = self._pay(job, attempt)
@@ -85,7 +88,9 @@ class Delivery:
             JobText(request, attempt.job, chunk.index, chunk.payload, chunk.output_units, chunk.finish),
         )
         if chunk.finish is FinishReason.NONE:
-            return [*self._pay(job, attempt), self._core.postpone(job, now), text]
+            paid = self._pay(job, attempt)
+            job.note_chunk(now.wall_ms, chunk.index)
+            return [*paid, self._core.postpone(job, now), text]
         return [text, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
 
     def receipt(

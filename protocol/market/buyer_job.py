@@ -14,9 +14,9 @@ from protocol.market.agreement import JobRequest
 from protocol.market.events import NO_JOB
 from protocol.market.matching import Match
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import HISTORY_ENTRIES_MAX, HistoryEntry, JobRecord, Side
+from protocol.market.records import CHUNKS, JobRecord, JobStatements, Side, noted
 from protocol.messages.effects import Now
-from protocol.messages.market import Acceptance, Agreement, FaultKind
+from protocol.messages.market import Acceptance, Agreement, FaultKind, HistoryEntry
 from protocol.primitives.errors import UserError
 from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import (
@@ -105,6 +105,8 @@ class Attempt:
         "acceptance_bytes",
         "agreement",
         "agreement_bytes",
+        "chunk_bytes",
+        "ending_bytes",
         "job",
         "output",
         "output_bytes",
@@ -118,6 +120,10 @@ class Attempt:
         self.agreement_bytes = b""
         self.acceptance: Acceptance | None = None
         self.acceptance_bytes = b""
+        self.chunk_bytes = b""
+        """Envelope of the last chunk that was verified."""
+        self.ending_bytes = b""
+        """Envelope of the refusal or failure that ended the attempt."""
         self.progress: Progress = progress_start(job)
         self.paid = Amount(0)
         """Price of the chunks that a voucher covers."""
@@ -133,6 +139,10 @@ class Attempt:
     def delivered(self) -> bool:
         """True once any chunk of output came."""
         return self.progress.chunks > 1
+
+    def statements(self) -> JobStatements:
+        """What both sides have signed of it."""
+        return JobStatements(self.agreement_bytes, self.acceptance_bytes, self.chunk_bytes, self.ending_bytes)
 
 
 class BuyerJob:
@@ -186,9 +196,14 @@ class BuyerJob:
         return self.attempt.job if self.attempt is not None else NO_JOB
 
     def note(self, at: TimestampMs, state: str, cause: str) -> None:
-        """Add a line to the timeline; a full one keeps its beginning."""
-        if len(self.history) < HISTORY_ENTRIES_MAX:
-            self.history.append(HistoryEntry(at, state, clip(cause)))
+        """Add a line to the timeline, with what had come and was paid by then, over all attempts."""
+        chunks = self.attempt.progress.chunks if self.attempt is not None else 0
+        entry = HistoryEntry(at, state, clip(cause), attempt=self.attempts, chunks=chunks, paid=self.paid())
+        noted(self.history, entry)
+
+    def note_chunk(self, at: TimestampMs, index: int) -> None:
+        """A chunk of output was verified and paid: chunks after chunks share one line of the timeline."""
+        self.note(at, CHUNKS, f"chunk {index} verified and paid")
 
     def deadline_of(self, state: BuyerState, policy: BuyerPolicy, now: Now) -> MonotonicMs:
         """When ``state``, entered now, ends by itself; never after the request's own end."""
@@ -226,6 +241,13 @@ class BuyerJob:
             output_units=attempt.progress.output_units if attempt is not None else WorkUnits(0),
             chunks=attempt.progress.chunks if attempt is not None else 0,
             history=tuple(self.history),
+            model_name=clip(self.request.model_name),
+            node=agreement.provider_node if agreement is not None else None,
+            attempt=self.attempts,
+            created_at=agreement.created_at if agreement is not None else TimestampMs(0),
+            accepted_at=attempt.acceptance.accepted_at
+            if attempt is not None and attempt.acceptance is not None
+            else TimestampMs(0),
         )
 
 

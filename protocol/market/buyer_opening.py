@@ -9,8 +9,9 @@ from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.matching import NoMatch, Want, quote
+from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
-from protocol.messages.effects import Dial, Now, Send, SignAndSend
+from protocol.messages.effects import Dial, Now, Put, Send, SignAndSend, Table
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import FaultKind
@@ -170,6 +171,7 @@ class Opening:
             *messages,  # a bid binds nobody: it travels while the promise goes to disk
             lane_put,
             core.put_record(job),
+            Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,

@@ -5,17 +5,19 @@ channel was opened: ``cumulative`` is what was promised, ``earned`` what was wor
 provider's debt.
 
 Tables: ``BUYER_LANE`` and ``SELLER_LANE`` by ``lane_key``; ``JOB`` by job id (or by request id for a request that never
-came to an agreement); ``RECEIPT`` by job id.
+came to an agreement); ``RECEIPT`` and ``JOB_STATEMENT`` by job id; ``JOB_OF_REQUEST`` by ``attempt_key``.
 """
 
 from enum import IntEnum
 from typing import Annotated
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from protocol.messages.effects import Put, Table
-from protocol.messages.market import Count, FaultKind, Text
+from protocol.messages.market import Count, FaultKind, HistoryEntry, Text, Timeline
 from protocol.primitives.codec import Message, encode
+from protocol.primitives.limits import HISTORY_ENTRIES_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import (
     AccountIdField,
     Amount,
@@ -25,19 +27,27 @@ from protocol.primitives.units import (
     Hash,
     HashField,
     LaneField,
+    MessageId,
     MessageIdField,
     ModelIdField,
     NodeIdField,
     SaltField,
     SequenceField,
     TimestampField,
+    TimestampMs,
     WorkUnitsField,
 )
 from protocol.settlement.accumulator import Accumulator, MembershipProof
 from protocol.settlement.vouchers import LanePosition
 
-HISTORY_ENTRIES_MAX = 64
-"""State changes kept for one job: more than any job goes through."""
+CHUNKS = "chunks"
+"""State of a history entry that stands for chunks that came and were paid one after the other."""
+
+LEFT_OUT = "left out"
+"""State of the entry that stands for those which a full history had no room for; its ``chunks`` counts them."""
+
+_HISTORY_HEAD = HISTORY_ENTRIES_MAX // 2
+"""A full history keeps its beginning and its end."""
 
 
 class BuyerLane(Message, frozen=True):
@@ -98,14 +108,6 @@ class Side(IntEnum):
     SELLER = 2
 
 
-class HistoryEntry(Message, frozen=True):
-    """When a job entered a state, and why."""
-
-    at: TimestampField
-    state: Text
-    cause: Text
-
-
 class JobRecord(Message, frozen=True):
     """``Table.JOB``: one attempt at a job as this node saw it."""
 
@@ -127,6 +129,28 @@ class JobRecord(Message, frozen=True):
     output_units: WorkUnitsField
     chunks: Count
     history: Annotated[tuple[HistoryEntry, ...], Meta(max_length=HISTORY_ENTRIES_MAX)]
+    """Of the whole request, up to this attempt's end."""
+    model_name: Text = ""
+    """What the model was called when the job began; offers that told its name come and go."""
+    node: NodeIdField | None = None
+    """The other side's node."""
+    attempt: Count = 0
+    """Which agreement of its request this is, from 1; 0 before any, and on the seller's side."""
+    created_at: TimestampField = TimestampMs(0)
+    """When the buyer made the agreement, by the buyer's clock."""
+    accepted_at: TimestampField = TimestampMs(0)
+    """When the provider took the job, by the provider's clock; 0 if it never did."""
+
+
+class JobStatements(Message, frozen=True):
+    """``Table.JOB_STATEMENT``: what was signed of a job without a receipt, as envelopes; empty where there is none."""
+
+    agreement: bytes
+    acceptance: bytes
+    chunk: bytes
+    """The last chunk that was verified."""
+    ending: bytes
+    """The other side's refusal, failure or cancellation."""
 
 
 class ReceiptRecord(Message, frozen=True):
@@ -172,6 +196,54 @@ def receipt_rows(record: ReceiptRecord) -> tuple[Put, Put]:
         Put(Table.RECEIPT, record.job, encode(record)),
         Put(Table.RECEIPT_LANE, key, encode(ReceiptLeaf(record.job, record.leaf))),
     )
+
+
+def noted(history: list[HistoryEntry], entry: HistoryEntry) -> None:
+    """Add a line. Chunks after chunks share one; a full history gives up the oldest line of its second half."""
+    last = history[-1] if history else None
+    if last is not None and last.state == entry.state == CHUNKS and last.attempt == entry.attempt:
+        history[-1] = replace(entry, at=last.at, until=entry.at)
+        return
+    history.append(entry)
+    if len(history) > HISTORY_ENTRIES_MAX:
+        gone = history.pop(_HISTORY_HEAD)
+        left_out = 1
+        if gone.state == LEFT_OUT:
+            left_out += gone.chunks
+            gone = history.pop(_HISTORY_HEAD)
+        history.insert(_HISTORY_HEAD, replace(gone, state=LEFT_OUT, cause="", chunks=left_out))
+
+
+def ended_by_restart(record: JobRecord, state: str, fault: FaultKind, reason: str, paid: Amount, at: int) -> JobRecord:
+    """The row of a job that was under way when its node's process ended."""
+    history = list(record.history)
+    last = history[-1] if history else None
+    chunks = max(record.chunks, last.chunks if last is not None else 0)
+    noted(history, HistoryEntry(TimestampMs(at), state, reason, attempt=record.attempt, chunks=chunks, paid=paid))
+    return replace(record, state=state, fault=fault, reason=reason[:TEXT_BYTES_MAX], paid=paid, history=tuple(history))
+
+
+def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> Timeline:
+    """What one side says of its job when it is asked."""
+    return Timeline(
+        request=request,
+        job=record.job,
+        told_at=told_at,
+        known=True,
+        state=record.state,
+        fault=record.fault,
+        reason=record.reason,
+        paid=record.paid,
+        input_units=record.input_units,
+        output_units=record.output_units,
+        chunks=record.chunks,
+        history=record.history,
+    )
+
+
+def attempt_key(request: Hash, attempt: int) -> bytes:
+    """Sorts by request, then by the attempt's number."""
+    return request + attempt.to_bytes(4, "big")
 
 
 def receipt_lane_key(channel: ChannelId, lane: int, index: int) -> bytes:

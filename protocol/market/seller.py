@@ -22,16 +22,13 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
 
 from collections.abc import Callable, Iterable
 
-from msgspec.structs import replace
-
 from protocol.market.ledger_view import ChannelFacts, LedgerView
 from protocol.market.policies import SellerPolicy
 from protocol.market.records import (
-    HISTORY_ENTRIES_MAX,
-    HistoryEntry,
     JobRecord,
     ReceiptRecord,
     SellerLane,
+    ended_by_restart,
     lane_key,
 )
 from protocol.market.redemption import Redeemable, Redemption
@@ -120,6 +117,7 @@ class Seller:
                     return self._intake.cancelled(payload.job, signer)
                 if job.agreement.buyer != signer:
                     return []
+                job.ending_bytes = envelope_bytes
                 return self._selling.cancelled(job, payload.reason, now)
             case _:
                 return []
@@ -224,6 +222,11 @@ class Seller:
         facts = self._core.ledger.channel(channel)
         return self._redemption.redeemable(facts) if facts is not None else None
 
+    def job(self, job: MessageId) -> JobRecord | None:
+        """One job under way."""
+        known = self._core.jobs.get(job)
+        return known.record() if known is not None else None
+
     def jobs(self) -> tuple[JobRecord, ...]:
         """Jobs under way, as their rows would be now."""
         return tuple(job.record() for job in self._core.jobs.values())
@@ -254,12 +257,19 @@ class Seller:
             if lane.job is None:
                 continue
             if stored is not None and lane.pending_job == lane.job:
-                effects.append(self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, now))
+                effects.append(self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, row, now))
             else:
                 effects += self._fail_restored(lane, lane.job, row, now)
         return effects
 
-    def _resume(self, job_id: MessageId, record: ReceiptRecord, lane: SellerLane, now: Now) -> MarketEffect:
+    def _resume(
+        self,
+        job_id: MessageId,
+        record: ReceiptRecord,
+        lane: SellerLane,
+        row: Callable[[Table, bytes], bytes | None],
+        now: Now,
+    ) -> MarketEffect:
         _, agreement = open_as(record.agreement, MessageKind.AGREEMENT)
         _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
         assert isinstance(agreement, Agreement)
@@ -281,6 +291,10 @@ class Seller:
         job.chunks_paid = receipt.chunks - 1
         job.output = [record.output]
         job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
+        stored = row(Table.JOB, job_id)
+        if stored is not None:
+            before = decode(stored, JobRecord)
+            job.history, job.model_name = list(before.history), before.model_name
         job.note(now.wall_ms, "resumed after a restart")
         job.deadline = job.deadline_of(job.state, now)
         self._core.jobs[job_id] = job
@@ -298,14 +312,8 @@ class Seller:
         stored = row(Table.JOB, job)
         if stored is not None:
             record = decode(stored, JobRecord)
-            history = (*record.history, HistoryEntry(now.wall_ms, SellerState.FAILED.value, _RESTARTED))
-            failed = replace(
-                record,
-                state=SellerState.FAILED.value,
-                fault=FaultKind.PROVIDER,
-                reason=_RESTARTED,
-                paid=lane.paid,
-                history=history[-HISTORY_ENTRIES_MAX:],
+            failed = ended_by_restart(
+                record, SellerState.FAILED.value, FaultKind.PROVIDER, _RESTARTED, lane.paid, now.wall_ms
             )
             effects.append(Put(Table.JOB, job, encode(failed)))
         return effects

@@ -68,6 +68,10 @@ class SellerBooks:
         lanes = self._channels.get(channel, {})
         return tuple(lanes[number] for number in sorted(lanes))
 
+    def knows(self, channel: ChannelId) -> bool:
+        """Whether this node holds or held vouchers of a channel that it has not forgotten."""
+        return channel in self._channels
+
     def channels(self) -> tuple[ChannelId, ...]:
         """Every channel with a lane, in the order of ids."""
         return tuple(sorted(self._channels))

@@ -75,9 +75,12 @@ class SellerCore:
         job.state = state
         job.note(now.wall_ms, reason)
         del self.jobs[job.job]
+        receipted = state is SellerState.DONE
+        kept = [] if receipted else [Put(Table.JOB_STATEMENT, job.job, encode(job.statements()))]
         return [
             self.books.end(agreement.channel, agreement.lane, earned),
             Put(Table.JOB, job.job, encode(job.record(fault, reason))),
+            *kept,
             *self.close_work(job),
             CancelTimer(TimerKey(ROOM, "deadline", job.job)),
             Notify(

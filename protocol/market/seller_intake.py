@@ -225,6 +225,7 @@ class Intake:
             now,
         )
         settled = self._settle(arrival)
+        job.model_name = core.models[agreement.model].name
         core.jobs[job.job] = job
         core.pending.pop((agreement.channel, agreement.lane), None)
         job.note(now.wall_ms, "accepted")

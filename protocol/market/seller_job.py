@@ -10,9 +10,9 @@ from enum import Enum
 
 from msgspec import Struct
 
-from protocol.market.records import HISTORY_ENTRIES_MAX, NO_REQUEST, HistoryEntry, JobRecord, Side
+from protocol.market.records import CHUNKS, NO_REQUEST, JobRecord, JobStatements, Side, noted
 from protocol.messages.effects import Now
-from protocol.messages.market import Agreement, FaultKind, FinishReason
+from protocol.messages.market import Agreement, FaultKind, FinishReason, HistoryEntry
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import Amount, MessageId, MonotonicMs, Salt, TimestampMs
 from protocol.settlement.chunks import Progress, progress_start
@@ -31,6 +31,7 @@ class SellerState(Enum):
 
 
 _ENDS = (SellerState.FAILED, SellerState.CANCELLED)
+_BETWEEN_CHUNKS = (SellerState.AWAIT_VOUCHER, SellerState.WORKING)
 SALES: dict[SellerState, tuple[SellerState, ...]] = {
     SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, *_ENDS),
     SellerState.AWAIT_VOUCHER: (
@@ -83,10 +84,12 @@ class SellerJob:
         "bid_bytes",
         "chunks_paid",
         "deadline",
+        "ending_bytes",
         "held",
         "history",
         "input",
         "job",
+        "model_name",
         "output",
         "output_bytes",
         "paid",
@@ -114,6 +117,9 @@ class SellerJob:
         self.agreement_bytes = agreement_bytes
         self.bid_bytes = bid_bytes
         self.acceptance_bytes = b""
+        self.ending_bytes = b""
+        """Envelope of the buyer's cancellation."""
+        self.model_name = ""
         self.accepted_at: TimestampMs = now.wall_ms
         self.salt = salt
         self.input = job_input
@@ -142,9 +148,14 @@ class SellerJob:
         return self.progress.chunks > 1
 
     def note(self, at: TimestampMs, cause: str) -> None:
-        """Add the state to the timeline; a full one keeps its beginning."""
-        if len(self.history) < HISTORY_ENTRIES_MAX:
-            self.history.append(HistoryEntry(at, self.state.value, cause[:TEXT_BYTES_MAX]))
+        """Add the state to the timeline, with what was released and paid by then; chunk after chunk shares a line."""
+        state = CHUNKS if self.state in _BETWEEN_CHUNKS else self.state.value
+        entry = HistoryEntry(at, state, cause[:TEXT_BYTES_MAX], chunks=self.progress.chunks, paid=self.paid)
+        noted(self.history, entry)
+
+    def statements(self) -> JobStatements:
+        """What both sides have signed of it; its own chunks are not kept twice."""
+        return JobStatements(self.agreement_bytes, self.acceptance_bytes, b"", self.ending_bytes)
 
     def deadline_of(self, state: SellerState, now: Now) -> MonotonicMs:
         """When ``state``, entered now, ends by itself; never after the job's own end."""
@@ -172,4 +183,8 @@ class SellerJob:
             output_units=self.progress.output_units,
             chunks=self.progress.chunks,
             history=tuple(self.history),
+            model_name=self.model_name,
+            node=self.agreement.buyer_node,
+            created_at=self.agreement.created_at,
+            accepted_at=self.accepted_at,
         )

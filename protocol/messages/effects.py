@@ -68,6 +68,12 @@ class Table(IntEnum):
     """Height → the header that named another set for the height above, with what proves it."""
     RECEIPT_LANE = 18
     """(channel, lane, index in the accumulator) → job and leaf of the receipt: what proofs over a lane are made of."""
+    JOB_OF_REQUEST = 19
+    """(request, number of the attempt) → job id: the agreements that a request has come to."""
+    JOB_STATEMENT = 20
+    """Job id → what both sides signed of a job that came to no receipt."""
+    CHANNEL_LOG = 21
+    """(channel, height, place in the block) → what the ledger did to a channel of this node's account."""
 
 
 class Put(_Effect, frozen=True):
@@ -145,6 +151,16 @@ class SendBlocks(_Effect, frozen=True):
 
     to: NodeId
     height: Height
+
+
+class ReadJob(_Effect, frozen=True):
+    """Read the job's row from the store and hand it back in a ``JobRead`` input, with who asked."""
+
+    job: MessageId
+    to: NodeId
+    asker: AccountId
+    request: MessageId
+    """The ``TimelineRequest`` to be answered."""
 
 
 class SendSnapshotOffer(_Effect, frozen=True):
@@ -275,6 +291,7 @@ Effect = (
     | SignAndSend
     | Send
     | SendBlocks
+    | ReadJob
     | SendSnapshotOffer
     | SendSnapshotChunk
     | KeepSnapshot

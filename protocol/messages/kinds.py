@@ -23,6 +23,8 @@ class MessageKind(IntEnum):
     RECEIPT = 9
     CANCELLATION = 10
     FAILURE = 11
+    TIMELINE_REQUEST = 14
+    TIMELINE = 15
     TRANSACTION = 20
     PROPOSAL = 30
     VOTE = 31
@@ -54,6 +56,8 @@ _TABLE: dict[MessageKind, tuple[type[Message], KeyRole]] = {
     MessageKind.RECEIPT: (market.Receipt, KeyRole.ACCOUNT),
     MessageKind.CANCELLATION: (market.Cancellation, KeyRole.ACCOUNT),
     MessageKind.FAILURE: (market.Failure, KeyRole.ACCOUNT),
+    MessageKind.TIMELINE_REQUEST: (market.TimelineRequest, KeyRole.ACCOUNT),
+    MessageKind.TIMELINE: (market.Timeline, KeyRole.ACCOUNT),
     MessageKind.TRANSACTION: (transactions.Transaction, KeyRole.ACCOUNT),
     MessageKind.PROPOSAL: (consensus.ProposalBody, KeyRole.AUTHORITY),
     MessageKind.VOTE: (consensus.VoteBody, KeyRole.AUTHORITY),

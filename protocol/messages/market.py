@@ -14,6 +14,7 @@ from protocol.primitives.codec import Message
 from protocol.primitives.limits import (
     CHUNK_PAYLOAD_BYTES_MAX,
     CHUNK_UNITS_MAX,
+    HISTORY_ENTRIES_MAX,
     JOB_INPUT_BYTES_MAX,
     LOGPROBS_MAX,
     MODELS_PER_OFFER_MAX,
@@ -23,6 +24,7 @@ from protocol.primitives.limits import (
 )
 from protocol.primitives.units import (
     AccountIdField,
+    Amount,
     AmountField,
     ChannelIdField,
     DurationField,
@@ -33,6 +35,8 @@ from protocol.primitives.units import (
     NodeIdField,
     SequenceField,
     TimestampField,
+    TimestampMs,
+    WorkUnits,
     WorkUnitsField,
 )
 
@@ -268,3 +272,47 @@ class Failure(Message, frozen=True):
     fault: FaultKind
     chunks: Count
     reason: Text
+
+
+class HistoryEntry(Message, frozen=True):
+    """When a job entered a state, and why.
+
+    ``chunks`` and ``paid`` are what had been delivered, and paid by this side's books, by then; ``until`` is 0 but for
+    an entry that stands for many chunks, whose last one came then. ``attempt`` counts a request's agreements from 1.
+    """
+
+    at: TimestampField
+    state: Text
+    cause: Text
+    until: TimestampField = TimestampMs(0)
+    attempt: Count = 0
+    chunks: Count = 0
+    paid: AmountField = Amount(0)
+
+
+class TimelineRequest(Message, frozen=True):
+    """A party to a job asks the other one what it knows of it; answered at most so often by a ``Timeline``."""
+
+    job: MessageIdField
+    unique: HashField
+    """Random bytes: an answer names this very question."""
+
+
+class Timeline(Message, frozen=True):
+    """What one party to a job has recorded of it. Prompts and outputs are no part of it."""
+
+    request: MessageIdField
+    """The ``TimelineRequest`` that this answers; zeros in what a node tells its own people."""
+    job: MessageIdField
+    told_at: TimestampField
+    """By the teller's clock."""
+    known: bool
+    """False if the teller keeps nothing of this job; then all that follows is empty."""
+    state: Text = ""
+    fault: FaultKind | None = None
+    reason: Text = ""
+    paid: AmountField = Amount(0)
+    input_units: WorkUnitsField = WorkUnits(0)
+    output_units: WorkUnitsField = WorkUnits(0)
+    chunks: Count = 0
+    history: Annotated[tuple[HistoryEntry, ...], Meta(max_length=HISTORY_ENTRIES_MAX)] = ()

@@ -56,6 +56,9 @@ SETTINGS_BYTES_MAX = 1024
 TEXT_BYTES_MAX = 256
 """Names, regions, reasons: what people read on one line."""
 
+HISTORY_ENTRIES_MAX = 64
+"""Lines kept for one job: more than any job goes through, and with two texts each below 48 KiB."""
+
 JOB_INPUT_BYTES_MAX = 1024 * 1024
 """A prompt or an input tensor, sent over the buyer's link to one provider. Never gossiped."""
 

@@ -113,7 +113,7 @@ def test_buyer_that_restarts_cancels_what_was_under_way_and_keeps_its_promises()
     assert town.seller.seller.jobs() == ()
     [record] = [decode(row, JobRecord) for row in town.buyer.rows(Table.JOB)]
     assert (record.state, record.paid) == ("failed", amount_due(PRICES, 10, 10))
-    assert [entry.cause for entry in record.history][-1] == "node restarted"
+    assert [entry.cause for entry in record.history][-1] == "this node restarted while the job was under way"
 
 
 def test_voucher_that_was_durable_but_never_sent_reaches_the_provider_after_the_restart() -> None:
@@ -156,6 +156,7 @@ def test_the_timeline_of_a_job_is_kept_on_both_sides() -> None:
         "offered",
         "prefilling",
         "streaming",
+        "chunks",
         "settling",
         "done",
     ]

@@ -129,6 +129,21 @@ PAYLOADS: dict[MessageKind, Message] = {
     ),
     MessageKind.CANCELLATION: market.Cancellation(JOB, 2, "enough"),
     MessageKind.FAILURE: market.Failure(JOB, market.FaultKind.PROVIDER, 1, "worker died"),
+    MessageKind.TIMELINE_REQUEST: market.TimelineRequest(JOB, Hash(filled("u"))),
+    MessageKind.TIMELINE: market.Timeline(
+        MessageId(filled("d")),
+        JOB,
+        MOMENT,
+        True,
+        "failed",
+        market.FaultKind.PROVIDER,
+        "worker died",
+        Amount(999),
+        WorkUnits(5),
+        WorkUnits(32),
+        2,
+        (market.HistoryEntry(MOMENT, "chunks", "chunk 1 paid", TimestampMs(MOMENT + 500), 1, 2, Amount(999)),),
+    ),
     MessageKind.TRANSACTION: transactions.Transaction(
         Nonce(5), Amount(100), Height(1_000), transactions.Transfer((transactions.Output(OTHER, Amount(300)),))
     ),
