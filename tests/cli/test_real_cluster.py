@@ -48,6 +48,10 @@ class Cluster:
         """Run ``mercat cluster COMMAND`` on this cluster."""
         return self.mercat("cluster", command, "--dir", str(self.folder), *arguments, expect=expect)
 
+    def chaos(self, *arguments: str, expect: int = 0) -> str:
+        """Run ``mercat cluster chaos`` on this cluster."""
+        return self.mercat("cluster", "chaos", *arguments, "--dir", str(self.folder), expect=expect)
+
     def up(self) -> str:
         """Start what is missing."""
         return self.cluster("up", *SHAPE, "--model-store", str(self.store))
@@ -137,6 +141,44 @@ def test_an_account_is_proven_by_a_node_that_was_started_again(cluster: Cluster,
     view = json.loads(cluster.mercat("verify", str(path), "--checkpoint", str(trusted), "--json"))
     assert (view["holds"], view["id"]) == (True, account)
     assert 0 <= view["header_height"] - view["after_block"] <= 64
+
+
+def _states(cluster: Cluster, expect: int = 0) -> dict[str, str]:
+    nodes = json.loads(cluster.cluster("status", "--json", expect=expect))["nodes"]
+    return {node["name"]: node["state"] for node in nodes}
+
+
+def test_a_cut_and_slowed_node_says_so_until_it_is_mended(cluster: Cluster) -> None:
+    cluster.chaos("disconnect", "authority-1")
+    cluster.chaos("slow", "authority-1", "--delay-ms", "50")
+    assert _states(cluster)["authority-1"] == "cut off, slow 50 ms"
+    assert json.loads(cluster.chaos("heal", "--json"))["mended"] == ["authority-1"]
+    assert json.loads(cluster.chaos("heal", "--json"))["mended"] == []
+    assert set(_states(cluster).values()) == {"up"}
+
+
+def test_a_paused_node_stands_still_and_goes_on_as_the_same_process(cluster: Cluster) -> None:
+    before = cluster.processes()
+    cluster.chaos("pause", "provider-1")
+    assert _states(cluster, expect=1)["provider-1"] == "paused"
+    cluster.chaos("heal", "provider-1")
+    assert cluster.processes() == before
+
+
+def test_a_killed_node_is_back_after_its_time(cluster: Cluster) -> None:
+    before = cluster.processes()
+    cluster.chaos("kill", "provider-1", "--for", "0.1")
+    after = cluster.processes()
+    assert {name for name in after if after[name] != before[name]} == {"provider-1"}
+    assert cluster.mercat("run", "echo", "again") == "again\n"
+
+
+def test_a_provider_that_overcharges_earns_nothing_and_only_a_provider_can(cluster: Cluster) -> None:
+    cluster.chaos("liar", "buyer-1", "overcharge", expect=2)
+    cluster.chaos("liar", "provider-1", "overcharge")
+    cluster.mercat("run", "echo", "hello", "--timeout", "20", expect=3)
+    cluster.chaos("heal")
+    assert json.loads(cluster.mercat("job", "list", "--json"))[0]["amount"] == 0
 
 
 def test_stop_leaves_no_process_and_no_socket_and_a_ledger_as_its_blocks_say(cluster: Cluster, tmp_path: Path) -> None:

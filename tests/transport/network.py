@@ -66,6 +66,7 @@ class RecordingNode:
         link: LinkPolicy = BRISK,
         store: PeerStore | None = None,
         on_messages: OnMessages | None = None,
+        make: type[Transport] = Transport,
     ) -> None:
         self.name = name
         self.identity = identity_of(name)
@@ -76,7 +77,7 @@ class RecordingNode:
         self.store = store if store is not None else PeerStore(None, genesis_hash)
         self._changed = asyncio.Event()
         self._genesis_hash, self._version, self._incarnation, self._record = genesis_hash, version, incarnation, record
-        self.transport = Transport(
+        self.transport = make(
             self.identity,
             genesis_hash,
             "127.0.0.1",
