@@ -15,6 +15,7 @@ from node.worker.errors import BadDescription
 from node.worker.models import parse_manifest
 from protocol.ledger.evidence import accusation
 from protocol.ledger.state import LedgerState
+from protocol.ledger.tracks import open_report
 from protocol.messages import governance, transactions
 from protocol.messages.blocks import Block, DecidedBlock, header_hash
 from protocol.messages.envelope import envelope_id, open_as
@@ -195,6 +196,9 @@ def describe(action: transactions.Action) -> str:
             return f"proves that {format_address(AddressKind.AUTHORITY, accused)} signed twice"
         case transactions.ModelRegister():
             return f"registers model {format_address(AddressKind.MODEL, action.model)}"
+        case transactions.FailureReport():
+            reported = open_report(action)
+            return f"reports that {account_text(reported.agreement.provider)} failed job {reported.failure.job.hex()}"
 
 
 def describe_subject(subject: governance.Subject) -> str:

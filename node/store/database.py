@@ -13,7 +13,7 @@ from pathlib import Path
 from blake3 import blake3
 from sqlite_utils import Database
 
-from node.store.accounts import StoredAccounts
+from node.store.accounts import StoredTables
 from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
 from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
 from node.store.history import blocks_from, prune, swap_state, take_in_rows
@@ -89,7 +89,7 @@ class Store:
         self._reader = open_reader(path)
         """What is only read waits for no commit."""
         self._reader_lock = threading.Lock()
-        self._accounts: list[StoredAccounts] = []
+        self._tables: list[StoredTables] = []
         self.needs_recheck = False
         """A state was loaded whose rows have not all been hashed: ``recheck`` has to follow."""
 
@@ -136,8 +136,8 @@ class Store:
 
     def close(self) -> None:
         """Release the file; a second call does nothing."""
-        for accounts in self._accounts:
-            accounts.close()
+        for tables in self._tables:
+            tables.close()
         with self._reader_lock:
             self._reader.close()
         with self._lock:
@@ -204,25 +204,26 @@ class Store:
             return connection.execute("SELECT key, value FROM state ORDER BY key").fetchall()
 
     def load_state(self) -> LedgerState:
-        """The ledger's state after the tip, its supply recounted; accounts stay on the disk until they are needed.
+        """The ledger's state after the tip, its supply recounted; accounts and track records stay on
+        the disk until they are needed.
 
         The root of a small state is recomputed from its rows, that of a large one from the stored sum: then
         ``recheck`` has to follow. Raises ``StoreCorrupt`` if the rows don't give what the tip's header says.
         """
-        accounts = StoredAccounts(self.path)
-        self._accounts.append(accounts)
+        tables = StoredTables(self.path)
+        self._tables.append(tables)
         with self._reading() as connection, one_commit(connection):
             header = self._tip_header(connection)
             self.needs_recheck = not is_small(connection)
             try:
-                return load_state(connection, self.path, self.genesis, header, accounts)
+                return load_state(connection, self.path, self.genesis, header, tables.tables())
             except StateInvalid as error:
                 raise StoreCorrupt(self.path, str(error)) from error
 
     def committed(self, height: Height) -> None:
         """Blocks up to this height are on disk: loaded states may forget them. On the thread that uses the state."""
-        for accounts in self._accounts:
-            accounts.committed(height)
+        for tables in self._tables:
+            tables.committed(height)
 
     def recheck(self, stop: threading.Event) -> None:
         """Recompute the root from every row, slowly, beside a running node.

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from node.store.accounts import StoredAccounts
 from node.store.connection import one_commit, open_reader, translated
 from node.store.errors import StoreCorrupt
+from protocol.ledger.accounts import Tables
 from protocol.ledger.lattice import EMPTY_LATTICE, SUM_BYTES, LatticeSum, lattice_from_bytes, lattice_root, updated
 from protocol.ledger.rows import ACCOUNT_PREFIX, Row
 from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import TRACK_PREFIX
 from protocol.messages.blocks import DecidedBlock, Header
 from protocol.messages.genesis import Genesis
 
@@ -33,18 +34,22 @@ class CheckStopped(Exception):
 
 
 def load_state(
-    connection: sqlite3.Connection, path: Path, genesis: Genesis, header: Header, accounts: StoredAccounts
+    connection: sqlite3.Connection, path: Path, genesis: Genesis, header: Header, tables: Tables
 ) -> LedgerState:
     """The state behind ``header``. Raises ``StateInvalid`` or ``StoreCorrupt``."""
     lattice = stored_lattice(connection, path)
     if lattice is None or is_small(connection):
         lattice = updated(EMPTY_LATTICE, (), all_rows(connection))
     others = connection.execute(
-        "SELECT key, value FROM state WHERE key < ? OR key >= ? ORDER BY key",
-        (ACCOUNT_PREFIX, bytes((ACCOUNT_PREFIX[0] + 1,))),
+        "SELECT key, value FROM state WHERE key < ? OR (key >= ? AND key < ?) OR key >= ? ORDER BY key",
+        (ACCOUNT_PREFIX, _above(ACCOUNT_PREFIX), TRACK_PREFIX, _above(TRACK_PREFIX)),
     ).fetchall()
     tree = connection.execute("SELECT key, value FROM state_tree").fetchall()
-    return LedgerState.resumed(genesis, accounts, others, header, lattice, tree)
+    return LedgerState.resumed(genesis, tables, others, header, lattice, tree)
+
+
+def _above(prefix: bytes) -> bytes:
+    return bytes((prefix[0] + 1,))
 
 
 def is_small(connection: sqlite3.Connection) -> bool:

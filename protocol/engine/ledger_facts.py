@@ -2,8 +2,9 @@
 
 from protocol.ledger.rows import Channel
 from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import NO_TRACK, Role, Track, track_id
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.reputation import TrackRecord
+from protocol.market.reputation import NOTHING_KNOWN, Dealing, SideRecord, TrackRecord
 from protocol.primitives.units import AccountId, Amount, ChannelId, LedgerTimeMs
 
 
@@ -37,11 +38,29 @@ class LedgerFacts:
 
     def track_record(self, account: AccountId) -> TrackRecord:
         """What the account has settled so far and what was reported of it, as provider and as buyer."""
-        return TrackRecord(account)
+        provider, buyer = (self._state.track(track_id(role, account)) for role in (Role.PROVIDER, Role.BUYER))
+        return TrackRecord(account, side_record(provider), side_record(buyer))
 
     def ledger_time(self) -> LedgerTimeMs:
         """Ledger time after the last decided block."""
         return self._state.ledger_time_ms
+
+
+def side_record(track: Track) -> SideRecord:
+    """A row of the ledger as the market reads it."""
+    if track == NO_TRACK:
+        return NOTHING_KNOWN
+    return SideRecord(
+        jobs=track.jobs,
+        volume=Amount(track.volume),
+        recent_volume=track.recent_volume,
+        first_at=track.first_at,
+        last_at=track.last_at,
+        dealings=tuple(Dealing(each.counterparty, each.volume, each.settled_at) for each in track.dealings),
+        failures=track.failures,
+        failed_volume=track.failed_volume,
+        failed_at=track.failed_at,
+    )
 
 
 def _facts(channel_id: ChannelId, channel: Channel) -> ChannelFacts:

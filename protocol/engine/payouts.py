@@ -31,7 +31,7 @@ class Payouts:
             if channel.closing_at is not None and channel.closing_at <= state.ledger_time_ms:
                 waiting[channel_id] = ChannelFinalise(channel_id)
         bond = state.bond(self._account)
-        next_block = Context(Height(state.height + 1), state.ledger_time_ms)
+        next_block = Context(Height(state.height + 1), state.ledger_time_ms, state.tip.timestamp_ms)
         is_over = bond.unlocking and bond.unlock_at <= state.ledger_time_ms
         if is_over and not is_answerable(Overlay(state), next_block, self._account):
             waiting[_BOND] = BondRelease(self._account)

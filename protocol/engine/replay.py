@@ -14,6 +14,7 @@ from protocol.ledger.light_chain import verify_decided
 from protocol.ledger.rows import ACCOUNT_PREFIX, BOND_PREFIX, CHANNEL_PREFIX, Account, Bond, Channel
 from protocol.ledger.signatures import block_checks
 from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import TRACK_PREFIX, Role, Track
 from protocol.messages.blocks import Block, DecidedBlock
 from protocol.messages.consensus import Certificate
 from protocol.messages.effects import CommitBlock, Put
@@ -115,6 +116,9 @@ def _name(key: bytes) -> str:
         return f"the bond of {format_address(AddressKind.ACCOUNT, AccountId(identity))}"
     if prefix == CHANNEL_PREFIX:
         return f"channel {identity.hex()}"
+    if prefix == TRACK_PREFIX and len(identity) == 33:
+        account = format_address(AddressKind.ACCOUNT, AccountId(identity[1:]))
+        return f"the track record of {account} as {'provider' if identity[0] == Role.PROVIDER else 'buyer'}"
     text = key.decode("ascii", "replace")
     return f"the row {text[1:]!r}" if text.isprintable() else f"the row {key.hex()}"
 
@@ -134,6 +138,9 @@ def _shown(key: bytes, value: bytes | None) -> str:
                 channel = decode(value, Channel)
                 deposit, redeemed = format_credits(channel.deposit), format_credits(channel.redeemed)
                 return f"a deposit of {deposit} credits, {redeemed} redeemed"
+            case b"t":
+                track = decode(value, Track)
+                return f"{track.jobs} jobs for {format_credits(track.volume)} credits, {track.failures} failures"
             case _:
                 return value.hex()
     except MalformedMessage:

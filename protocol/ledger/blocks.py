@@ -31,6 +31,7 @@ from protocol.ledger.rows import (
 )
 from protocol.ledger.signatures import open_transaction
 from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import track_row
 from protocol.ledger.transition import apply_transaction
 from protocol.ledger.view import Context, Overlay
 from protocol.messages.blocks import Block, Header, certificate_hash, header_hash
@@ -111,6 +112,9 @@ def _touched_rows(state: LedgerState, changes: Overlay) -> list[tuple[bytes, byt
     for model_id, registration in changes.registrations.items():
         key, after = registration_row(model_id, registration)
         rows.append((key, registration_row(model_id, state.registration(model_id))[1], after))
+    for identity, track in changes.tracks.items():
+        key, after = track_row(identity, track)
+        rows.append((key, track_row(identity, state.track(identity))[1], after))
     rows += changed_charter_rows(state.charter, changes.charter)
     return sorted(row for row in rows if row[1] != row[2])
 
@@ -182,7 +186,7 @@ def build_block(
     ``heartbeat_due``; candidates that do not execute are listed in ``refused``.
     """
     timestamp_ms = max(timestamp_ms, state.tip.timestamp_ms)
-    context = Context(Height(state.height + 1), ledger_time_after(state.tip, timestamp_ms))
+    context = Context(Height(state.height + 1), ledger_time_after(state.tip, timestamp_ms), timestamp_ms)
     changes = _opened(state, context, parent_certificate)
     included: list[PendingTransaction] = []
     refused: list[tuple[MessageId, TransactionInvalid]] = []
@@ -299,7 +303,7 @@ def execute_block(state: LedgerState, block: Block) -> Execution:
     _check_header(state, block)
     _check_parent_certificate(state, block.parent_certificate)
     header = block.header
-    context = Context(header.height, header.ledger_time_ms)
+    context = Context(header.height, header.ledger_time_ms, header.timestamp_ms)
     changes = _opened(state, context, block.parent_certificate)
     ids: list[MessageId] = []
     for position, received in enumerate(block.transactions):

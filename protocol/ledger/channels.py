@@ -22,6 +22,7 @@ from protocol.ledger.errors import (
     ZeroAmount,
 )
 from protocol.ledger.rows import Channel
+from protocol.ledger.tracks import settle
 from protocol.ledger.view import Context, Overlay
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.genesis import Parameters
@@ -165,8 +166,10 @@ def _redeemed_lanes(channel: Channel, identity: ChannelId, action: ChannelRedeem
     return tuple(lanes[lane] for lane in sorted(lanes))
 
 
-def redeem(overlay: Overlay, sender: AccountId, action: ChannelRedeem) -> None:
+def redeem(overlay: Overlay, context: Context, sender: AccountId, action: ChannelRedeem) -> None:
     """The payee is paid what its vouchers add and pays the redeem fee; a payer only anchors and pays the floor.
+
+    Only the payee's redeem counts in both parties' track records.
 
     Allowed for as long as the channel exists, its challenge window and the time until it is finalised included.
     """
@@ -182,6 +185,9 @@ def redeem(overlay: Overlay, sender: AccountId, action: ChannelRedeem) -> None:
         fee = redeem_fee(overlay.parameters, paid)
         _receive(overlay, sender, paid)
         overlay.channels[action.channel] = after
+        receipts = after.receipts_count - channel.receipts_count
+        if paid or receipts:
+            settle(overlay, context, channel.payer, sender, paid, receipts)
     _spend(overlay, sender, fee)
     overlay.fee_pool = checked_add(overlay.fee_pool, fee)
 

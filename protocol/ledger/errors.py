@@ -250,6 +250,32 @@ class ModelRegistered(TransactionInvalid):
     sentence = "this model was registered in block {height} by account key {publisher}"
 
 
+class ReportMismatch(TransactionInvalid):
+    """The statements in a report of a failure don't belong together; ``reason`` says why."""
+
+    sentence = "{reason}"
+    retryable = False
+
+
+class FailureNotProviders(TransactionInvalid):
+    """The provider gave the job up, but not by its own fault."""
+
+    sentence = "the failure is put down to {fault}, not to the provider"
+    retryable = False
+
+
+class FailureReported(TransactionInvalid):
+    """This job's failure has been reported, or later ones have and which of the earlier ones is forgotten."""
+
+    sentence = "the failure of job {job} has been reported, or later ones have"
+
+
+class ReportExpired(TransactionInvalid):
+    """The job was agreed too long ago to be reported."""
+
+    sentence = "the job was agreed at {created_at} ms, too long before {timestamp_ms} ms to be reported"
+
+
 class TransactionRejected(UserError):
     """The mempool does not take a transaction; ``code`` is a stable word, ``detail`` a line for people.
 

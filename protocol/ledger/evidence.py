@@ -141,7 +141,7 @@ def report(overlay: Overlay, context: Context, sender: AccountId, action: Eviden
 
 def refusal(state: LedgerState, first: bytes, second: bytes) -> TransactionInvalid | None:
     """Why the next block would not take a report of these envelopes, whose signatures hold; ``None`` if it would."""
-    context = Context(Height(state.height + 1), state.ledger_time_ms)
+    context = Context(Height(state.height + 1), state.ledger_time_ms, state.tip.timestamp_ms)
     try:
         report(Overlay(state), context, AccountId(bytes(32)), EvidenceReport(first, second))
     except TransactionInvalid as error:

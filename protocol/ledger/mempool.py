@@ -32,6 +32,7 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    FailureReport,
     ModelRegister,
     MotionOpen,
     MotionVote,
@@ -63,6 +64,7 @@ _SHARED_ACTIONS = (
     MotionVote,
     EvidenceReport,
     ModelRegister,
+    FailureReport,
 )
 """Actions that other accounts' transactions can make invalid; all others depend on their sender alone."""
 
@@ -95,7 +97,7 @@ class _Queue:
 
 def _context(state: LedgerState) -> Context:
     """The earliest block that a pending transaction may stand in."""
-    return Context(Height(state.height + 1), state.ledger_time_ms)
+    return Context(Height(state.height + 1), state.ledger_time_ms, state.tip.timestamp_ms)
 
 
 def _executed(

@@ -83,6 +83,11 @@ class Channel(Message, frozen=True):
         return Amount(sum(lane.cumulative for lane in self.lanes))
 
     @property
+    def receipts_count(self) -> int:
+        """Receipts that the redeemed vouchers of all lanes committed to."""
+        return sum(lane.receipts_count for lane in self.lanes)
+
+    @property
     def held(self) -> Amount:
         """What the deposit still holds."""
         return Amount(self.deposit - self.redeemed)

@@ -1,17 +1,18 @@
 """Which signatures a transaction or block carries: what the door checks before the ledger sees it.
 
 Law: every signature that a transaction relies on is in this list, those of vouchers inside a redeem and of statements
-inside a report of double signing included. That a voucher's signer is the payer of its channel is left to execution,
+inside a report included. That a voucher's signer is the payer of its channel is left to execution,
 which alone knows the channel.
 """
 
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.evidence import open_statement
+from protocol.ledger.tracks import open_report
 from protocol.messages.blocks import Block
 from protocol.messages.envelope import Envelope, open_as, signature_check
 from protocol.messages.kinds import MessageKind
-from protocol.messages.transactions import ChannelRedeem, EvidenceReport, Transaction
+from protocol.messages.transactions import ChannelRedeem, EvidenceReport, FailureReport, Transaction
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import Hash
@@ -28,7 +29,7 @@ def open_transaction(received: bytes) -> tuple[Envelope, Transaction]:
 
 
 def nested_checks(genesis_hash: Hash, envelope: Envelope, transaction: Transaction) -> list[SignatureCheck]:
-    """The checks of what is signed inside an action: vouchers in a redeem, statements in a report of double signing.
+    """The checks of what is signed inside an action: vouchers in a redeem, statements in a report.
 
     Raises ``NotATransaction``.
 
@@ -42,6 +43,9 @@ def nested_checks(genesis_hash: Hash, envelope: Envelope, transaction: Transacti
             return [
                 signature_check(genesis_hash, open_statement(received)[0]) for received in (report.first, report.second)
             ]
+        case FailureReport() as report:
+            said = open_report(report)
+            return [signature_check(genesis_hash, each) for each in (said.agreed, said.accepted, said.failed)]
         case _:
             return []
 

@@ -6,20 +6,22 @@ what a liar has cut must not fill the memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Generic
 
 from msgspec import Meta
 
+from protocol.ledger.accounts import Id, Tables, Value
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.lattice import EMPTY_LATTICE, LatticeSum, lattice_root, updated
-from protocol.ledger.rows import NO_ACCOUNT, Account, Row
+from protocol.ledger.rows import NO_ACCOUNT, Row
 from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import NO_TRACK
 from protocol.messages.blocks import Header
 from protocol.messages.genesis import Genesis
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.limits import SNAPSHOT_CHUNK_BYTES_MAX
-from protocol.primitives.units import AccountId, Height
+from protocol.primitives.units import Height
 
 _ROW_OVERHEAD_BYTES_MAX = 1 + 5 + 5
 """An array of two, and the lengths of key and value."""
@@ -59,16 +61,19 @@ def joined_rows(chunks: Iterable[bytes]) -> Iterator[Row]:
             yield row
 
 
-class _Passing:
-    """An account table that keeps nothing: the state's own sums are all that is wanted."""
+class _Passing(Generic[Id, Value]):
+    """A table that keeps nothing: the state's own sums are all that is wanted."""
 
-    def get(self, account_id: AccountId) -> Account:
-        return NO_ACCOUNT
+    def __init__(self, nothing: Value) -> None:
+        self._nothing = nothing
 
-    def apply(self, height: Height, changes: Mapping[AccountId, Account]) -> None:
+    def get(self, identity: Id) -> Value:
+        return self._nothing
+
+    def apply(self, height: Height, changes: Mapping[Id, Value]) -> None:
         pass
 
-    def items(self) -> Iterator[tuple[AccountId, Account]]:
+    def items(self) -> Iterator[tuple[Id, Value]]:
         return iter(())
 
 
@@ -84,12 +89,12 @@ def _check_sum(header: Header, lattice: LatticeSum) -> None:
 
 
 def judge_rows(genesis: Genesis, header: Header, rows: Iterable[Row]) -> LedgerState:
-    """Go through rows of which ``check_root`` holds; keeps all but accounts, and gives a state that knows no account.
+    """Go through rows of which ``check_root`` holds; keeps all but accounts and track records.
 
     Raises ``StateInvalid`` unless they are the rows behind ``header`` and conserve the supply.
     """
     try:
-        state = LedgerState(genesis, rows, header, _Passing())
+        state = LedgerState(genesis, rows, header, Tables(_Passing(NO_ACCOUNT), _Passing(NO_TRACK)))
     except MalformedMessage as error:
         raise StateInvalid(f"a row of a snapshot does not decode: {error}") from None
     _check_sum(header, state.lattice)

@@ -1,4 +1,4 @@
-"""The whole state of the ledger, and its recount. Accounts may lie on a disk, all else is in memory.
+"""The whole state of the ledger, and its recount. Accounts and track records may lie on a disk, all else is in memory.
 
 Law: ``issued = balances + channel deposits + bonds + fee pool`` after every block: by difference over the touched rows
 in each block, by a full recount whenever a state is loaded. The root over all rows stands in the tip's header.
@@ -7,7 +7,7 @@ in each block, by a full recount whenever a state is loaded. The root over all r
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from protocol.ledger.accounts import AccountDict, AccountTable
+from protocol.ledger.accounts import Tables, tables_in_memory
 from protocol.ledger.channel_table import ChannelTable
 from protocol.ledger.charter import (
     CHARTER_KEYS,
@@ -51,6 +51,7 @@ from protocol.ledger.rows import (
     registration_row,
     sum_row,
 )
+from protocol.ledger.track_rows import TRACK_PREFIX, Track, TrackId, track_row
 from protocol.messages.blocks import Header, header_hash
 from protocol.messages.genesis import Genesis, Parameters, genesis_hash
 from protocol.messages.governance import MotionNumber
@@ -94,13 +95,13 @@ class LedgerState:
         genesis: Genesis,
         rows: Iterable[Row],
         tip: Header,
-        accounts: AccountTable | None = None,
+        tables: Tables | None = None,
         tree: Iterable[Row] = (),
     ) -> None:
         """Decode rows; use ``from_genesis``, ``from_rows`` or ``resumed``, which also check them.
 
-        Rows of accounts are added to what ``accounts`` holds already; without one they are kept in memory. ``tree`` is
-        what a store kept of what ``apply`` gave it.
+        Rows of accounts and track records are added to what ``tables`` hold already; without them they are kept in
+        memory. ``tree`` is what a store kept of what ``apply`` gave it.
         """
         self.genesis = genesis
         self.genesis_hash: Hash = genesis_hash(genesis)
@@ -112,7 +113,7 @@ class LedgerState:
         self.lattice: LatticeSum = EMPTY_LATTICE
         self._balances = 0
         """Sum of all balances: counted when the state was loaded, kept by difference since."""
-        self._accounts = accounts if accounts is not None else AccountDict()
+        self._accounts, self._tracks = tables if tables is not None else tables_in_memory()
         self._bonds: dict[AccountId, Bond] = {}
         self._channels = ChannelTable()
         self._motions: dict[MotionNumber, Motion] = {}
@@ -144,6 +145,8 @@ class LedgerState:
             self._bonds[AccountId(identity)] = decode(value, Bond)
         elif prefix == CHANNEL_PREFIX:
             self._channels.set(ChannelId(identity), decode(value, Channel))
+        elif prefix == TRACK_PREFIX:
+            self._tracks.apply(self.tip.height, {TrackId(identity): decode(value, Track)})
         elif key == FEE_POOL_KEY:
             self.fee_pool = decode_sum(value)
         elif key in CHARTER_KEYS:
@@ -184,19 +187,19 @@ class LedgerState:
     def resumed(
         cls,
         genesis: Genesis,
-        accounts: AccountTable,
+        tables: Tables,
         rows: Iterable[Row],
         header: Header,
         lattice: LatticeSum,
         tree: Iterable[Row] = (),
     ) -> "LedgerState":
-        """The state behind ``header`` from its accounts, all other rows, and the sum that was stored beside them.
+        """The state behind ``header`` from its tables, all other rows, and the sum that was stored beside them.
 
         Recounts the money, reading every account once, and takes the sum as it is if it gives the header's root:
         whoever calls this recomputes it from the rows later. Raises ``StateInvalid`` like ``from_rows``.
         """
         try:
-            state = cls(genesis, rows, header, accounts, tree)
+            state = cls(genesis, rows, header, tables, tree)
             state.lattice = lattice
             state._check()
         except MalformedMessage as error:
@@ -312,6 +315,10 @@ class LedgerState:
         """Who published a model, or ``None`` if nobody has registered it."""
         return self._registrations.get(model_id)
 
+    def track(self, identity: TrackId) -> Track:
+        """One account's track record in one role; ``NO_TRACK`` where there is none."""
+        return self._tracks.get(identity)
+
     def channels_of(self, account_id: AccountId) -> tuple[tuple[ChannelId, Channel], ...]:
         """Open channels in which the account is payer or payee, oldest first."""
         return self._channels.of(account_id)
@@ -334,10 +341,12 @@ class LedgerState:
     def rows(self) -> Iterator[Row]:
         """All rows that exist, sorted by key: what a snapshot holds."""
         others = sorted(self._other_rows())
-        assert others[0][0] > ACCOUNT_PREFIX, "accounts come first"
+        assert ACCOUNT_PREFIX < others[0][0] <= others[-1][0] < TRACK_PREFIX, "accounts come first, tracks last"
         for account_id, account in self._accounts.items():
             yield _existing(account_row(account_id, account))
         yield from others
+        for identity, track in self._tracks.items():
+            yield _existing(track_row(identity, track))
 
     def _other_rows(self) -> Iterator[Row]:
         for account_id, bond in self._bonds.items():
@@ -369,6 +378,8 @@ class LedgerState:
             return channel_row(ChannelId(identity), self.channel(ChannelId(identity)))[1]
         if prefix == MODEL_PREFIX:
             return registration_row(ModelId(identity), self.registration(ModelId(identity)))[1]
+        if prefix == TRACK_PREFIX:
+            return track_row(TrackId(identity), self.track(TrackId(identity)))[1]
         return next((value for found, value in self._few_rows() if found == key), None)
 
     @property
@@ -419,6 +430,7 @@ class LedgerState:
                 self._motions[number] = motion
         self._evidence.update(changes.accused)
         self._registrations.update(changes.registrations)
+        self._tracks.apply(execution.header.height, changes.tracks)
         self.charter = changes.charter
         self.fee_pool = changes.fee_pool
         changed = changes.schedule != self.schedule

@@ -7,7 +7,7 @@ transactions on the ledger, and no fee for them.
 
 from typing import assert_never
 
-from protocol.ledger import channels, evidence, motions, registry
+from protocol.ledger import channels, evidence, motions, registry, tracks
 from protocol.ledger.errors import (
     AmountTooLarge,
     BondAnswerable,
@@ -35,6 +35,7 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    FailureReport,
     ModelRegister,
     MotionOpen,
     MotionVote,
@@ -58,6 +59,8 @@ def fee_floor(parameters: Parameters, action: Action) -> Amount:
         return max(parameters.fee_min, parameters.motion_fee_min)
     if isinstance(action, ModelRegister):
         return registry.register_fee(parameters)
+    if isinstance(action, FailureReport):
+        return tracks.report_fee(parameters)
     return parameters.fee_min
 
 
@@ -94,7 +97,7 @@ def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, tra
         case ChannelTopUp() as action:
             channels.top_up(overlay, sender, action)
         case ChannelRedeem() as action:
-            channels.redeem(overlay, sender, action)
+            channels.redeem(overlay, context, sender, action)
         case ChannelClose() as action:
             channels.close(overlay, context, sender, action)
         case ChannelFinalise() as action:
@@ -108,6 +111,8 @@ def apply_transaction(overlay: Overlay, context: Context, sender: AccountId, tra
             motions.reconsider_open(overlay, context)
         case ModelRegister() as action:
             registry.register(overlay, context, sender, action)
+        case FailureReport() as action:
+            tracks.report(overlay, context, sender, action)
         case _:
             assert_never(transaction.action)
 

@@ -10,10 +10,20 @@ import msgspec
 
 from protocol.ledger.charter import Charter, Evidence, Motion
 from protocol.ledger.rows import Account, AuthoritySchedule, Bond, Channel, Registration
+from protocol.ledger.track_rows import Track, TrackId
 from protocol.messages.genesis import Parameters
 from protocol.messages.governance import MotionNumber
 from protocol.primitives.codec import Message
-from protocol.primitives.units import AccountId, Amount, AuthorityId, ChannelId, Height, LedgerTimeMs, ModelId
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    AuthorityId,
+    ChannelId,
+    Height,
+    LedgerTimeMs,
+    ModelId,
+    TimestampMs,
+)
 
 
 class Context(NamedTuple):
@@ -21,6 +31,8 @@ class Context(NamedTuple):
 
     height: Height
     ledger_time_ms: LedgerTimeMs
+    timestamp_ms: TimestampMs
+    """The header's. For what was signed with a wall clock; money's deadlines count ledger time."""
 
 
 class View(Protocol):
@@ -60,6 +72,9 @@ class View(Protocol):
     def registration(self, model_id: ModelId) -> Registration | None:
         """Who published a model, or ``None`` if nobody has registered it."""
 
+    def track(self, identity: TrackId) -> Track:
+        """One account's track record in one role; ``NO_TRACK`` where there is none."""
+
 
 class Overlay:
     """Changes on top of a view."""
@@ -76,6 +91,7 @@ class Overlay:
         "motions",
         "registrations",
         "schedule",
+        "tracks",
     )
 
     def __init__(self, below: View) -> None:
@@ -87,6 +103,7 @@ class Overlay:
         self.accused: dict[AuthorityId, Evidence] = {}
         """Keys against which there is new evidence."""
         self.registrations: dict[ModelId, Registration] = {}
+        self.tracks: dict[TrackId, Track] = {}
         self.charter = below.charter
         self.development = below.development
         self.fee_pool = below.fee_pool
@@ -131,6 +148,11 @@ class Overlay:
         found = self.registrations.get(model_id)
         return self._below.registration(model_id) if found is None else found
 
+    def track(self, identity: TrackId) -> Track:
+        """See ``View``."""
+        found = self.tracks.get(identity)
+        return self._below.track(identity) if found is None else found
+
     def take_from(self, above: "Overlay") -> None:
         """Merge the changes of an overlay that was built on this one."""
         assert above._below is self
@@ -140,6 +162,7 @@ class Overlay:
         self.motions.update(above.motions)
         self.accused.update(above.accused)
         self.registrations.update(above.registrations)
+        self.tracks.update(above.tracks)
         self.charter = above.charter
         self.fee_pool = above.fee_pool
         self.schedule = above.schedule

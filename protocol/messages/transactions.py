@@ -27,6 +27,8 @@ MANIFEST_CARRIED_BYTES_MAX = 4 * 1024
 one is registered by its hash and size alone."""
 MANIFEST_BYTES_MAX = 64 * 1024
 """The largest manifest that a node's model store takes."""
+STATEMENT_BYTES_MAX = 8 * 1024
+"""An agreement with the longest texts and settings that its fields allow."""
 EVIDENCE_BYTES_MAX = 512
 """One statement of an authority: a key, a signature, a hash and three numbers are below 200 bytes."""
 
@@ -145,6 +147,16 @@ class ModelRegister(_Action, frozen=True, tag=30):
     """The manifest itself; empty where it is larger than a transaction may carry."""
 
 
+class FailureReport(_Action, frozen=True, tag=31):
+    """A job that its provider gave up by its own fault, reported by its buyer: three envelopes that prove it."""
+
+    agreement: Annotated[bytes, Meta(max_length=STATEMENT_BYTES_MAX)]
+    """Signed by the buyer."""
+    acceptance: Annotated[bytes, Meta(max_length=STATEMENT_BYTES_MAX)]
+    failure: Annotated[bytes, Meta(max_length=STATEMENT_BYTES_MAX)]
+    """Both signed by the provider."""
+
+
 Action = (
     Transfer
     | BondDeposit
@@ -159,6 +171,7 @@ Action = (
     | MotionVote
     | EvidenceReport
     | ModelRegister
+    | FailureReport
 )
 
 

@@ -183,6 +183,7 @@ ACTIONS: tuple[transactions.Action, ...] = (
     transactions.MotionVote(governance.MotionNumber(3), AUTHORITY, True),
     transactions.EvidenceReport(b"first", b"second"),
     transactions.ModelRegister(MODEL, 8, b"manifest"),
+    transactions.FailureReport(b"agreement", b"acceptance", b"failure"),
 )
 
 
