@@ -97,6 +97,25 @@ class Bid(Message, frozen=True):
     """Random bytes: two equal bids are still two bids."""
 
 
+class Continuation(Message, frozen=True):
+    """What a job goes on from: the verified work of earlier providers of the same bid, the last of them named.
+
+    The new provider's input holds that output as its prefix, its chunk 0 bills prompt and prefix together.
+    """
+
+    job: MessageIdField
+    """The agreement under which the last of that work was delivered."""
+    chunks: Annotated[int, Meta(ge=2, le=2**32)]
+    """That agreement's verified chunks, chunk 0 included."""
+    last_chunk: HashField
+    """Chunk hash of the last of them: with the chain it fixes every chunk."""
+    output_units: WorkUnitsField
+    """Output units of all earlier attempts together."""
+    output_bytes: Count
+    output_commitment: HashField
+    """Salted commitment to the output of all earlier attempts together, which ends the input's prefix."""
+
+
 class Agreement(Message, frozen=True):
     """All terms of one job, signed by the buyer; ``Acceptance`` is the provider's signature under the same bytes.
 
@@ -133,6 +152,8 @@ class Agreement(Message, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)]
     temperature_milli: Annotated[int, Meta(ge=0, le=10_000)]
     verification: Text
+    continues: Continuation | None = None
+    """The work of earlier providers behind which this job goes on; ``None`` from the beginning."""
 
 
 class Acceptance(Message, frozen=True):

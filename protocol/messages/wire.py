@@ -21,6 +21,7 @@ from protocol.primitives.limits import (
     ENVELOPE_PAYLOAD_BYTES_MAX,
     JOB_INPUT_BYTES_MAX,
     JUSTIFICATION_CERTIFICATES_MAX,
+    OPEN_JOBS_MAX,
     OWN_STATEMENTS_MAX,
     PEER_RECORDS_MAX,
     SNAPSHOT_CHUNK_BYTES_MAX,
@@ -30,11 +31,14 @@ from protocol.primitives.limits import (
 from protocol.primitives.units import (
     AuthorityIdField,
     BlockHashField,
+    ChannelIdField,
     HashField,
     Height,
     HeightField,
+    LaneField,
     MessageIdField,
     SaltField,
+    SequenceField,
     ViewField,
 )
 
@@ -212,6 +216,26 @@ class SnapshotChunk(Message, frozen=True, tag=35):
     payload: Annotated[bytes, Meta(max_length=SNAPSHOT_CHUNK_BYTES_MAX)]
 
 
+class JobStanding(Message, frozen=True):
+    """One job as one of its parties has it: the chunks that came or went, and the lane's last voucher."""
+
+    job: MessageIdField
+    channel: ChannelIdField
+    lane: LaneField
+    chunks: Annotated[int, Meta(ge=0, le=2**32)]
+    sequence: SequenceField
+
+
+class OpenJobs(Message, frozen=True, tag=36):
+    """What the sender's node buys from the receiver's and sells to it, quiet for a while: both sides compare.
+
+    Whoever does not know a job says so at once, so that none is under way on one side alone.
+    """
+
+    buying: Annotated[tuple[JobStanding, ...], Meta(max_length=OPEN_JOBS_MAX)]
+    selling: Annotated[tuple[JobStanding, ...], Meta(max_length=OPEN_JOBS_MAX)]
+
+
 WireMessage = (
     Hello
     | Goodbye
@@ -240,6 +264,7 @@ WireMessage = (
     | SnapshotOffer
     | SnapshotChunkRequest
     | SnapshotChunk
+    | OpenJobs
 )
 
 

@@ -34,6 +34,9 @@ DISPATCH_BALLOTS_MAX = 4
 OWN_STATEMENTS_MAX = 16
 """Statements of the asker in one answer about its standing: what it signed last."""
 
+OPEN_JOBS_MAX = 128
+"""Jobs named in one comparison of open jobs, on either side: 110 bytes each."""
+
 BATCH_MESSAGES_MAX = 64
 BATCH_BYTES_MAX = 64 * 1024
 """A frame carries at most so many small messages: beyond 64 batching gains little and delays the first."""

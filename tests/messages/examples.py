@@ -97,6 +97,7 @@ PAYLOADS: dict[MessageKind, Message] = {
         42,
         700,
         "none",
+        market.Continuation(JOB, 3, Hash(filled("w")), WorkUnits(60), 240, Hash(filled("q"))),
     ),
     MessageKind.ACCEPTANCE: market.Acceptance(JOB, MOMENT),
     MessageKind.REFUSAL: market.Refusal(JOB, market.FaultKind.CAPACITY, "no slot free", None, Amount(0)),
@@ -271,4 +272,8 @@ WIRE: tuple[wire.WireMessage, ...] = (
     wire.SnapshotOffer(SnapshotManifest(HEADER, CERTIFICATE, (), (Hash(filled("1")), Hash(filled("2"))))),
     wire.SnapshotChunkRequest(Height(9), 1),
     wire.SnapshotChunk(Height(9), 1, b"rows"),
+    wire.OpenJobs(
+        (wire.JobStanding(JOB, CHANNEL, Lane(3), 2, SequenceNumber(4)),),
+        (wire.JobStanding(JOB, CHANNEL, Lane(5), 7, SequenceNumber(9)),),
+    ),
 )
