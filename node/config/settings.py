@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.ledger.checkpoints import CHECKPOINT_INTERVAL
+from protocol.market.ranking import WEIGHT_MAX
 from protocol.primitives.limits import ADDRESSES_PER_NODE_MAX, CHUNK_UNITS_MAX, MODELS_PER_OFFER_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import AMOUNT_MAX, CREDIT
 
@@ -19,6 +20,7 @@ BaseUnits = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
 """An amount of money; 1,000,000 base units are one credit."""
 Milliseconds = Annotated[int, Meta(ge=1, le=2**40)]
 Units = Annotated[int, Meta(ge=1, le=2**40)]
+Weight = Annotated[int, Meta(ge=0, le=WEIGHT_MAX)]
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
 Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
@@ -101,9 +103,24 @@ class ProviderConfig(Section, frozen=True):
     """The largest chunk that a buyer may ask for: work released before it is paid is at most one chunk."""
     input_units_max: Units = 4_096
     output_units_max: Units = 1_024
+    batch_max: Annotated[int, Meta(ge=1, le=64)] = 16
+    """Rows that an ONNX worker may run as one for one buyer, where the model's manifest lets it; 1: each alone."""
     offer_ms: Milliseconds = 60_000
     """An offer lives so long; it is renewed before."""
     redeem: RedeemPolicy = RedeemPolicy()
+
+
+class BuyerWeights(Section, frozen=True):
+    """How much each factor counts when offers are ranked; only the proportions matter."""
+
+    price: Weight = 800
+    """Expected price against the cheapest offer that would do."""
+    speed: Weight = 80
+    """Expected time as this node has measured it, and free slots."""
+    reputation: Weight = 100
+    """What the ledger has seen the provider settle and fail."""
+    region: Weight = 20
+    """Whether the offer is of the preferred region."""
 
 
 class BuyerConfig(Section, frozen=True):
@@ -113,6 +130,9 @@ class BuyerConfig(Section, frozen=True):
     """Locked for a provider when a channel opens."""
     price_max: BaseUnits = CREDIT
     """Ceiling of a job that names none."""
+    weights: BuyerWeights = BuyerWeights()
+    region_preferred: Text = ""
+    """Ranked higher by ``weights.region``; providers of other regions are taken too. Empty: none."""
     chunk_units: ChunkUnits = 32
     accept_ms: Milliseconds = 5_000
     first_output_ms: Milliseconds = 60_000

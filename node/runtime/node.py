@@ -6,6 +6,7 @@ without ends the node, with the reason; a node never goes on half.
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from node.telemetry import EventLogger, event_logger
 from node.transport.identity import NodeIdentity
 from node.transport.peer_store import PeerStore
 from node.transport.transport import Transport
+from node.worker.limits import DEFAULT_LIMITS
 from node.worker.models import ModelStore
 from node.worker.supervisor import WorkerSupervisor
 from protocol.engine.inputs import LinkUp, Started
@@ -181,7 +183,8 @@ class Node:
             return None
         self._models = ModelStore(self.config.model_store, bytes_max=self.config.provider.model_store_bytes)
         provider = self.config.provider
-        supervisor = WorkerSupervisor(self._models, slots=provider.slots, isolation=provider.isolation)
+        limits = dataclasses.replace(DEFAULT_LIMITS, batch_max=provider.batch_max)
+        supervisor = WorkerSupervisor(self._models, slots=provider.slots, limits=limits, isolation=provider.isolation)
         return await self._stack.enter_async_context(supervisor)
 
     def _sell(self, supervisor: WorkerSupervisor) -> None:

@@ -18,6 +18,7 @@ from node.worker.errors import WorkerError
 from node.worker.models import ModelId as StoredModelId
 from node.worker.models import ModelStore, load_description
 from node.worker.quota import held
+from node.worker.runtimes import input_units_max as most_input_units
 from node.worker.sources import add_described
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
 from protocol.engine.inputs import Input, Serve
@@ -168,6 +169,8 @@ class ProviderShelf:
         provider = self._config.provider
         input_units_max = entry.input_units_max or provider.input_units_max
         output_units_max = entry.output_units_max or provider.output_units_max
+        if inputs_of_the_model := most_input_units(loaded.runtime, loaded.manifest.settings):
+            input_units_max = min(input_units_max, inputs_of_the_model)
         if loaded.context_tokens:
             input_units_max = min(input_units_max, loaded.context_tokens)
             output_units_max = min(output_units_max, loaded.context_tokens)

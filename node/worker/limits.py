@@ -27,6 +27,7 @@ class WorkerLimits:
     frame_s: float = 5.0  # a frame that has begun must be complete within this time
     cancel_grace_s: float = 1.5  # a job past its deadline must be given up within this time, else the worker is killed
     jobs_queued: int = 64  # jobs waiting for a slot of one worker
+    batch_max: int = 16  # rows that an ONNX worker may run as one where the manifest lets it; no faster beyond
     health: HealthLimits = DEFAULT_HEALTH  # how many crashes are too many
 
 

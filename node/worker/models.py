@@ -31,6 +31,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, bytes done, by
 
 MANIFEST_BYTES_MAX = 64 * 1024
 FILES_MAX = 64
+PACKAGES_MAX = 4  # a model, its tokenizer, its labels
 PARENTS_MAX = 16
 TRAINING_DATA_MAX = 64  # hashes of data sets; a manifest stays a page that people can read
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -136,7 +137,7 @@ class ModelDescription:
     runtime: str
     license: str
     settings: Mapping[str, Fact] = field(default_factory=dict)
-    package: PackageSource | None = None
+    packages: tuple[PackageSource, ...] = ()
     parents: tuple[str, ...] = ()
     training_data: tuple[str, ...] = ()
     huggingface: HuggingFaceSource | None = None
@@ -228,21 +229,37 @@ def load_description(path: Path) -> ModelDescription:
         raise BadDescription(f"{path.name}: {error.reason}") from None
 
 
+_DESCRIPTION_FIELDS = (
+    "name", "version", "runtime", "license", "settings", "package", "packages", "parents", "training_data",
+    "huggingface",
+)  # fmt: skip
+
+
 def parse_description(table: Mapping[str, object]) -> ModelDescription:
     """A description from its fields. Raises BadDescription."""
-    known = ("name", "version", "runtime", "license", "settings", "package", "parents", "training_data", "huggingface")
-    check_only(table, known, "the description")
+    check_only(table, _DESCRIPTION_FIELDS, "the description")
     name, version, runtime, license_name = _identity(table)
-    package, repository = table.get("package"), table.get("huggingface")
-    if package is not None and repository is not None:
+    packages, repository = _parse_packages(table), table.get("huggingface")
+    if packages and repository is not None:
         raise BadDescription("a model comes from a package or from a repository, not from both")
     return ModelDescription(
         name, version, runtime, license_name, facts_of(table.get("settings", {})),
-        None if package is None else _parse_package(package),
+        packages,
         hashes_of(table.get("parents", []), "parents", PARENTS_MAX),
         hashes_of(table.get("training_data", []), "training_data", TRAINING_DATA_MAX),
         None if repository is None else _parse_repository(repository),
     )  # fmt: skip
+
+
+def _parse_packages(table: Mapping[str, object]) -> tuple[PackageSource, ...]:
+    one, several = table.get("package"), table.get("packages", [])
+    if not isinstance(several, list) or len(several) > PACKAGES_MAX or (several and one is not None):
+        raise BadDescription(f"a model comes from one [package] or from at most {PACKAGES_MAX} [[packages]]")
+    packages = tuple(_parse_package(entry) for entry in ([one] if one is not None else several))
+    names = [name for package in packages for name in package.members]
+    if len(set(names)) != len(names):
+        raise BadDescription("two packages give a file of the same name")
+    return packages
 
 
 def _parse_package(table: object) -> PackageSource:

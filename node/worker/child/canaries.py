@@ -161,7 +161,8 @@ def inherited_descriptors() -> str:
 
 def environment() -> str:
     extra = sorted(set(os.environ) - {"LD_LIBRARY_PATH", "LANG", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PWD",
-                                      "ORT_DISABLE_TELEMETRY", "LC_CTYPE"})  # fmt: skip
+                                      "ORT_DISABLE_TELEMETRY", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM",
+                                      "LC_CTYPE"})  # fmt: skip
     if extra:
         return f"sees {extra[:NAMES_SHOWN]}"
     raise Stopped("clean")

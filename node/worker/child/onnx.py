@@ -1,113 +1,99 @@
-"""The ONNX runtime: tensors in, tensors out, or a pipeline that the manifest declares.
+"""The ONNX runtime: one model behind a pipeline, several jobs at once, those of one buyer in shared runs.
 
-Law: names, types and shapes are judged against the model's own signature before anything runs; one thread, a fixed
-optimisation level, so that the same input gives the same bits on the same build.
-
-Tensor format, both ways: a MessagePack map of name → {"dtype": text, "shape": [integers], "data": bytes}, row-major,
-little-endian.
+Law: a request is judged completely before anything of it runs; one thread and a fixed optimisation level, so that the
+same input gives the same bits on the same build. A run holds at most `batch_max` rows (the node names that number in
+its receipts), all of one tenant's jobs: a graph is a stranger's and could pass rows of one to another. A step is one
+run, so that a cancel is seen between two. Nobody waits for a run to fill.
 """
 
-import json
-import math
+from collections import deque
+from dataclasses import dataclass, field
 
-import msgpack
-import numpy
 import onnxruntime
 
-from node.worker.child.frames import MalformedFrame, Value, decode
-from node.worker.child.runtime import Loaded, LoadFailed, Refused, Request, SingleStepRuntime, split
+from node.worker.child.frames import Value
+from node.worker.child.onnx_pipelines import ByteClassifier, MixedRows, Pipeline, Reading, TensorPipeline
+from node.worker.child.onnx_tensors import TENSORS_MAX, Feeds, TensorSignature
+from node.worker.child.onnx_text import TextPipeline
+from node.worker.child.runtime import (
+    Broken,
+    Event,
+    Loaded,
+    LoadFailed,
+    Piece,
+    Prefilled,
+    Refused,
+    Rejected,
+    Request,
+    Runtime,
+    split,
+)
 
-ELEMENTS_MAX = 1 << 24  # 64 MiB of 32-bit numbers in one tensor
-TENSORS_MAX = 32
-DIMENSIONS_MAX = 8
-# ONNX's name of a tensor type → numpy's little-endian spelling.
-DTYPES: dict[str, str] = {
-    "tensor(float)": "<f4",
-    "tensor(double)": "<f8",
-    "tensor(float16)": "<f2",
-    "tensor(int8)": "|i1",
-    "tensor(int16)": "<i2",
-    "tensor(int32)": "<i4",
-    "tensor(int64)": "<i8",
-    "tensor(uint8)": "|u1",
-    "tensor(uint16)": "<u2",
-    "tensor(uint32)": "<u4",
-    "tensor(uint64)": "<u8",
-    "tensor(bool)": "|b1",
-}
-NAMES: dict[str, str] = {spelling: numpy.dtype(spelling).name for spelling in DTYPES.values()}
-
-Array = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.generic]]
-
-
-class ByteClassifier:
-    """Bytes in, a label out: the ends of the input as numbers, one score for each label.
-
-    The model's own configuration file says how much of the input it sees, how it is padded and what the labels are.
-    """
-
-    def __init__(self, configuration: bytes) -> None:
-        try:
-            read = json.loads(configuration)
-            self.first = int(read["beg_size"])
-            self.last = int(read["end_size"])
-            self.padding = int(read["padding_token"])
-            self.block = int(read["block_size"])
-            self.shortest = int(read["min_file_size_for_dl"])
-            self.labels = [str(label) for label in read["target_labels_space"]]
-            self.thresholds = {str(label): float(value) for label, value in read["thresholds"].items()}
-            self.threshold = float(read["medium_confidence_threshold"])
-            self.renamed = {str(label): str(name) for label, name in read["overwrite_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LoadFailed(f"the classifier's configuration is not usable: {error!r}") from None
-        if read.get("mid_size") or not 0 < self.first < self.block or not 0 < self.last < self.block:
-            raise LoadFailed("the classifier's configuration asks for features that this pipeline doesn't have")
-
-    def features(self, content: bytes) -> Array:
-        """The row of numbers that the model sees: both ends without outer white space, padded."""
-        head = content[: self.block].lstrip()[: self.first]
-        tail = content[-self.block :].rstrip()[-self.last :]
-        row = numpy.full((1, self.first + self.last), self.padding, dtype="<i4")
-        row[0, : len(head)] = numpy.frombuffer(head, dtype=numpy.uint8)
-        if tail:
-            row[0, -len(tail) :] = numpy.frombuffer(tail, dtype=numpy.uint8)
-        return row
-
-    def answer(self, scores: Array) -> bytes:
-        """JSON: the label to use, its score, the model's raw label, and whether the score reached its threshold."""
-        row = [float(score) for score in numpy.asarray(scores, dtype=numpy.float64).ravel()]
-        if len(row) != len(self.labels) or not all(math.isfinite(score) for score in row):
-            raise Refused("the model gave no usable scores for this input")
-        best = max(range(len(row)), key=row.__getitem__)
-        raw = self.labels[best]
-        sure = row[best] >= self.thresholds.get(raw, self.threshold)
-        answer = {
-            "label": self.renamed.get(raw, raw),
-            "score": round(row[best], 6),
-            "raw_label": raw,
-            "confident": sure,
-        }
-        return json.dumps(answer, sort_keys=True, separators=(",", ":")).encode()
+PIPELINES = ("tensors", "byte-classifier", "embedding", "classification")
+RESULT_PIECE_BYTES = 256 << 10  # what a market's chunk holds; a result is one unit, paid with its last piece
+BATCH_MAX = 64
+CONFIGURATION_BYTES_MAX = 4 << 20
+CPU_FACTS = "/proc/cpuinfo"
+# Processor features by which the library chooses its kernels, so which output bits depend on.
+CPU_FEATURES = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "sve",
+)  # fmt: skip
 
 
-class OnnxRuntime(SingleStepRuntime):
-    """One ONNX model behind a pipeline: `tensors` or `byte-classifier`."""
+def cpu_features(path: str = CPU_FACTS) -> str:
+    """The features of this processor that matter here; empty if they can't be seen."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as stream:
+            for line in stream:
+                name, _, value = line.partition(":")
+                if name.strip() in ("flags", "Features"):
+                    return " ".join(feature for feature in CPU_FEATURES if feature in value.split())
+    except OSError:
+        pass
+    return ""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One job: portions that wait for a run, results that came, and in the end pieces that wait for credit."""
+
+    number: int
+    tenant: str
+    reading: Reading
+    results: list[Feeds | None]
+    waiting: deque[int]
+    alone: bool = False
+    """A run of several failed with it: its portions are run one by one."""
+    credit: int = 0
+    prefilled: bool = False
+    pieces: deque[bytes] | None = field(default=None)
+
+    def releasable(self) -> bool:
+        return not self.prefilled or (bool(self.pieces) and self.credit > 0)
+
+
+class OnnxRuntime(Runtime):
+    """One ONNX model behind one of the pipelines."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._jobs: dict[int, _Job] = {}
         self._session: onnxruntime.InferenceSession | None = None
-        self._pipeline = "tensors"
-        self._classifier: ByteClassifier | None = None
+        self._pipeline: Pipeline | None = None
+        self._batch_max = 1
 
     def prepare(self) -> dict[str, int | str]:
         onnxruntime.disable_telemetry_events()
         onnxruntime.set_default_logger_severity(4)
-        return {"threads": 1, "optimization": "all"}
+        return {"threads": 1, "optimization": "all", "processor": cpu_features()}
 
     def load(self, files: dict[str, str], settings: dict[str, Value], slots: int) -> Loaded:
-        pipeline, model = settings.get("pipeline"), settings.get("model_file")
-        if pipeline not in ("tensors", "byte-classifier") or not isinstance(model, str) or model not in files:
-            raise LoadFailed("the manifest must name a pipeline and the model's file")
+        name, model = settings.get("pipeline"), settings.get("model_file")
+        if name not in PIPELINES or not isinstance(model, str) or model not in files:
+            raise LoadFailed("the manifest must name the model's file and a pipeline: " + ", ".join(PIPELINES))
+        batch_max = settings.get("batch_max", 1)
+        if not isinstance(batch_max, int) or not 1 <= batch_max <= BATCH_MAX:
+            raise LoadFailed(f"batch_max must be from 1 to {BATCH_MAX}")
+        self._batch_max = batch_max
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -115,91 +101,142 @@ class OnnxRuntime(SingleStepRuntime):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(files[model], options, providers=["CPUExecutionProvider"])
+            inputs = _signatures(self._session.get_inputs())
+            outputs = _signatures(self._session.get_outputs())
         except Exception as error:  # the library raises several unrelated types
             raise LoadFailed(f"not a usable ONNX model: {str(error)[:300]}") from None
-        self._pipeline = str(pipeline)
-        if pipeline == "byte-classifier":
-            configuration = settings.get("configuration_file")
-            if not isinstance(configuration, str) or configuration not in files:
-                raise LoadFailed("a byte-classifier needs a configuration_file")
-            with open(files[configuration], "rb") as stream:
-                self._classifier = ByteClassifier(stream.read())
+        if not 0 < len(inputs) <= TENSORS_MAX or not 0 < len(outputs) <= TENSORS_MAX:
+            raise LoadFailed(f"a model has 1 to {TENSORS_MAX} inputs and as many outputs")
+        match name:
+            case "tensors":
+                self._pipeline = TensorPipeline(inputs, outputs, settings)
+            case "byte-classifier":
+                self._pipeline = ByteClassifier(inputs, outputs, _configuration(files, settings))
+            case "embedding" | "classification":
+                self._pipeline = TextPipeline(name, inputs, outputs, settings, files)
         return Loaded(0)
 
-    def check(self, request: Request) -> int:
-        if self._pipeline == "byte-classifier":
-            if request.input_format != "bytes":
-                raise Refused("this model takes input_format 'bytes'")
-            assert self._classifier is not None
-            if len(request.payload.strip()) < self._classifier.shortest:
-                raise Refused(f"the input needs at least {self._classifier.shortest} bytes that aren't white space")
-        elif request.input_format != "tensors":
-            raise Refused("this model takes input_format 'tensors'")
-        else:
-            self._tensors(request.payload)
-        return 1
+    def open(self, job: int, request: Request) -> None:
+        assert self._pipeline is not None
+        reading = self._pipeline.read(request)
+        count = len(reading.portions)
+        self._jobs[job] = _Job(job, request.tenant, reading, [None] * count, deque(range(count)))
 
-    def run(self, request: Request) -> list[tuple[bytes, int]]:
+    def grant(self, job: int) -> None:
+        if job in self._jobs:
+            self._jobs[job].credit += 1
+
+    def cancel(self, job: int) -> None:
+        self._jobs.pop(job, None)
+
+    def busy(self) -> bool:
+        return any(state.releasable() or state.waiting for state in self._jobs.values())
+
+    def step(self) -> list[Event]:
+        """What can be said at once; else one run, and what it made possible."""
+        return self._said() or [*self._run(), *self._said()]
+
+    def _said(self) -> list[Event]:
+        events: list[Event] = []
+        for state in list(self._jobs.values()):
+            if not state.prefilled:
+                state.prefilled = True
+                events.append(Prefilled(state.number, state.reading.input_units))
+            while state.pieces and state.credit > 0:
+                state.credit -= 1
+                payload, last = state.pieces.popleft(), not state.pieces
+                events.append(Piece(state.number, payload, int(last), (), "done" if last else None))
+                if last:
+                    del self._jobs[state.number]
+        return events
+
+    def _run(self) -> list[Event]:
+        """One run for the job whose turn it is, with what fits beside it."""
+        chosen = self._chosen()
+        if not chosen:
+            return []
         assert self._session is not None
-        if self._classifier is not None:
-            feeds = {self._session.get_inputs()[0].name: self._classifier.features(request.payload)}
-        else:
-            feeds = self._tensors(request.payload)
-        names = [output.name for output in self._session.get_outputs()]
+        assert self._pipeline is not None
+        portions = [state.reading.portions[index] for state, index in chosen]
         try:
-            results = self._session.run(names, feeds)
+            values = self._session.run(list(self._pipeline.outputs), self._pipeline.join(portions))
+            results = self._pipeline.part(dict(zip(self._pipeline.outputs, values, strict=True)), portions)
+        except MixedRows:
+            self._batch_max = 1  # a model that doesn't keep rows apart; the receipt's number is an upper limit
+            return self._apart(chosen)
+        except MemoryError:
+            return self._failed(chosen, Broken(chosen[0][0].number, "out of memory"))
+        except Refused as refusal:
+            return self._failed(chosen, Rejected(chosen[0][0].number, str(refusal)))
         except Exception as error:  # shapes that only fail inside the graph
-            raise Refused(f"the model does not take this input: {str(error)[:300]}") from None
-        if self._classifier is not None:
-            return [(self._classifier.answer(results[0]), 1)]
-        output = _pack(dict(zip(names, results, strict=True)))
-        pieces = split(output, len(output) if request.chunk_units == 1 else request.chunk_units)
-        return [(piece, int(number == len(pieces) - 1)) for number, piece in enumerate(pieces)]
+            reason = f"the model does not take this input: {str(error)[:300]}"
+            return self._failed(chosen, Rejected(chosen[0][0].number, reason))
+        events: list[Event] = []
+        for (state, index), result in zip(chosen, results, strict=True):
+            state.results[index] = result
+            if not state.waiting and all(found is not None for found in state.results):
+                events += self._finish(state)
+        return events
 
-    def _tensors(self, payload: bytes) -> dict[str, Array]:
-        """The input tensors, judged against the model's signature. Raises Refused."""
-        assert self._session is not None
+    def _chosen(self) -> list[tuple[_Job, int]]:
+        """Portions of the next run, taken out of their queues: the first of the job whose turn it is, and its like."""
+        first = next((state for state in self._jobs.values() if state.waiting), None)
+        if first is None:
+            return []
+        self._jobs[first.number] = self._jobs.pop(first.number)  # to the back: jobs take turns
+        lead = first.waiting.popleft()
+        chosen, head = [(first, lead)], first.reading.portions[lead]
+        if first.alone:
+            return chosen
+        rows, cost = head.rows, head.cost
+        for state in [first, *(other for other in self._jobs.values() if other is not first)]:
+            if state.tenant != first.tenant or state.alone:
+                continue
+            for index in list(state.waiting):
+                portion = state.reading.portions[index]
+                if portion.key == head.key and self._fits(rows + portion.rows, cost + portion.cost):
+                    rows, cost = rows + portion.rows, cost + portion.cost
+                    state.waiting.remove(index)
+                    chosen.append((state, index))
+        return chosen
+
+    def _fits(self, rows: int, cost: int) -> bool:
+        assert self._pipeline is not None
+        return rows <= self._batch_max and (not self._pipeline.cost_max or cost <= self._pipeline.cost_max)
+
+    def _failed(self, chosen: list[tuple[_Job, int]], event: Event) -> list[Event]:
+        """A run failed: one portion's own run ends its job, a run of several is done again one by one."""
+        return self._apart(chosen) if len(chosen) > 1 else self._end(chosen[0][0], event)
+
+    def _apart(self, chosen: list[tuple[_Job, int]]) -> list[Event]:
+        for state, index in reversed(chosen):
+            state.alone = True
+            state.waiting.appendleft(index)
+        return []
+
+    def _finish(self, state: _Job) -> list[Event]:
+        assert self._pipeline is not None
         try:
-            given = decode(payload)
-        except MalformedFrame as error:
-            raise Refused(f"the payload is not a map of tensors: {error}") from None
-        wanted = {item.name: item for item in self._session.get_inputs()}
-        if not isinstance(given, dict) or len(given) > TENSORS_MAX or sorted(given) != sorted(wanted):
-            raise Refused("the payload must be a map with exactly the tensors " + ", ".join(sorted(wanted)))
-        return {name: _tensor(name, value, wanted[name].type, wanted[name].shape) for name, value in given.items()}
+            output = self._pipeline.answer(state.reading, [result for result in state.results if result is not None])
+            state.pieces = deque(split(output, RESULT_PIECE_BYTES))
+        except Refused as refusal:
+            return self._end(state, Rejected(state.number, str(refusal)))
+        except MemoryError:
+            return self._end(state, Broken(state.number, "out of memory"))
+        return []
+
+    def _end(self, state: _Job, event: Event) -> list[Event]:
+        del self._jobs[state.number]
+        return [event]
 
 
-def _tensor(name: str, value: Value, kind: str, signature: list[int | str | None]) -> Array:
-    if not isinstance(value, dict) or sorted(value) != ["data", "dtype", "shape"]:
-        raise Refused(f"tensor {name!r} must have exactly data, dtype and shape")
-    spelling = DTYPES.get(kind)
-    if spelling is None:
-        raise Refused(f"tensor {name!r} is of a type that can't be passed in: {kind}")
-    if value["dtype"] != NAMES[spelling]:
-        raise Refused(f"tensor {name!r} must be of dtype {NAMES[spelling]}, not {str(value['dtype'])[:40]!r}")
-    shape, content = value["shape"], value["data"]
-    if not isinstance(shape, list) or not isinstance(content, bytes) or len(shape) != len(signature):
-        raise Refused(f"tensor {name!r} must have {len(signature)} dimensions")
-    sizes: list[int] = []
-    for size, expected in zip(shape, signature, strict=True):
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= ELEMENTS_MAX:
-            raise Refused(f"tensor {name!r} has a dimension that is not a whole number from 1 to {ELEMENTS_MAX}")
-        if isinstance(expected, int) and size != expected:
-            raise Refused(f"tensor {name!r} must have shape {signature}, not {shape}")
-        sizes.append(size)
-    elements = math.prod(sizes)
-    dtype = numpy.dtype(spelling)
-    if elements > ELEMENTS_MAX or len(content) != elements * dtype.itemsize:
-        raise Refused(f"tensor {name!r} of shape {shape} takes {elements * dtype.itemsize} bytes, not {len(content)}")
-    return numpy.frombuffer(content, dtype=dtype).reshape(sizes)
+def _signatures(items: list[onnxruntime.NodeArg]) -> tuple[TensorSignature, ...]:
+    return tuple(TensorSignature(item.name, item.type, tuple(item.shape)) for item in items)
 
 
-def _pack(results: dict[str, object]) -> bytes:
-    packed = {}
-    for name, result in results.items():
-        if not isinstance(result, numpy.ndarray) or result.dtype.name not in NAMES.values():
-            raise Refused(f"output {name!r} is not a tensor of numbers")
-        little = numpy.ascontiguousarray(result, dtype=result.dtype.newbyteorder("<"))
-        packed[name] = {"dtype": result.dtype.name, "shape": list(result.shape), "data": little.tobytes()}
-    output: bytes = msgpack.packb(packed, use_bin_type=True)
-    return output
+def _configuration(files: dict[str, str], settings: dict[str, Value]) -> bytes:
+    name = settings.get("configuration_file")
+    if not isinstance(name, str) or name not in files:
+        raise LoadFailed("a byte-classifier needs a configuration_file")
+    with open(files[name], "rb") as stream:
+        return stream.read(CONFIGURATION_BYTES_MAX)

@@ -14,6 +14,7 @@ from node.worker.child.frames import Value
 
 PIECE_BYTES_MAX = 1 << 20
 OUTPUT_BYTES_MAX = 16 << 20
+TEXTS_MAX = 256  # of one job that takes a list of texts
 PIECES_MAX = 1 << 17  # each takes a hundred bytes beside its content, from the memory of all jobs
 
 
