@@ -105,10 +105,10 @@ def leaf_certificate(node: NodeId) -> bytes:
 def proved_node(tls: object) -> NodeId:
     """The node id whose key the other end of a finished TLS handshake has proved to hold.
 
-    ``tls`` is asyncio's extra info ``ssl_object``. Raises ``WrongPeerKey`` when it is no TLS 1.3 connection, when the
-    peer showed no certificate, or when the certificate's key is not Ed25519.
+    ``tls`` is asyncio's extra info ``ssl_object``, or a blocking socket. Raises ``WrongPeerKey`` when it is no TLS 1.3
+    connection, when the peer showed no certificate, or when the certificate's key is not Ed25519.
     """
-    if not isinstance(tls, ssl.SSLObject) or tls.version() != "TLSv1.3":
+    if not isinstance(tls, ssl.SSLObject | ssl.SSLSocket) or tls.version() != "TLSv1.3":
         raise WrongPeerKey("not a TLS 1.3 connection")
     certificate = tls.getpeercert(binary_form=True)
     if certificate is None:

@@ -3,7 +3,8 @@
 Law: a connection that has not greeted us in time is closed, and there are never more than
 ``PENDING_CONNECTIONS_MAX`` of them, counted from the TCP connection on. Room is made at the address with the most of
 them: the oldest that has proved no key yet goes first. So a stranger who only connects, or stops half-way, can't take
-the descriptors that the node needs, nor crowd out those who come from elsewhere or go on.
+the descriptors that the node needs, nor crowd out those who come from elsewhere or go on. A connection that begins with
+the prologue of pieces is handed over as it is, before TLS, to whoever carries bulk bytes.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from node.transport.endpoints import format_endpoint
 from node.transport.link import CONNECTION_ERRORS, Socket
 from node.transport.neighbours import Neighbours, neighbour_of
 from node.transport.policy import LinkPolicy
+from protocol.messages.pieces import PROLOGUE
 from protocol.primitives.limits import FRAME_BYTES_MAX, PENDING_CONNECTIONS_MAX
 from protocol.primitives.units import MonotonicMs
 
@@ -28,6 +30,8 @@ NO_DESCRIPTOR_SECONDS = 0.1
 
 Greeted = Callable[[], None]
 """To be called once the peer has greeted us and its link stands."""
+TakePieces = Callable[[socket.socket, str], Awaitable[None]]
+"""Runs a connection that carries pieces to its end; also given the address that it comes from."""
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
 
@@ -54,7 +58,10 @@ class Listener:
         policy: LinkPolicy,
         neighbours: Neighbours,
         accept: Callable[[Socket, str, Greeted], Awaitable[None]],
+        take_pieces: TakePieces | None = None,
     ) -> None:
+        """Without ``take_pieces`` a connection for pieces is closed."""
+        self._take_pieces = take_pieces
         self._neighbours = neighbours
         self._context = context
         self._policy = policy
@@ -120,11 +127,60 @@ class Listener:
                 until = now + 2 * self._policy.greeting_timeout_ms / 1000
                 self._pending[protocol] = _Pending(connection, neighbour_of(host), until)
                 self._untouched[protocol] = connection
-                spawn(self._secure(protocol, connection))
+                spawn(self._begin(protocol, connection, host))
+
+    async def _begin(self, protocol: web.RequestHandler, connection: socket.socket, host: str) -> None:
+        """Find out what an accepted connection is for, and hand it over."""
+        del self._untouched[protocol]
+        try:
+            async with asyncio.timeout(self._policy.greeting_timeout_ms / 1000):
+                for_pieces = await self._is_for_pieces(connection)
+        except BaseException as error:
+            self._pending.pop(protocol, None)
+            connection.close()
+            if isinstance(error, OSError | EOFError):
+                return
+            raise
+        if not for_pieces:
+            await self._secure(protocol, connection)
+            return
+        self._pending.pop(protocol, None)
+        if self._take_pieces is None:
+            connection.close()
+        else:
+            await self._take_pieces(connection, host)
+
+    async def _is_for_pieces(self, connection: socket.socket) -> bool:
+        """Look at the first byte; take the prologue away if it is one. Raises ``EOFError``, ``OSError``."""
+        while True:
+            try:
+                first = connection.recv(1, socket.MSG_PEEK)
+                break
+            except BlockingIOError:
+                await self._readable(connection)
+        if not first:
+            raise EOFError
+        if first != PROLOGUE[:1]:
+            return False
+        begun = b""
+        while len(begun) < len(PROLOGUE):
+            part = await self._loop.sock_recv(connection, len(PROLOGUE) - len(begun))
+            begun += part
+            if not part or not PROLOGUE.startswith(begun):
+                raise EOFError
+        return True
+
+    async def _readable(self, connection: socket.socket) -> None:
+        """Wait until something came, or the connection ended."""
+        ready = self._loop.create_future()
+        self._loop.add_reader(connection, ready.cancel)
+        try:
+            await asyncio.wait((ready,))
+        finally:
+            self._loop.remove_reader(connection)
 
     async def _secure(self, protocol: web.RequestHandler, connection: socket.socket) -> None:
         """Make the TLS connection over an accepted one; ``_handle`` gets what comes through it."""
-        del self._untouched[protocol]
         try:
             await self._loop.connect_accepted_socket(
                 lambda: protocol,

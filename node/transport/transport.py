@@ -32,6 +32,7 @@ from node.transport.listener import Greeted, Listener
 from node.transport.neighbours import Neighbours
 from node.transport.peer_exchange import PeerExchange
 from node.transport.peer_store import PeerStore
+from node.transport.piece_server import PieceLibrary, PiecePolicy, PieceServer
 from node.transport.policy import DialPolicy, LinkPolicy
 from protocol.messages.peers import Hello, NodeRecord
 from protocol.messages.wire import Peers, PeersRequest, WireMessage, encode_message
@@ -85,6 +86,8 @@ class Transport:
         dial: DialPolicy | None = None,
         link: LinkPolicy | None = None,
         loopback_only: bool = False,
+        library: PieceLibrary | None = None,
+        pieces: PiecePolicy | None = None,
     ) -> None:
         if loopback_only and not is_loopback(listen_host):
             raise OffLoopback(f"a development network does not listen off loopback: {listen_host!r}")
@@ -110,11 +113,20 @@ class Transport:
         )
         self._exchange = PeerExchange(peer_store, genesis_hash, self._dialer, self._dial_policy, on_event)
         self._neighbours = Neighbours(self._link_policy)
-        self._listener = Listener(identity.server_context, self._link_policy, self._neighbours, self._accept)
+        self._pieces: PieceServer | None = None
+        if library is not None:
+            self._pieces = PieceServer(
+                identity.server_context, genesis_hash, library, pieces or PiecePolicy(), self._is_banned, on_event
+            )
+        take_pieces = None if self._pieces is None else self._pieces.take
+        self._listener = Listener(
+            identity.server_context, self._link_policy, self._neighbours, self._accept, take_pieces
+        )
 
     # Start and stop
 
     async def __aenter__(self) -> "Transport":
+        self._loop = asyncio.get_running_loop()
         self.address = await self._listener.bind(*self._listen)
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
@@ -147,6 +159,8 @@ class Transport:
             return
         self._stopping = True
         self._listener.stop_accepting()
+        if self._pieces is not None:
+            self._pieces.stop()
         links = list(self._links.values())
         for link in links:
             link.close(LinkEnd("node is stopping"), flush=True)
@@ -222,7 +236,8 @@ class Transport:
         return self._ban_seconds_left(peer) > 0
 
     def _ban_seconds_left(self, peer: NodeId) -> int:
-        return math.ceil(self._banned_until.get(peer, 0.0) - asyncio.get_running_loop().time())
+        """Called in threads too."""
+        return math.ceil(self._banned_until.get(peer, 0.0) - self._loop.time())
 
     # Making links
 

@@ -141,3 +141,14 @@ GOSSIP_ANNOUNCERS_MAX = 8
 
 GOSSIP_LIFETIME_MS_MAX = 3_600_000
 """No object outlives an hour here, whatever expiry its sender wrote: what should last is announced again."""
+
+MODEL_FILES_MAX = 64
+MODEL_PIECES_MAX = 65_536
+"""Files of a model and pieces of a file that can be asked for: 64 GiB by the mebibyte."""
+
+PIECE_MESSAGE_BYTES_MAX = 1024
+"""A question for a piece takes fifty bytes, a refusal its reason."""
+
+PIECE_CONNECTIONS_MAX = 16
+PIECE_CONNECTIONS_PER_PEER_MAX = 4
+"""Connections that carry pieces from this node, each with a thread and a mebibyte; one peer leaves others room."""
