@@ -221,6 +221,8 @@ class Engine:
             case wire.JobInput():
                 return self.trade.job_input(peer, message, now)
             case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
+            case wire.OpenJobs():
+                return self.trade.open_jobs(peer, message, now)
                 return []  # the transport's own
             case _:
                 return self.replica.receive(peer, message, now)

@@ -114,6 +114,13 @@ class Trade:
         """A job's input came."""
         return self._carry(self.seller, self.seller.receive_input(peer, message, now), now)
 
+    def open_jobs(self, peer: NodeId, message: wire.OpenJobs, now: Now) -> list[Effect]:
+        """A peer names what it has open with us."""
+        return [
+            *self._carry(self.buyer, self.buyer.compare(peer, message.selling, now), now),
+            *self._carry(self.seller, self.seller.compare(peer, message.buying, now), now),
+        ]
+
     def signed(self, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> list[Effect]:
         """A statement of our own was signed: what a seller signs is what a buyer receives, and the other way round."""
         room: Buyer | Seller = self.seller if envelope.kind in BUYERS_KINDS else self.buyer
@@ -174,7 +181,11 @@ class Trade:
 
     def housekeeping(self, now: Now) -> list[Effect]:
         """A second has passed."""
-        return self.shop.renew(*self._bond(), now) if self.shop.silent_because else []
+        return [
+            *self._carry(self.buyer, self.buyer.housekeeping(now), now),
+            *self._carry(self.seller, self.seller.housekeeping(now), now),
+            *(self.shop.renew(*self._bond(), now) if self.shop.silent_because else []),
+        ]
 
     def block_decided(self, now: Now) -> list[Effect]:
         """The ledger shows a new state."""

@@ -109,6 +109,8 @@ class Usefulness:
                 news = height > self._told.get(peer, Height(-1))
                 self._told[peer] = max(height, self._told.get(peer, Height(0)))
                 return Use.NEUTRAL if news else Use.CHATTER
+            case wire.OpenJobs():
+                return Use.NEUTRAL if effects else Use.CHATTER
             case wire.BlocksRequest() | wire.BodyRequest() | wire.CertificateRequest() | wire.StandingRequest():
                 return Use.NEUTRAL if effects else Use.CHATTER
             case _ if isinstance(message, _STATEMENTS):

@@ -6,7 +6,7 @@ Law: the agreement repeats all terms, so that neither the offer nor the bid is n
 from msgspec import Struct
 
 from protocol.market.matching import Match
-from protocol.messages.market import Agreement, Bid, Refusal
+from protocol.messages.market import Agreement, Bid, Continuation, Refusal
 from protocol.primitives.codec import Message
 from protocol.primitives.units import (
     AccountId,
@@ -98,6 +98,7 @@ def make_agreement(
     chunk_units: int,
     total_ms: DurationMs,
     now: TimestampMs,
+    continues: Continuation | None = None,
 ) -> Agreement:
     """The agreement that the buyer signs; its price ceiling is the offer's price at the request's limits."""
     return Agreement(
@@ -129,6 +130,7 @@ def make_agreement(
         seed=request.seed,
         temperature_milli=request.temperature_milli,
         verification=request.verification,
+        continues=continues,
     )
 
 

@@ -10,6 +10,8 @@ arrive in the order in which they were sent (or not at all).
     signed(envelope, payload, envelope_bytes, now)            own BID, AGREEMENT, VOUCHER, CANCELLATION handed back
     timer(key, now)                                           keys with room == "buyer"
     link_up(peer, now), link_down(peer, now)
+    compare(peer, selling, now)                               the peer's part of an OpenJobs
+    housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
     transaction_rejected(subject, reason, now)                a WantTransaction will not be taken
     book_changed(now)                                         the order book took an offer
@@ -22,10 +24,11 @@ from msgspec.structs import replace
 
 from protocol.market.agreement import JobRequest
 from protocol.market.buyer_books import BuyerBooks
-from protocol.market.buyer_core import ROOM, BuyerCore
+from protocol.market.buyer_core import ROOM, BuyerCore, timer_key
 from protocol.market.buyer_delivery import Delivery
 from protocol.market.buyer_job import (
     EXPIRIES,
+    HEARD,
     TIME_LIMIT_OVER,
     BuyerJob,
     BuyerState,
@@ -33,6 +36,7 @@ from protocol.market.buyer_job import (
     check_request,
 )
 from protocol.market.buyer_opening import Opening
+from protocol.market.comparison import BuyerComparison
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
@@ -53,7 +57,7 @@ from protocol.messages.market import (
     Refusal,
     Voucher,
 )
-from protocol.messages.wire import Direct, JobInput
+from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import AccountId, Hash, MessageId, MonotonicMs, NodeId
 
@@ -74,6 +78,7 @@ class Buyer:
         self._core = BuyerCore(own, own_node, ledger, order_book, policy or BuyerPolicy())
         self._opening = Opening(self._core)
         self._delivery = Delivery(self._core, self._opening)
+        self._comparison = BuyerComparison(self._core)
 
     def start_job(self, request: JobRequest, now: Now) -> list[MarketEffect]:
         """Begin a request. Raises ``RequestInvalid`` when it can't be one, or too many are under way."""
@@ -103,6 +108,8 @@ class Buyer:
             return []
         job = self._core.by_job.get(payload.job)
         if job is None or (attempt := job.attempt) is None or AccountId(envelope.sender) != attempt.agreement.provider:
+            return []
+        if type(payload) not in HEARD[job.state]:
             return []
         match payload:
             case Chunk():
@@ -140,8 +147,10 @@ class Buyer:
         job = self._core.requests.get(Hash(key.subject))
         if key.room != ROOM or job is None:
             return []
+        if now.monotonic_ms < job.due_at():
+            return [SetTimer(key, job.due_at())]
         if now.monotonic_ms < job.deadline:
-            return [SetTimer(key, job.deadline)]
+            return self._delivery.link_stays_lost(job, now)
         expiry = EXPIRIES[job.state] if now.monotonic_ms < job.total_until else TIME_LIMIT_OVER
         if job.state is BuyerState.CHOOSING:
             return self._opening.choose(job, now)
@@ -158,7 +167,7 @@ class Buyer:
         """A link stands: go on where one was missing, and say again what may have been lost with the last one."""
         core = self._core
         core.linked[peer] = None
-        effects: list[MarketEffect] = []
+        effects = self._comparison.link_up(peer)
         for cancellation in core.to_cancel.pop(peer, []):
             effects.append(SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (peer,)))
         for channel, number in core.unconfirmed.get(peer, {}):
@@ -168,6 +177,7 @@ class Buyer:
                 effects.append(core.send_voucher(voucher, peer))
         for job in tuple(core.requests.values()):
             if job.attempt is not None and job.attempt.node == peer:
+                job.lost_until = None
                 effects += self._say_again(job)
                 job.deadline = job.deadline_of(job.state, core.policy, now)
             elif job.state is BuyerState.CONNECTING and job.match is not None and job.match.live.offer.node == peer:
@@ -178,15 +188,25 @@ class Buyer:
         """A link is lost: jobs on it get a short time to have it back."""
         core = self._core
         core.linked.pop(peer, None)
+        self._comparison.link_down(peer)
         effects: list[MarketEffect] = []
         for job in tuple(core.requests.values()):
             if job.attempt is None or job.attempt.node != peer or job.match is None:
                 continue
             if not effects:
                 effects.append(Dial(peer, job.match.live.offer.addresses))
-            job.deadline = MonotonicMs(min(job.deadline, now.monotonic_ms + core.policy.reconnect_ms))
-            effects.append(SetTimer(TimerKey(ROOM, "deadline", job.request.request), job.deadline))
+            job.lost_since = now.monotonic_ms
+            job.lost_until = MonotonicMs(now.monotonic_ms + core.policy.failover_ms)
+            effects.append(SetTimer(timer_key(job), job.due_at()))
         return effects
+
+    def compare(self, peer: NodeId, selling: tuple[JobStanding, ...], now: Now) -> list[MarketEffect]:
+        """A provider's node names the jobs that it has open with us."""
+        return self._comparison.heard(peer, selling, now)
+
+    def housekeeping(self, now: Now) -> list[MarketEffect]:
+        """A second has passed: jobs that have been quiet are compared with their providers'."""
+        return self._comparison.due(now)
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Go on with jobs whose channel the ledger may have funded."""
@@ -269,7 +289,7 @@ class Buyer:
 
     def demoted(self, now: Now) -> tuple[AccountId, ...]:
         """Providers that failed lately and rank last."""
-        return tuple(account for account, until in self._core.demoted.items() if until > now.monotonic_ms)
+        return self._core.backoff.demoted(now)
 
     def _say_again(self, job: BuyerJob) -> list[MarketEffect]:
         attempt = job.attempt
@@ -280,7 +300,7 @@ class Buyer:
             return [
                 Send(attempt.node, Direct(job.bid_bytes)),
                 Send(attempt.node, Direct(attempt.agreement_bytes)),
-                Send(attempt.node, JobInput(attempt.job, job.request.salt, job.request.payload)),
+                Send(attempt.node, JobInput(attempt.job, job.request.salt, job.asked.request.payload)),
             ]
         lane = self._core.books.lane(attempt.agreement.channel, attempt.agreement.lane)
         voucher = self._core.books.last_voucher(lane) if lane is not None else None
@@ -291,14 +311,15 @@ class Buyer:
         if record is None or voucher.receipts_count != record.proof.index + 1:
             return []
         del self._core.unsealed[(voucher.channel, voucher.lane)]
-        return [Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes)))]
+        return [*proving, Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes)))]
+        proving = self._core.voucher_signed(voucher, envelope_bytes)
 
     def _restore_receipt(self, lane: BuyerLane, row: Callable[[Table, bytes], bytes | None]) -> list[MarketEffect]:
         stored = row(Table.RECEIPT, lane.last_receipt) if lane.last_receipt is not None else None
         record = decode(stored, ReceiptRecord) if stored is not None else None
         voucher = self._core.books.last_voucher(lane)
         if record is None or record.final_voucher or voucher is None:
-            return []
+            return proving
         self._core.unsealed[(lane.channel, lane.lane)] = record
         return [self._core.send_voucher(voucher, lane.node)]
 

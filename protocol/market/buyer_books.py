@@ -35,6 +35,8 @@ class BuyerBooks:
 
     def __init__(self, rows: Iterable[BuyerLane] = ()) -> None:
         self._channels: dict[ChannelId, dict[int, BuyerLane]] = {}
+        self._debts: dict[AccountId, dict[tuple[ChannelId, Lane], Amount]] = {}
+        """What providers owe; a debt stands until the job that works it off has ended."""
         for row in rows:
             self._keep(row)
 
@@ -60,7 +62,16 @@ class BuyerBooks:
 
     def debt(self, provider: AccountId) -> Amount:
         """What a provider owes this buyer, all lanes together."""
-        return Amount(sum(buyer_debt(lane) for lane in self.lanes() if lane.provider == provider and lane.job is None))
+        return Amount(sum(self._debts.get(provider, {}).values()))
+
+    def debtors(self) -> tuple[AccountId, ...]:
+        """Providers that owe something."""
+        return tuple(self._debts)
+
+    def owes(self, channel: ChannelId, lane: int) -> bool:
+        """True if the next job on this lane is paid out of a debt first."""
+        held = self.lane(channel, lane)
+        return held is not None and held.job is None and buyer_debt(held) > 0
 
     def free_lane(self, facts: ChannelFacts, ceiling: int) -> Lane | None:
         """The lane for a job of this ceiling: first one on which the provider owes something, else the lowest.
@@ -202,7 +213,16 @@ class BuyerBooks:
 
     def _keep(self, row: BuyerLane) -> Put:
         self._channels.setdefault(row.channel, {})[row.lane] = row
+        if row.job is None:
+            self._note_debt(row)
         return Put(Table.BUYER_LANE, lane_key(row.channel, row.lane), encode(row))
+
+    def _note_debt(self, row: BuyerLane) -> None:
+        name, debt = (row.channel, row.lane), buyer_debt(row)
+        if debt:
+            self._debts.setdefault(row.provider, {})[name] = debt
+        elif (owed := self._debts.get(row.provider)) is not None and owed.pop(name, None) is not None and not owed:
+            del self._debts[row.provider]
 
 
 def _bound(lane: BuyerLane) -> int:

@@ -5,14 +5,16 @@ more: whatever still comes for it is late.
 """
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from protocol.market.backoff import Backoff
 from protocol.market.buyer_books import BuyerBooks
-from protocol.market.buyer_job import TRANSITIONS, BuyerJob, BuyerState, clip
+from protocol.market.buyer_job import HEARD, TRANSITIONS, Attempt, BuyerJob, BuyerState, clip
 from protocol.market.events import AttemptFailed, JobCancelled, JobFailed, JobFinished, JobProgressed
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import ReceiptRecord
+from protocol.market.records import JobStatements, ReceiptRecord
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import CancelTimer, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
@@ -25,12 +27,14 @@ from protocol.primitives.units import (
     Hash,
     Lane,
     MessageId,
-    MonotonicMs,
     NodeId,
-    WorkUnits,
+    SequenceNumber,
 )
 
 ROOM = "buyer"
+
+CANCELLATIONS_WAITING_MAX = 256
+"""Jobs that one unlinked node could not be told of; the two sides compare all open ones when a link is back."""
 
 
 class Funding(Struct, frozen=True):
@@ -64,30 +68,33 @@ class BuyerCore:
         self.by_bid: dict[MessageId, BuyerJob] = {}
         self.linked: dict[NodeId, None] = {}
         self.funding: dict[AccountId, Funding] = {}
-        self.demoted: dict[AccountId, MonotonicMs] = {}
-        """Provider → until when it ranks last."""
+        self.backoff = Backoff(policy)
         self.unsealed: dict[LaneName, ReceiptRecord] = {}
         """Receipts whose final voucher is being signed."""
         self.unconfirmed: dict[NodeId, dict[LaneName, None]] = {}
         """Lanes whose last voucher the provider has not shown to have."""
         self.to_cancel: dict[NodeId, list[Cancellation]] = {}
-        """What a provider could not be told before a restart."""
+        """What a provider could not be told while there was no link to it."""
+        self.unproved: dict[tuple[LaneName, SequenceNumber], tuple[MessageId, JobStatements]] = {}
+        """Statements of jobs without a receipt, by the voucher that is being signed once more to stand among them."""
 
     def enter(self, job: BuyerJob, state: BuyerState, cause: str, now: Now) -> list[MarketEffect]:
         """Change state: note it, set the state's deadline, tell whoever watches."""
         assert state in TRANSITIONS[job.state]
+        assert (job.attempt is None) == (state not in HEARD), "a provider is listened to exactly while it has the job"
+        assert job.paid() <= job.request.price_ceiling, "all attempts together stay under the ceiling"
         job.state = state
         job.note(now.wall_ms, state.value, cause)
         job.deadline = job.deadline_of(state, self.policy, now)
         return [
-            SetTimer(timer_key(job), job.deadline),
+            SetTimer(timer_key(job), job.due_at()),
             Notify(JobProgressed(job.request.request, job.job_id(), state.value, clip(cause))),
         ]
 
     def postpone(self, job: BuyerJob, now: Now) -> MarketEffect:
         """Start the deadline of the state again: the provider did what was due."""
         job.deadline = job.deadline_of(job.state, self.policy, now)
-        return SetTimer(timer_key(job), job.deadline)
+        return SetTimer(timer_key(job), job.due_at())
 
     def put_record(self, job: BuyerJob, fault: FaultKind | None = None, reason: str = "") -> Put:
         """The job's row: by job id, or by request id before any agreement."""
@@ -99,11 +106,16 @@ class BuyerCore:
         return SignAndSend(MessageKind.VOUCHER, encode(voucher), (node,))
 
     def tell_cancelled(self, job: BuyerJob, reason: str) -> list[MarketEffect]:
-        """Let the provider know that it need not go on."""
+        """Let the provider know that it need not go on: now, or once there is a link to it again."""
         attempt = job.attempt
-        if attempt is None or job.state in (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL):
+        if attempt is None:
             return []
         cancellation = Cancellation(attempt.job, attempt.progress.chunks, clip(reason))
+        if attempt.node not in self.linked:
+            waiting = self.to_cancel.setdefault(attempt.node, [])
+            waiting.append(cancellation)
+            del waiting[:-CANCELLATIONS_WAITING_MAX]
+            return []
         return [SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (attempt.node,))]
 
     def end_attempt(
@@ -119,13 +131,36 @@ class BuyerCore:
             self.put_record(job, fault, reason),
         ]
         if job.state is not BuyerState.DONE:
-            effects.append(Put(Table.JOB_STATEMENT, attempt.job, encode(attempt.statements())))
+            effects += self._keep_statements(attempt)
         if self.books.position(agreement.channel, agreement.lane).sequence:
             self.unconfirmed.setdefault(attempt.node, {})[(agreement.channel, agreement.lane)] = None
         del self.by_job[attempt.job]
         job.spent = job.paid()
         job.attempt = None
+        job.lost_until = None
         return effects
+
+    def _keep_statements(self, attempt: Attempt) -> list[MarketEffect]:
+        """What shows, without a receipt, how far the attempt was delivered and paid."""
+        agreement, statements = attempt.agreement, attempt.statements()
+        effects: list[MarketEffect] = [Put(Table.JOB_STATEMENT, attempt.job, encode(statements))]
+        lane = self.books.lane(agreement.channel, agreement.lane)
+        voucher = self.books.last_voucher(lane) if lane is not None and attempt.paid else None
+        if voucher is not None:
+            # The same statement has the same bytes: signed once more, the voucher joins the others.
+            self.unproved[((voucher.channel, voucher.lane), voucher.sequence)] = (attempt.job, statements)
+            effects.append(SignAndSend(MessageKind.VOUCHER, encode(voucher)))
+        return effects
+
+    def voucher_signed(self, voucher: Voucher, envelope_bytes: bytes) -> list[MarketEffect]:
+        """A voucher of ours is signed: it completes the statements that wait for it, if any do."""
+        if not self.unproved:
+            return []
+        waiting = self.unproved.pop(((voucher.channel, voucher.lane), voucher.sequence), None)
+        if waiting is None:
+            return []
+        job, statements = waiting
+        return [Put(Table.JOB_STATEMENT, job, encode(replace(statements, voucher=envelope_bytes)))]
 
     def close(self, job: BuyerJob) -> list[MarketEffect]:
         """Forget a request that has come to its end."""
@@ -136,15 +171,17 @@ class BuyerCore:
 
     def finish_done(self, job: BuyerJob, receipt: Receipt, now: Now) -> list[MarketEffect]:
         """Delivered, paid and receipted."""
+        units, chunks = job.output_units(), job.asked.pieces + receipt.chunks
         self._note_end(job, BuyerState.DONE, "receipt acknowledged, last chunk paid", now)
+        self.backoff.succeeded(receipt.provider)
         effects = self.end_attempt(job, None, "", owed_back=False)
         effects += self.close(job)
-        return [*effects, Notify(JobFinished(job.request.request, receipt.job, receipt, job.paid()))]
+        finished = JobFinished(job.request.request, receipt.job, receipt, job.paid(), units, chunks)
+        return [*effects, Notify(finished)]
 
     def finish_failed(self, job: BuyerJob, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
         """The request fails; a live attempt has no one to blame but its fault (see ``Delivery.attempt_failed``)."""
-        job_id = job.job_id()
-        units = job.attempt.progress.output_units if job.attempt is not None else WorkUnits(0)
+        job_id, units = job.job_id(), job.output_units()
         first = job.first_error or (fault, reason)
         owed_back = job.attempt is not None and job.attempt.paid > 0 and not job.attempt.delivered
         self._note_end(job, BuyerState.FAILED, reason, now)
@@ -154,19 +191,19 @@ class BuyerCore:
         effects += self.end_attempt(job, fault, reason, owed_back=owed_back)
         effects += self.close(job)
         event = JobFailed(job.request.request, job_id, fault, clip(reason), job.paid(), units, first[0], clip(first[1]))
-        return [*effects, Notify(event)]
+        return [*effects, *map(Notify, job.unshown), Notify(event)]
 
     def finish_cancelled(self, job: BuyerJob, reason: str, now: Now) -> list[MarketEffect]:
         """The buyer's people wanted no more; what was paid stays paid."""
-        job_id = job.job_id()
-        units = job.attempt.progress.output_units if job.attempt is not None else WorkUnits(0)
+        job_id, units = job.job_id(), job.output_units()
         effects = self.tell_cancelled(job, reason)
         self._note_end(job, BuyerState.CANCELLED, reason, now)
         if job.attempt is None:
             effects.append(self.put_record(job, None, reason))
         effects += self.end_attempt(job, None, reason, owed_back=False)
         effects += self.close(job)
-        return [*effects, Notify(JobCancelled(job.request.request, job_id, clip(reason), job.paid(), units))]
+        event = JobCancelled(job.request.request, job_id, clip(reason), job.paid(), units)
+        return [*effects, *map(Notify, job.unshown), Notify(event)]
 
     def attempt_event(self, job: BuyerJob, fault: FaultKind, reason: str) -> MarketEffect:
         """Tell whoever watches that a provider dropped out."""

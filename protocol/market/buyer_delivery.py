@@ -5,7 +5,7 @@ is durable before it leaves. The last chunk is paid by the voucher that commits 
 comes, it is paid all the same, and the receipt is not acknowledged.
 """
 
-from protocol.market.buyer_core import BuyerCore
+from protocol.market.buyer_core import BuyerCore, timer_key
 from protocol.market.buyer_job import (
     RECONCILIATIONS_MAX,
     RECONCILIATIONS_PER_LANE_MAX,
@@ -16,16 +16,17 @@ from protocol.market.buyer_job import (
     clip,
 )
 from protocol.market.buyer_opening import Opening
+from protocol.market.continuation import Continuity
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
 from protocol.market.records import ReceiptRecord, Side, receipt_rows
 from protocol.market.requests import MarketEffect
 from protocol.market.terms import BOOKS_DIFFER
-from protocol.messages.effects import Notify, Now
+from protocol.messages.effects import Notify, Now, SetTimer
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.units import AccountId, MonotonicMs
+from protocol.primitives.units import AccountId, MonotonicMs, WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import ChunkInvalid, check_chunk
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
@@ -42,8 +43,7 @@ class Delivery:
         self, job: BuyerJob, attempt: Attempt, acceptance: Acceptance, envelope_bytes: bytes, now: Now
     ) -> list[MarketEffect]:
         """The provider takes the job."""
-        if job.state is not BuyerState.OFFERED:
-            return []
+        assert job.state is BuyerState.OFFERED
         core, agreement = self._core, attempt.agreement
         attempt.acceptance = acceptance
         attempt.acceptance_bytes = envelope_bytes
@@ -64,15 +64,14 @@ class Delivery:
         self, job: BuyerJob, attempt: Attempt, chunk: Chunk, envelope: Envelope, envelope_bytes: bytes, now: Now
     ) -> list[MarketEffect]:
         """A chunk came: verify it against the chain and the agreement, pay it unless it is the last."""
-        if job.state not in (BuyerState.PREFILLING, BuyerState.STREAMING):
-            return []
         if chunk.index < attempt.progress.chunks:
             return []  # sent again after a lost link
         try:
             progress = check_chunk(attempt.job, attempt.agreement, attempt.progress, chunk, envelope.payload)
         except ChunkInvalid as error:
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
-        if attempt.output_bytes + len(chunk.payload) > self._core.policy.output_bytes_max:
+        held = len(job.asked.output) + attempt.output_bytes
+        if held + len(chunk.payload) > self._core.policy.output_bytes_max:
             reason = f"output is larger than {self._core.policy.output_bytes_max} bytes"
             return self.attempt_failed(job, FaultKind.PROVIDER, reason, now, tell=True)
         attempt.progress = progress
@@ -84,21 +83,31 @@ class Delivery:
             return [*paid, *entered, Notify(JobPrefilled(request, attempt.job, chunk.input_units))]
         attempt.output.append(chunk.payload)
         attempt.output_bytes += len(chunk.payload)
-        text = Notify(
-            JobText(request, attempt.job, chunk.index, chunk.payload, chunk.output_units, chunk.finish),
-        )
+        text = self._show(job, attempt, chunk)
         if chunk.finish is FinishReason.NONE:
             paid = self._pay(job, attempt)
             job.note_chunk(now.wall_ms, chunk.index)
-            return [*paid, self._core.postpone(job, now), text]
-        return [text, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
+            return [*paid, self._core.postpone(job, now), *text]
+        return [*text, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
+
+    def _show(self, job: BuyerJob, attempt: Attempt, chunk: Chunk) -> list[MarketEffect]:
+        """Tell of a chunk of output, counted over all attempts; of what is of use only as a whole, when it is whole."""
+        index, units = job.asked.pieces + chunk.index, WorkUnits(job.asked.units + chunk.output_units)
+        text = JobText(job.request.request, attempt.job, index, chunk.payload, units, chunk.finish)
+        if attempt.continuity is not Continuity.STARTS_AGAIN:
+            return [Notify(text)]
+        if chunk.index == 1:
+            job.unshown = []  # an earlier provider's, never made whole
+        job.unshown.append(text)
+        if chunk.finish is FinishReason.NONE:
+            return []
+        shown, job.unshown = job.unshown, []
+        return [*map(Notify, shown)]
 
     def receipt(
         self, job: BuyerJob, attempt: Attempt, receipt: Receipt, envelope: Envelope, envelope_bytes: bytes, now: Now
     ) -> list[MarketEffect]:
         """The receipt came: pay the last chunk and commit to the receipt with one voucher."""
-        if job.state is not BuyerState.SETTLING:
-            return []
         core, agreement = self._core, attempt.agreement
         output = b"".join(attempt.output)
         commitment = output_commitment(job.request.salt, output)
@@ -127,7 +136,7 @@ class Delivery:
             leaf=leaf,
             proof=proof,
             salt=job.request.salt,
-            input=job.request.payload,
+            input=job.asked.request.payload,
             output=output,
         )
         core.unsealed[(agreement.channel, agreement.lane)] = record
@@ -140,8 +149,6 @@ class Delivery:
 
     def refused(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
         """The provider does not take the job."""
-        if job.state is not BuyerState.OFFERED:
-            return []
         lane = (attempt.agreement.channel, attempt.agreement.lane)
         if (
             refusal.reason.startswith(BOOKS_DIFFER)
@@ -158,18 +165,25 @@ class Delivery:
     def expired(self, job: BuyerJob, expiry: Expiry, now: Now) -> list[MarketEffect]:
         """The provider let a deadline pass."""
         attempt = job.attempt
-        lost = attempt is not None and attempt.node not in self._core.linked
+        lost = attempt is not None and attempt.node not in self._core.linked and expiry.fault is not FaultKind.USER
         fault = FaultKind.NETWORK if lost else expiry.fault
         reason = f"{expiry.reason} (its link was lost)" if lost else expiry.reason
         return self.attempt_failed(job, fault, reason, now, tell=True)
 
+    def link_stays_lost(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+        """The link did not come back at once: whoever else would do takes over, else it is waited for longer."""
+        policy, since = self._core.policy, job.lost_since
+        if now.monotonic_ms < since + policy.reconnect_ms and not self._opening.another(job, now):
+            job.lost_until = MonotonicMs(since + policy.reconnect_ms)
+            return [SetTimer(timer_key(job), job.due_at())]
+        return self.attempt_failed(job, FaultKind.NETWORK, "the link to the provider was lost", now, tell=True)
+
     def attempt_failed(
         self, job: BuyerJob, fault: FaultKind, reason: str, now: Now, *, tell: bool
     ) -> list[MarketEffect]:
-        """An attempt ends by the provider's doing: pay what was delivered, then fail or ask the next one.
+        """An attempt ends by the provider's doing: pay what was delivered, then ask the next one to go on, or fail.
 
-        Whoever took the price of the input and delivered nothing owes it. A user's fault is not tried elsewhere, nor
-        is a job that has delivered output.
+        Whoever took the price of the input and delivered nothing owes it. A user's fault is not tried elsewhere.
         """
         core, attempt = self._core, job.attempt
         assert attempt is not None
@@ -179,17 +193,25 @@ class Delivery:
             effects += self._pay(job, attempt)
         if tell:
             effects += core.tell_cancelled(job, reason)
-        if fault in (FaultKind.PROVIDER, FaultKind.NETWORK):
-            until = MonotonicMs(now.monotonic_ms + core.policy.demoted_ms)
-            core.demoted[job.match.live.account] = until
-        job.excluded = (*job.excluded, job.match.live.account)
+        provider = job.match.live.account
+        match fault:
+            case FaultKind.PROVIDER | FaultKind.NETWORK:
+                core.backoff.failed(provider, now)
+            case FaultKind.CAPACITY:
+                core.backoff.full(provider, now)
+            case FaultKind.USER:
+                pass
+        job.excluded = (*job.excluded, provider)
         exhausted = job.attempts >= core.policy.attempts_max or now.monotonic_ms >= job.total_until
-        if attempt.delivered or fault is FaultKind.USER or exhausted:
+        whole = job.state is BuyerState.SETTLING
+        asked = None if fault is FaultKind.USER or exhausted or whole else self._opening.behind(job)
+        if asked is None:
             return [*effects, *core.finish_failed(job, fault, reason, now)]
+        job.asked = asked
         job.first_error = job.first_error or (fault, clip(reason))
         job.note(now.wall_ms, "attempt failed", reason)
         effects.append(core.attempt_event(job, fault, reason))
-        effects += core.end_attempt(job, fault, reason, owed_back=attempt.paid > 0)
+        effects += core.end_attempt(job, fault, reason, owed_back=attempt.paid > 0 and not attempt.delivered)
         return [*effects, *self._opening.choose(job, now)]
 
     def _pay(self, job: BuyerJob, attempt: Attempt) -> list[MarketEffect]:

@@ -1,22 +1,26 @@
 """One request of the buyer's: its states as tables, and what is known of it.
 
-Law: every state has a deadline and an outcome for when it passes, and a request moves only along ``TRANSITIONS``.
+Law: every state has a deadline (``LASTS``), an outcome for when it passes and who is paid then (``EXPIRIES``), and
+listens to the provider's statements in ``HEARD`` alone; a request moves only along ``TRANSITIONS``.
 
     CHOOSING → CONNECTING → OPENING_CHANNEL → OFFERED → PREFILLING → STREAMING → SETTLING → DONE
-        ↑____________ next provider, as long as no output was delivered ____|            FAILED, CANCELLED
+        ↑____________ next provider, behind what was delivered by now ______|            FAILED, CANCELLED
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 from msgspec import Struct
 
 from protocol.market.agreement import JobRequest
-from protocol.market.events import NO_JOB
+from protocol.market.continuation import Asked, Continuity
+from protocol.market.events import NO_JOB, JobText
 from protocol.market.matching import Match
 from protocol.market.policies import BuyerPolicy
 from protocol.market.records import CHUNKS, JobRecord, JobStatements, Side, noted
 from protocol.messages.effects import Now
-from protocol.messages.market import Acceptance, Agreement, FaultKind, HistoryEntry
+from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, FaultKind, HistoryEntry, Receipt, Refusal
+from protocol.primitives.codec import Message
 from protocol.primitives.errors import UserError
 from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, TEXT_BYTES_MAX
 from protocol.primitives.units import (
@@ -24,6 +28,7 @@ from protocol.primitives.units import (
     AccountId,
     Amount,
     ChannelId,
+    DurationMs,
     Lane,
     MessageId,
     MonotonicMs,
@@ -60,11 +65,20 @@ class BuyerState(Enum):
     CANCELLED = "cancelled"
 
 
+class Payout(Enum):
+    """What the provider of an attempt has in the end when a state's deadline passes, or the attempt fails in it."""
+
+    NOTHING = "nothing was delivered, nothing is paid"
+    VERIFIED = "every verified chunk is paid; the input's price alone, without any output, is owed back"
+    WHOLE = "everything was delivered and is paid, the receipt is not acknowledged"
+
+
 class Expiry(Struct, frozen=True):
-    """What a state's passed deadline means: whose fault it is, and what the person is told."""
+    """What a state's passed deadline means: whose fault it is, what the person is told, who has what money."""
 
     fault: FaultKind
     reason: str
+    payout: Payout = Payout.NOTHING
 
 
 EXPIRIES: dict[BuyerState, Expiry] = {
@@ -73,10 +87,30 @@ EXPIRIES: dict[BuyerState, Expiry] = {
     BuyerState.OPENING_CHANNEL: Expiry(FaultKind.NETWORK, "the ledger did not fund the channel in time"),
     BuyerState.OFFERED: Expiry(FaultKind.NETWORK, "provider did not answer the agreement in time"),
     BuyerState.PREFILLING: Expiry(FaultKind.PROVIDER, "provider did not process the input in time"),
-    BuyerState.STREAMING: Expiry(FaultKind.PROVIDER, "provider stopped delivering"),
-    BuyerState.SETTLING: Expiry(FaultKind.PROVIDER, "provider delivered everything but no receipt"),
+    BuyerState.STREAMING: Expiry(FaultKind.PROVIDER, "provider stopped delivering", Payout.VERIFIED),
+    BuyerState.SETTLING: Expiry(FaultKind.PROVIDER, "provider delivered everything but no receipt", Payout.WHOLE),
 }
 """The default outcome of every state that is not an end."""
+
+LASTS: dict[BuyerState, Callable[[JobRequest, BuyerPolicy], DurationMs]] = {
+    BuyerState.CHOOSING: lambda request, policy: request.choose_ms,
+    BuyerState.CONNECTING: lambda request, policy: policy.connect_ms,
+    BuyerState.OPENING_CHANNEL: lambda request, policy: policy.funding_ms,
+    BuyerState.OFFERED: lambda request, policy: request.accept_ms,
+    BuyerState.PREFILLING: lambda request, policy: request.first_output_ms,
+    BuyerState.STREAMING: lambda request, policy: request.stall_ms,
+    BuyerState.SETTLING: lambda request, policy: request.stall_ms,
+}
+"""How long every state that is not an end lasts, CHOOSING from the request's start, the others from their own; never
+longer than ``total_ms``. From the agreement on they are its own timeouts; before it there is nobody else to bind."""
+
+HEARD: dict[BuyerState, tuple[type[Message], ...]] = {
+    BuyerState.OFFERED: (Acceptance, Refusal, Failure),
+    BuyerState.PREFILLING: (Chunk, Failure),
+    BuyerState.STREAMING: (Chunk, Failure),
+    BuyerState.SETTLING: (Receipt, Failure),
+}
+"""Which of its provider's statements a request listens to; any other one, in any other state, changes nothing."""
 
 TIME_LIMIT_OVER = Expiry(FaultKind.USER, "the job's time limit is over")
 """Whoever asks for too little time can't blame a provider, nor rank it behind others for it."""
@@ -106,17 +140,23 @@ class Attempt:
         "agreement",
         "agreement_bytes",
         "chunk_bytes",
+        "continuity",
         "ending_bytes",
         "job",
         "output",
         "output_bytes",
         "paid",
         "progress",
+        "quiet",
     )
 
-    def __init__(self, job: MessageId, agreement: Agreement) -> None:
+    def __init__(self, job: MessageId, agreement: Agreement, continuity: Continuity) -> None:
         self.job = job
         self.agreement = agreement
+        self.continuity = continuity
+        """What the request can do when this provider stops after some output."""
+        self.quiet: tuple[BuyerState, int] | None = None
+        """Where the attempt stood when it was last looked at: one that stands there still is compared."""
         self.agreement_bytes = b""
         self.acceptance: Acceptance | None = None
         self.acceptance_bytes = b""
@@ -149,6 +189,7 @@ class BuyerJob:
     """A request under way. Mutable; changed by the buyer's steps alone."""
 
     __slots__ = (
+        "asked",
         "attempt",
         "attempts",
         "bid",
@@ -159,16 +200,26 @@ class BuyerJob:
         "excluded",
         "first_error",
         "history",
+        "lost_since",
+        "lost_until",
         "match",
         "reconciled",
         "request",
         "spent",
         "state",
         "total_until",
+        "unshown",
     )
 
     def __init__(self, request: JobRequest, now: Now) -> None:
         self.request = request
+        self.asked = Asked(request)
+        """What a provider is asked for now: the request less what earlier ones delivered."""
+        self.unshown: list[JobText] = []
+        """Output that is shown when it is whole, or when nobody will make it whole any more."""
+        self.lost_since = MonotonicMs(0)
+        self.lost_until: MonotonicMs | None = None
+        """The attempt's link is gone: how long it is waited for, until more is known."""
         self.state = BuyerState.CHOOSING
         self.bid: MessageId = NO_JOB
         self.bid_bytes = b""
@@ -191,6 +242,14 @@ class BuyerJob:
         """Price of all that was paid for, over all attempts."""
         return Amount(self.spent + (self.attempt.paid if self.attempt is not None else 0))
 
+    def output_units(self) -> WorkUnits:
+        """Output units of all attempts together, each counted once."""
+        return WorkUnits(self.asked.units + (self.attempt.progress.output_units if self.attempt is not None else 0))
+
+    def due_at(self) -> MonotonicMs:
+        """When the request has to be looked at: its state's deadline, or its lost link's."""
+        return self.deadline if self.lost_until is None else MonotonicMs(min(self.deadline, self.lost_until))
+
     def job_id(self) -> MessageId:
         """The current agreement's id, or ``NO_JOB``."""
         return self.attempt.job if self.attempt is not None else NO_JOB
@@ -207,16 +266,8 @@ class BuyerJob:
 
     def deadline_of(self, state: BuyerState, policy: BuyerPolicy, now: Now) -> MonotonicMs:
         """When ``state``, entered now, ends by itself; never after the request's own end."""
-        request = self.request
-        lasts = {
-            BuyerState.CONNECTING: policy.connect_ms,
-            BuyerState.OPENING_CHANNEL: policy.funding_ms,
-            BuyerState.OFFERED: request.accept_ms,
-            BuyerState.PREFILLING: request.first_output_ms,
-            BuyerState.STREAMING: request.stall_ms,
-            BuyerState.SETTLING: request.stall_ms,
-        }.get(state)
-        until = self.choose_until if lasts is None else now.monotonic_ms + lasts
+        lasts = LASTS[state](self.request, policy)
+        until = self.choose_until if state is BuyerState.CHOOSING else now.monotonic_ms + lasts
         return MonotonicMs(min(until, self.total_until))
 
     def record(self, own: AccountId, fault: FaultKind | None = None, reason: str = "") -> JobRecord:

@@ -7,6 +7,7 @@ ceiling: each one is offered only what the earlier ones left.
 from protocol.market.agreement import make_agreement, make_bid
 from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
+from protocol.market.continuation import Asked, Continuity, asked_behind, continuity_of
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.matching import NoMatch, Want, quote
 from protocol.market.records import attempt_key
@@ -43,10 +44,37 @@ class Opening:
             return core.finish_failed(job, fault, f"{reason}; no other provider would do", now)
         return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(found.refused, request.provider), now)
 
+    def behind(self, job: BuyerJob) -> Asked | None:
+        """What the next provider would be asked for if the attempt ended now; ``None`` if there can be no next one."""
+        attempt = job.attempt
+        assert attempt is not None
+        if not attempt.delivered or attempt.continuity is Continuity.STARTS_AGAIN:
+            return job.asked
+        if attempt.continuity is Continuity.ENDS:
+            return None
+        offered = self._core.order_book.offers_for(job.request.model)
+        served = [live.model(job.request.model) for live in offered]
+        widest = max((one.input_units_max for one in served if one is not None), default=0)
+        output = b"".join(attempt.output)
+        return asked_behind(job.asked, job.request, attempt.job, attempt.progress, output, widest)
+
+    def another(self, job: BuyerJob, now: Now) -> bool:
+        """True if somebody else would take the job over now."""
+        if job.state is BuyerState.SETTLING:
+            return False  # everything is here but the receipt, which nobody else can give
+        asked = self.behind(job)
+        if asked is None or job.match is None or job.attempts >= self._core.policy.attempts_max:
+            return False
+        want = self._want(job, asked, (*job.excluded, job.match.live.account), now)
+        return bool(quote(self._core.order_book, want, now, whole_book=False).ranked)
+
     def want(self, job: BuyerJob, now: Now) -> Want:
         """The request as the order book is asked for it."""
-        core, request = self._core, job.request
-        core.demoted = {account: until for account, until in core.demoted.items() if until > now.monotonic_ms}
+        return self._want(job, job.asked, job.excluded, now)
+
+    def _want(self, job: BuyerJob, asked: Asked, excluded: tuple[AccountId, ...], now: Now) -> Want:
+        core, request = self._core, asked.request
+        last = dict.fromkeys((*core.backoff.demoted(now), *core.backoff.crowded(now), *core.books.debtors()))
         return Want(
             buyer=core.own,
             model=request.model,
@@ -59,8 +87,10 @@ class Opening:
             region=request.region,
             isolation=request.isolation,
             provider=request.provider,
-            excluded=job.excluded,
-            demoted=tuple(core.demoted),
+            excluded=excluded,
+            demoted=tuple(last),
+            weights=core.policy.weights,
+            region_preferred=core.policy.region_preferred,
         )
 
     def advance(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
@@ -84,6 +114,8 @@ class Opening:
         assert job.match is not None
         job.first_error = job.first_error or (fault, reason)
         job.excluded = (*job.excluded, job.match.live.account)
+        if job.state is BuyerState.CONNECTING:
+            self._core.backoff.failed(job.match.live.account, now)
         event = self._core.attempt_event(job, fault, reason)
         return [event, *self.choose(job, now)]
 
@@ -93,11 +125,15 @@ class Opening:
             fits = known is not None and not known.closing and known.payee == provider
             if fits and known is not None and self._core.books.lane_fits(known, reconciled, ceiling):
                 return channel, reconciled
+        free: tuple[ChannelId, Lane] | None = None
         for facts in self._open_channels(provider):
             lane = self._core.books.free_lane(facts, ceiling)
             if lane is not None:
-                return facts.channel, lane
-        return None
+                # What a provider owes is set against its next job, whatever channel it owes it on.
+                if self._core.books.owes(facts.channel, lane):
+                    return facts.channel, lane
+                free = free or (facts.channel, lane)
+        return free
 
     def _open_channels(self, provider: AccountId) -> tuple[ChannelFacts, ...]:
         between = self._core.ledger.channels_between(self._core.own, provider)
@@ -136,12 +172,13 @@ class Opening:
         return ChannelOpen(provider, Amount(min(balance, max(ceiling, core.policy.channel_deposit))))
 
     def _offer(self, job: BuyerJob, channel: ChannelId, lane: Lane, now: Now) -> list[MarketEffect]:
-        core, request, match = self._core, job.request, job.match
+        core, request, match = self._core, job.asked.request, job.match
         assert match is not None
+        assert job.paid() + match.price_at_limits <= request.price_ceiling, "attempts together stay under the ceiling"
         messages: list[MarketEffect] = []
         node = match.live.offer.node
         if not job.bid_payload:
-            job.bid_payload = encode(make_bid(request, now.wall_ms))
+            job.bid_payload = encode(make_bid(job.request, now.wall_ms))
             job.bid = message_id(MessageKind.BID, core.own, job.bid_payload)
             core.by_bid[job.bid] = job
         if job.bid_bytes:
@@ -159,14 +196,17 @@ class Opening:
             chunk_units=request.chunk_units,
             total_ms=DurationMs(max(1, job.total_until - now.monotonic_ms)),
             now=now.wall_ms,
+            continues=job.asked.continues,
         )
         payload = encode(agreement)
-        attempt = Attempt(message_id(MessageKind.AGREEMENT, core.own, payload), agreement)
+        continuity = continuity_of(match.served.runtime)
+        attempt = Attempt(message_id(MessageKind.AGREEMENT, core.own, payload), agreement, continuity)
         job.attempt = attempt
         job.attempts += 1
         core.by_job[attempt.job] = job
         lane_put = core.books.begin(terms, agreement.provider, node, attempt.job, agreement.price_ceiling)
-        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}", now)
+        behind = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
+        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{behind}", now)
         return [
             *messages,  # a bid binds nobody: it travels while the promise goes to disk
             lane_put,

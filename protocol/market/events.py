@@ -74,12 +74,15 @@ class AttemptFailed(Message, frozen=True):
 
 
 class JobFinished(Message, frozen=True):
-    """Delivered, paid and receipted. ``paid`` is the price of all attempts of the request together."""
+    """Delivered, paid and receipted. What follows the receipt counts all attempts of the request together."""
 
     request: HashField
     job: MessageIdField
     receipt: Receipt
     paid: AmountField
+    output_units: WorkUnitsField
+    chunks: Count
+    """The receipt's chunks, and the output of earlier attempts."""
 
 
 class JobFailed(Message, frozen=True):

@@ -5,6 +5,7 @@ Law: data only; durations in milliseconds, amounts in base units.
 
 from msgspec import Struct
 
+from protocol.market.ranking import Weights
 from protocol.primitives.limits import CHUNK_UNITS_MAX
 from protocol.primitives.units import CREDIT, Amount, DurationMs
 
@@ -12,21 +13,32 @@ from protocol.primitives.units import CREDIT, Amount, DurationMs
 class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """How this node buys."""
 
+    weights: Weights = Weights()
+    region_preferred: str = ""
+    """Counts in the ranking; others are taken too."""
+
     channel_deposit: Amount = Amount(10 * CREDIT)
     """Deposit of a new channel, or the job's ceiling if that is more, or what the balance allows."""
     channel_top_up: Amount = Amount(10 * CREDIT)
     """Added when what is left in a channel doesn't cover a job."""
-    attempts_max: int = 3
+    attempts_max: int = 5
     """Providers tried for one request."""
     jobs_max: int = 1024
     """Requests under way at once."""
     connect_ms: DurationMs = DurationMs(5_000)
     reconnect_ms: DurationMs = DurationMs(3_000)
-    """How long a job outlives its lost link."""
+    """How long a job outlives its lost link when nobody else would do."""
+    failover_ms: DurationMs = DurationMs(300)
+    """How long it waits for the link when somebody else would: a link that only blinked is back by then."""
     funding_ms: DurationMs = DurationMs(30_000)
     """How long to wait for the ledger to open or top up a channel."""
-    demoted_ms: DurationMs = DurationMs(60_000)
-    """How long a provider that failed ranks behind all others."""
+    demoted_ms: DurationMs = DurationMs(15_000)
+    """How long a provider that failed ranks behind all others; twice as long after each further failure in a row."""
+    demoted_ms_max: DurationMs = DurationMs(900_000)
+    full_ms: DurationMs = DurationMs(500)
+    """How long a provider without room ranks behind others: no longer than its next offer takes to come."""
+    reconcile_ms: DurationMs = DurationMs(5_000)
+    """How often open jobs that are quiet are compared with the provider's."""
     output_bytes_max: int = 8 * 1024 * 1024
     """Output of one job that this node is ready to hold."""
 
@@ -52,6 +64,8 @@ class SellerPolicy(Struct, frozen=True, kw_only=True):
     work_ahead: bool = True
     """Let the worker compute the next chunk while the last one is not paid yet. It is never released early."""
     output_bytes_max: int = 8 * 1024 * 1024
+    reconcile_ms: DurationMs = DurationMs(5_000)
+    """How often open jobs that are quiet are compared with the buyer's."""
     verifications: tuple[str, ...] = ("none",)
     """Verification policies that this node takes part in."""
     redeem_amount: Amount = Amount(10 * CREDIT)

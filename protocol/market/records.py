@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from protocol.messages.effects import Put, Table
 from protocol.messages.market import Count, FaultKind, HistoryEntry, Text, Timeline
 from protocol.primitives.codec import Message, encode
-from protocol.primitives.limits import HISTORY_ENTRIES_MAX, TEXT_BYTES_MAX
+from protocol.primitives.limits import HISTORY_ENTRIES_MAX, LANES_PER_CHANNEL, TEXT_BYTES_MAX
 from protocol.primitives.units import (
     AccountIdField,
     Amount,
@@ -26,6 +26,8 @@ from protocol.primitives.units import (
     ChannelIdField,
     Hash,
     HashField,
+    Height,
+    HeightField,
     LaneField,
     MessageId,
     MessageIdField,
@@ -151,6 +153,31 @@ class JobStatements(Message, frozen=True):
     """The last chunk that was verified."""
     ending: bytes
     """The other side's refusal, failure or cancellation."""
+    voucher: bytes = b""
+    """The buyer's last voucher for it, on the buyer's side; the provider has it in its lane's row."""
+
+
+class RedeemedLane(Message, frozen=True):
+    """One voucher in a redemption."""
+
+    lane: LaneField
+    sequence: SequenceField
+    cumulative: AmountField
+    receipts_count: Count
+
+
+class ChannelLine(Message, frozen=True):
+    """``Table.CHANNEL_LOG``: one transaction on a channel; ``amount`` is what it put in, 0 for all but deposits."""
+
+    height: HeightField
+    at: TimestampField
+    """The block's time."""
+    transaction: MessageIdField
+    sender: AccountIdField
+    action: Text
+    """``opened``, ``topped up``, ``redeemed``, ``closed`` or ``finalised``."""
+    amount: AmountField
+    lanes: Annotated[tuple[RedeemedLane, ...], Meta(max_length=LANES_PER_CHANNEL)]
 
 
 class ReceiptRecord(Message, frozen=True):
@@ -244,6 +271,11 @@ def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> 
 def attempt_key(request: Hash, attempt: int) -> bytes:
     """Sorts by request, then by the attempt's number."""
     return request + attempt.to_bytes(4, "big")
+
+
+def channel_log_key(channel: ChannelId, height: Height, place: int) -> bytes:
+    """Sorts by channel, then by time."""
+    return channel + height.to_bytes(8, "big") + place.to_bytes(4, "big")
 
 
 def receipt_lane_key(channel: ChannelId, lane: int, index: int) -> bytes:

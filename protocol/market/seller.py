@@ -15,6 +15,8 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
     work_failed(job, fault, reason, now)
     timer(key, now)                                           keys with room == "seller"
     link_up(peer, now), link_down(peer, now)
+    compare(peer, buying, now)                                the peer's part of an OpenJobs
+    housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
     transaction_rejected(subject, reason, now)                a WantTransaction will not be taken
     redeem_now(channel, now)                                  the owner asks for it
@@ -22,6 +24,7 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
 
 from collections.abc import Callable, Iterable
 
+from protocol.market.comparison import SellerComparison
 from protocol.market.ledger_view import ChannelFacts, LedgerView
 from protocol.market.policies import SellerPolicy
 from protocol.market.records import (
@@ -54,7 +57,7 @@ from protocol.messages.market import (
     Receipt,
     Voucher,
 )
-from protocol.messages.wire import Direct, JobInput
+from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import (
     AccountId,
@@ -82,6 +85,7 @@ class Seller:
         self._core = SellerCore(own, own_node, ledger, policy or SellerPolicy())
         self._intake = Intake(self._core)
         self._selling = Selling(self._core)
+        self._comparison = SellerComparison(self._core, self._intake)
         self._redemption = Redemption(self._core.books, self._core.policy)
         self._to_tell: dict[NodeId, list[Failure]] = {}
         self._looked_at: MonotonicMs | None = None
@@ -193,12 +197,21 @@ class Seller:
         for job in self._core.jobs.values():
             if job.agreement.buyer_node == peer:
                 effects.extend(Send(peer, Direct(sent)) for sent in job.unanswered)
-        return effects
+        return [*effects, *self._comparison.link_up(peer)]
 
     def link_down(self, peer: NodeId, now: Now) -> list[MarketEffect]:
         """A link is lost: jobs on it run into their deadlines unless it comes back."""
         self._intake.forget_peer(peer)
+        self._comparison.link_down(peer)
         return []
+
+    def compare(self, peer: NodeId, buying: tuple[JobStanding, ...], now: Now) -> list[MarketEffect]:
+        """A buyer's node names the jobs that it has open with us."""
+        return self._comparison.heard(peer, buying, now)
+
+    def housekeeping(self, now: Now) -> list[MarketEffect]:
+        """A second has passed: jobs that have been quiet are compared with their buyers'."""
+        return self._comparison.due(now)
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Agreements that waited for the ledger are judged again; channels that are due are redeemed."""

@@ -20,6 +20,9 @@ from protocol.primitives.units import AccountId, Amount, ChannelId, Lane, Messag
 
 ROOM = "seller"
 
+FAILURES_KEPT_MAX = 256
+"""Failures whose words are kept: 400 bytes each. A buyer that asks later learns that the job is over, and no more."""
+
 
 class SellerCore:
     """The seller's state."""
@@ -35,6 +38,8 @@ class SellerCore:
         self.pending: dict[tuple[ChannelId, Lane], ReceiptRecord] = {}
         """Issued receipts that no voucher has committed to yet."""
         self.slots_taken = 0
+        self.ended: dict[MessageId, tuple[NodeId, Failure]] = {}
+        """Jobs that ended here and with what words, should their buyers' nodes have missed them."""
 
     def slots_free(self) -> int:
         """How many more jobs this node can take now."""
@@ -97,6 +102,9 @@ class SellerCore:
         """
         earned = Amount(0) if ours and not job.delivered else job.progress.due
         failure = Failure(job.job, fault, job.progress.chunks, reason[:TEXT_BYTES_MAX])
+        self.ended[job.job] = (job.agreement.buyer_node, failure)
+        if len(self.ended) > FAILURES_KEPT_MAX:
+            del self.ended[next(iter(self.ended))]
         return [
             *self.end(job, SellerState.FAILED, fault, reason, earned, now),
             SignAndSend(MessageKind.FAILURE, encode(failure), (job.agreement.buyer_node,)),

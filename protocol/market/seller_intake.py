@@ -37,10 +37,9 @@ from protocol.messages.effects import (
     TimerKey,
 )
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, JobPayload, Refusal
+from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, Refusal
 from protocol.messages.wire import Direct, JobInput
-from protocol.primitives.codec import decode, encode
-from protocol.primitives.errors import MalformedMessage
+from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import AccountId, Amount, MessageId, MonotonicMs, NodeId
 
@@ -88,6 +87,10 @@ class Intake:
         self._bids: dict[MessageId, HeldBid] = {}
         self._arrivals: dict[MessageId, Arrival] = {}
         self._inputs: dict[tuple[NodeId, MessageId], JobInput] = {}
+
+    def holds(self, job: MessageId) -> bool:
+        """True while an agreement is not decided yet."""
+        return job in self._arrivals
 
     def waiting(self) -> int:
         """Agreements that are not decided yet."""
@@ -207,11 +210,6 @@ class Intake:
         check_channel(agreement, facts, core.books.reserved_elsewhere(agreement.channel, agreement.lane, redeemed))
         if arrival.job_input is not None:
             check_input(agreement, arrival.job_input)
-            # [USER] an input that runtimes can read
-            try:
-                decode(arrival.job_input.payload, JobPayload)
-            except MalformedMessage:
-                raise TermsRefused(FaultKind.USER, "input is no job payload") from None
 
     def _accept(self, arrival: Arrival, held: HeldBid, job_input: JobInput, now: Now) -> list[MarketEffect]:
         core, agreement = self._core, arrival.agreement

@@ -95,6 +95,7 @@ class SellerJob:
         "paid",
         "progress",
         "pulling",
+        "quiet",
         "salt",
         "state",
         "total_until",
@@ -142,10 +143,18 @@ class SellerJob:
         self.total_until = MonotonicMs(now.monotonic_ms + agreement.total_ms)
         self.deadline = self.deadline_of(SellerState.PREFILL, now)
 
+        self.quiet: tuple[SellerState, int] | None = None
+        """Where the job stood when it was last looked at: one that stands there still is compared."""
+
     @property
     def delivered(self) -> bool:
         """True once any chunk of output was released."""
         return self.progress.chunks > 1
+
+    @property
+    def receipt_out(self) -> bool:
+        """True once nothing but the buyer's last voucher is missing."""
+        return self.state is SellerState.AWAIT_FINAL
 
     def note(self, at: TimestampMs, cause: str) -> None:
         """Add the state to the timeline, with what was released and paid by then; chunk after chunk shares a line."""

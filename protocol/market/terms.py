@@ -7,14 +7,17 @@ knows whether to ask elsewhere.
 
 from msgspec import Struct
 
+from protocol.market.continuation import Continuity, continuity_of
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.policies import SellerPolicy
 from protocol.market.records import SellerLane, seller_debt
 from protocol.messages.effects import Now
-from protocol.messages.market import Agreement, Bid, FaultKind, ModelOffer
+from protocol.messages.market import Agreement, Bid, FaultKind, JobPayload, ModelOffer
 from protocol.messages.wire import JobInput
-from protocol.primitives.errors import AmountOutOfRange, MercatError
+from protocol.primitives.codec import decode
+from protocol.primitives.errors import AmountOutOfRange, MalformedMessage, MercatError
 from protocol.primitives.units import AccountId, MessageId, NodeId
+from protocol.settlement.continuation import ContinuationInvalid, check_prefix, input_units_most, output_units_most
 from protocol.settlement.pricing import amount_due
 from protocol.settlement.receipts import input_commitment
 from protocol.settlement.vouchers import unused_lane
@@ -75,7 +78,11 @@ def check_bid(proposal: Proposal, now: Now, policy: SellerPolicy) -> None:
         raise TermsRefused(FaultKind.USER, "agreement differs from its bid")
     if agreement.price_ceiling > bid.price_ceiling:
         raise TermsRefused(FaultKind.USER, "agreement's ceiling is above its bid's")
-    if agreement.input_units_max > bid.input_units_max or agreement.output_units_max > bid.output_units_max:
+    # [USER] and together with the work behind it inside the bid's limits
+    behind = agreement.continues
+    if agreement.input_units_max > input_units_most(bid, behind):
+        raise TermsRefused(FaultKind.USER, "agreement's limits are above its bid's")
+    if agreement.output_units_max > output_units_most(bid, behind):
         raise TermsRefused(FaultKind.USER, "agreement's limits are above its bid's")
     # [NETWORK] made just now: an old agreement is not taken up again
     age = now.wall_ms - agreement.created_at
@@ -90,6 +97,9 @@ def check_service(agreement: Agreement, served: ModelOffer | None, policy: Selle
         raise TermsRefused(FaultKind.CAPACITY, "model is not served any more")
     if (agreement.runtime_build, agreement.settings) != (served.runtime_build, served.settings):
         raise TermsRefused(FaultKind.CAPACITY, "runtime or settings have changed since the offer")
+    # [CAPACITY] by a runtime that can go on behind another provider's output, if it is to
+    if agreement.continues is not None and continuity_of(served.runtime) is not Continuity.GOES_ON:
+        raise TermsRefused(FaultKind.CAPACITY, f"{served.runtime} can't go on behind output that is there already")
     # [CAPACITY] at the live offer's prices
     if agreement.prices != served.prices:
         raise TermsRefused(FaultKind.CAPACITY, "prices have changed since the offer")
@@ -137,6 +147,17 @@ def check_input(agreement: Agreement, job_input: JobInput) -> None:
         raise TermsRefused(FaultKind.USER, f"input has {len(job_input.payload)} bytes, {agreement.input_bytes} agreed")
     if input_commitment(job_input.salt, job_input.payload) != agreement.input_commitment:
         raise TermsRefused(FaultKind.USER, "input does not match its commitment")
+    # [USER] an input that runtimes can read
+    try:
+        payload = decode(job_input.payload, JobPayload)
+    except MalformedMessage:
+        raise TermsRefused(FaultKind.USER, "input is no job payload") from None
+    # [USER] whose prefix ends with the output that the agreement goes on from
+    if agreement.continues is not None:
+        try:
+            check_prefix(agreement.continues, job_input.salt, payload.prefix)
+        except ContinuationInvalid as error:
+            raise TermsRefused(FaultKind.USER, str(error)) from None
 
 
 def check_channel(agreement: Agreement, facts: ChannelFacts | None, reserved_elsewhere: int) -> None:

@@ -29,12 +29,12 @@ from protocol.messages.market import (
     Voucher,
 )
 from protocol.messages.transactions import ChannelRedeem
-from protocol.messages.wire import JobInput
+from protocol.messages.wire import JobInput, OpenJobs
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.units import AccountId, Amount, NodeId, PublicKey, SequenceNumber
 from tests.engine.generated import Generator
-from tests.market.town import Link, Person, Town, Watch, Worker, identity, request
+from tests.market.town import Carried, Link, Person, Town, Watch, Worker, identity, request
 
 KINDS: dict[type[Message], MessageKind] = {
     Bid: MessageKind.BID,
@@ -83,7 +83,7 @@ class HostileTown(Town):
         self.hostile = self.buyer if buyer_is_hostile else self.seller
         self.honest = [person for person in self.people.values() if person is not self.hostile]
         self.watch = HonestWatch(self.hostile)
-        self.said: list[bytes | JobInput] = []
+        self.said: list[Carried] = []
         self.tampered = 0
         # Little enough for two jobs that money is short all the time.
         self.buyer.buyer_policy = BuyerPolicy(channel_deposit=Amount(5_000), channel_top_up=Amount(1_000))
@@ -129,8 +129,8 @@ class HostileTown(Town):
             self.watch.agreements[self.job_of(self.hostile, payload)] = payload
         return sealed
 
-    def _mutated(self, message: bytes | JobInput) -> bytes | JobInput | None:
-        payload: Message = message if isinstance(message, JobInput) else open_envelope(message)[1]
+    def _mutated(self, message: Carried) -> Carried | None:
+        payload: Message = open_envelope(message)[1] if isinstance(message, bytes) else message
         info: Any = inspect.type_info(type(payload))
         fields = asdict(payload)
         for _ in range(self.dice.choice((1, 1, 1, 2))):
@@ -144,7 +144,7 @@ class HostileTown(Town):
             # Its own machine could not go on from the last sequence that there is.
             fields["sequence"] = min(fields["sequence"], 2**47)
         changed = type(payload)(**fields)
-        return changed if isinstance(changed, JobInput) else self._seal(changed)
+        return changed if isinstance(changed, JobInput | OpenJobs) else self._seal(changed)
 
     def _invented(self) -> bytes | None:
         kind = self.dice.choice(list(KINDS))
@@ -176,7 +176,7 @@ class HostileTown(Town):
         )
 
     def tamper(self, link: Link) -> None:
-        queue: deque[bytes | JobInput] = self.links[link]
+        queue: deque[Carried] = self.links[link]
         self.said.extend(queue)
         self.tampered += 1
         match self.dice.choice(("change", "change", "change", "twice", "drop", "again", "swap", "invent", "promise")):

@@ -160,15 +160,17 @@ def test_unreachable_provider_is_passed_over_before_anything_is_deposited_for_it
     assert {facts.payee for facts in town.ledger.channels.values()} == {town.sellers[1].account}
 
 
-def test_after_output_was_delivered_the_job_fails_with_what_was_delivered_and_paid() -> None:
+def test_when_nobody_is_left_the_job_fails_with_what_was_delivered_and_paid() -> None:
     town = Town(sellers=2)
     for seller in town.sellers:
         seller.worker = Worker(fails_at=2)
     town.start(request())
     town.run()
     [lost] = failed(town)
-    assert (lost.fault, lost.output_units, lost.paid) == (FaultKind.PROVIDER, 10, amount_due(PRICES, 10, 10))
-    assert len(town.watch.agreements) == 1
+    both = amount_due(PRICES, 10, 10) + amount_due(PRICES, 20, 10)
+    assert (lost.fault, lost.output_units, lost.paid) == (FaultKind.PROVIDER, 20, both)
+    assert lost.first_reason == "worker died"
+    assert len(town.watch.agreements) == 2
 
 
 def test_all_attempts_together_stay_under_the_ceiling() -> None:

@@ -44,7 +44,7 @@ def test_seller_that_restarts_keeps_its_best_voucher_and_says_that_the_job_faile
     assert lanes(town)[1].voucher == before.voucher
     assert town.seller.seller.slots_free() == 4
     [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
-    assert lost.reason == "provider restarted"
+    assert lost.first_reason == "provider restarted"
     [record] = [decode(row, JobRecord) for row in town.seller.rows(Table.JOB)]
     assert (record.state, record.reason) == ("failed", "this node restarted while the job was under way")
     assert record.paid == amount_due(PRICES, 10, 10)

@@ -41,7 +41,7 @@ from protocol.settlement.accumulator import EMPTY, EMPTY_ROOT
 from protocol.settlement.pricing import amount_due
 from protocol.settlement.receipts import input_commitment
 from protocol.settlement.vouchers import LanePosition
-from tests.market.town import MODEL, PRICES, SERVED
+from tests.market.town import MODEL, PAYLOAD, PRICES, SERVED
 
 BUYER, PROVIDER = AccountId(b"b" * 32), AccountId(b"p" * 32)
 BUYER_NODE, PROVIDER_NODE = NodeId(b"B" * 32), NodeId(b"P" * 32)
@@ -65,8 +65,8 @@ AGREEMENT = Agreement(
     input_units_max=WorkUnits(20),
     output_units_max=WorkUnits(40),
     price_ceiling=amount_due(PRICES, 20, 40),
-    input_commitment=input_commitment(SALT, b"input"),
-    input_bytes=5,
+    input_commitment=input_commitment(SALT, PAYLOAD),
+    input_bytes=len(PAYLOAD),
     channel=CHANNEL,
     lane=Lane(0),
     cumulative_start=Amount(500),
@@ -109,7 +109,7 @@ def test_good_terms_pass_every_check() -> None:
     check_parties(PROPOSAL, PROVIDER, PROVIDER_NODE)
     check_bid(PROPOSAL, NOW, POLICY)
     check_service(AGREEMENT, SERVED, POLICY)
-    check_input(AGREEMENT, JobInput(JOB, SALT, b"input"))
+    check_input(AGREEMENT, JobInput(JOB, SALT, PAYLOAD))
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_what_is_not_sold_is_refused(
 @pytest.mark.parametrize(
     ("job_input", "reason"),
     [
-        (JobInput(JOB, SALT, b"longer"), "6 bytes, 5 agreed"),
-        (JobInput(JOB, SALT, b"inpuT"), "does not match its commitment"),
-        (JobInput(JOB, Salt(b"t" * 32), b"input"), "does not match its commitment"),
+        (JobInput(JOB, SALT, PAYLOAD + b"!"), f"{len(PAYLOAD) + 1} bytes, {len(PAYLOAD)} agreed"),
+        (JobInput(JOB, SALT, PAYLOAD[:-1] + b"!"), "does not match its commitment"),
+        (JobInput(JOB, Salt(b"t" * 32), PAYLOAD), "does not match its commitment"),
     ],
 )
 def test_another_input_than_the_agreed_one_is_refused(job_input: JobInput, reason: str) -> None:

@@ -50,7 +50,7 @@ from protocol.messages.market import (
     Voucher,
 )
 from protocol.messages.transactions import ChannelOpen, ChannelRedeem, ChannelTopUp
-from protocol.messages.wire import Direct, JobInput
+from protocol.messages.wire import Direct, JobInput, OpenJobs
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import (
     AccountId,
@@ -192,10 +192,14 @@ class Worker:
     fails_at: int | None = None
 
     def payload(self, number: int) -> bytes:
-        return f"piece {number};".encode()
+        return f"piece {number:03};".encode()  # a unit is never less than a byte
 
-    def output(self) -> bytes:
-        return b"".join(self.payload(number) for number in range(len(self.pieces)))
+    def output(self, pieces: int | None = None) -> bytes:
+        return b"".join(self.payload(number) for number in range(len(self.pieces) if pieces is None else pieces))
+
+    def pieces_in(self, prefix: bytes) -> int:
+        """How many pieces of the output are there already: providers of one model give the same output."""
+        return next((count for count in range(len(self.pieces) + 1) if self.output(count) == prefix), 0)
 
 
 LaneName = tuple[ChannelId, Lane]
@@ -291,6 +295,8 @@ class Person:
         self.timers: dict[TimerKey, int] = {}
         self.work: dict[MessageId, int] = {}
         self.workers: dict[MessageId, Worker] = {}
+        self.behind: dict[MessageId, int] = {}
+        """Pieces of output that other providers delivered before."""
         self.pulled: deque[MessageId] = deque()
         self.returned: deque[bytes] = deque()
         self.book = OrderBook()
@@ -307,6 +313,10 @@ class Person:
 
 
 Link = tuple[NodeId, NodeId]
+Carried = bytes | JobInput | OpenJobs
+"""What travels on a link: envelopes, and what needs no signature of its own."""
+
+HOUSEKEEPING_MS = 1_000
 
 
 class Town:
@@ -317,7 +327,7 @@ class Town:
         self.ledger = PlainLedger()
         self.watch = Watch()
         self.people: dict[NodeId, Person] = {}
-        self.links: dict[Link, deque[bytes | JobInput]] = {}
+        self.links: dict[Link, deque[Carried]] = {}
         self.unreachable: set[NodeId] = set()
         self.crash_after: int | None = None
         """Carry out so many effects and then lose the node that was at it."""
@@ -394,8 +404,8 @@ class Town:
                 person.returned.append(envelope_bytes)
             case Send(to, Direct(envelope_bytes)):
                 self._post(person, to, envelope_bytes)
-            case Send(to, JobInput() as job_input):
-                self._post(person, to, job_input)
+            case Send(to, (JobInput() | OpenJobs()) as unsigned):
+                self._post(person, to, unsigned)
             case SetTimer(key, at):
                 person.timers[key] = at
             case CancelTimer(key):
@@ -405,6 +415,7 @@ class Town:
             case OpenWork():
                 person.work[effect.job] = 0
                 person.workers[effect.job] = person.worker
+                person.behind[effect.job] = person.worker.pieces_in(decode(effect.payload, JobPayload).prefix)
             case PullWork(job):
                 assert job in person.work
                 person.pulled.append(job)
@@ -417,7 +428,7 @@ class Town:
             case _:
                 raise AssertionError(effect)
 
-    def _post(self, person: Person, to: NodeId, message: bytes | JobInput) -> None:
+    def _post(self, person: Person, to: NodeId, message: Carried) -> None:
         if isinstance(message, bytes):
             self.watch.leaves(person, open_envelope(message)[1])
         queue = self.links.get((person.node, to))
@@ -475,6 +486,10 @@ class Town:
         if isinstance(message, JobInput):
             self.do(person, person.seller.receive_input(link[0], message, self.now))
             return
+        if isinstance(message, OpenJobs):
+            self.do(person, person.buyer.compare(link[0], message.selling, self.now))
+            self.do(person, person.seller.compare(link[0], message.buying, self.now))
+            return
         self.hand(person, link[0], message)
 
     def hand(self, person: Person, peer: NodeId, envelope_bytes: bytes) -> None:
@@ -501,12 +516,14 @@ class Town:
         if worker.fails_at == number:
             self.do(person, person.seller.work_failed(job, FaultKind.PROVIDER, "worker died", self.now))
         elif number == 0:
-            self.do(person, person.seller.work_prefilled(job, worker.input_units, self.now))
+            units = worker.input_units + sum(worker.pieces[: person.behind[job]])
+            self.do(person, person.seller.work_prefilled(job, units, self.now))
         else:
-            last = number == len(worker.pieces)
+            place = number - 1 + person.behind[job]
+            last = place == len(worker.pieces) - 1
             finish = FinishReason.STOP if last else FinishReason.NONE
-            payload = worker.payload(number - 1)
-            units = worker.pieces[number - 1]
+            payload = worker.payload(place)
+            units = worker.pieces[place]
             self.do(person, person.seller.work_piece(job, payload, units, finish, self.now))
 
     def decide(self) -> None:
@@ -517,9 +534,19 @@ class Town:
             self.do(person, person.seller.block_decided(self.now))
 
     def wait(self, duration_ms: int) -> None:
-        """Time passes; timers fire in order."""
+        """Time passes; timers fire in order, and every second everybody looks after what is open."""
         until = self.now.monotonic_ms + duration_ms
-        while (due := self._next_timer()) is not None and due[0] <= until:
+        while True:
+            due = self._next_timer()
+            look = (self.now.monotonic_ms // HOUSEKEEPING_MS + 1) * HOUSEKEEPING_MS
+            if look <= until and (due is None or look < due[0]):
+                self._set_clock(look)
+                for person in self.people.values():
+                    self.do(person, person.buyer.housekeeping(self.now))
+                    self.do(person, person.seller.housekeeping(self.now))
+                continue
+            if due is None or due[0] > until:
+                break
             at, person, key = due
             self._set_clock(max(at, self.now.monotonic_ms))
             del person.timers[key]

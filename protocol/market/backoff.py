@@ -1,0 +1,66 @@
+"""Which providers rank last for a while, and for how long.
+
+Law: only what a provider answers for counts against it: a job that it failed, a link that it lost, a node that can't be
+reached. Each failure in a row doubles its time in the last ranks, up to a cap; one good job ends it. Want of capacity
+is no failure: it costs a moment, until the provider's next offer shows its slots. Forgotten at a restart: what lasts is
+on the ledger and in the books.
+"""
+
+from msgspec import Struct
+
+from protocol.market.policies import BuyerPolicy
+from protocol.messages.effects import Now
+from protocol.primitives.units import AccountId, MonotonicMs
+
+PROVIDERS_MAX = 1024
+"""Providers remembered; beyond it those whose time ends first are forgotten: 100 bytes each."""
+
+
+class _Failures(Struct, frozen=True):
+    """Failures in a row, and until when they make the provider rank last."""
+
+    count: int
+    until: MonotonicMs
+
+
+class Backoff:
+    """One buyer's memory of failures."""
+
+    def __init__(self, policy: BuyerPolicy) -> None:
+        self._policy = policy
+        self._failed: dict[AccountId, _Failures] = {}
+        self._full: dict[AccountId, MonotonicMs] = {}
+
+    def failed(self, provider: AccountId, now: Now) -> None:
+        """The provider failed a job or could not be reached."""
+        policy = self._policy
+        before = self._failed.pop(provider, None)
+        # As long a good while as the longest bad one makes earlier failures forgotten.
+        in_a_row = before is not None and now.monotonic_ms < before.until + policy.demoted_ms_max
+        count = before.count + 1 if before is not None and in_a_row else 1
+        lasts = min(policy.demoted_ms << min(count - 1, 32), policy.demoted_ms_max)
+        self._failed[provider] = _Failures(count, MonotonicMs(now.monotonic_ms + lasts))
+        if len(self._failed) > PROVIDERS_MAX:
+            del self._failed[min(self._failed, key=lambda each: self._failed[each].until)]
+
+    def full(self, provider: AccountId, now: Now) -> None:
+        """The provider has no room now."""
+        self._full.pop(provider, None)
+        self._full[provider] = MonotonicMs(now.monotonic_ms + self._policy.full_ms)
+        if len(self._full) > PROVIDERS_MAX:
+            del self._full[next(iter(self._full))]
+
+    def succeeded(self, provider: AccountId) -> None:
+        """The provider finished a job: what was before is forgotten."""
+        self._failed.pop(provider, None)
+        self._full.pop(provider, None)
+
+    def demoted(self, now: Now) -> tuple[AccountId, ...]:
+        """Providers that failed lately."""
+        return tuple(account for account, failures in self._failed.items() if failures.until > now.monotonic_ms)
+
+    def crowded(self, now: Now) -> tuple[AccountId, ...]:
+        """Providers that had no room a moment ago."""
+        if self._full:
+            self._full = {account: until for account, until in self._full.items() if until > now.monotonic_ms}
+        return tuple(self._full)
