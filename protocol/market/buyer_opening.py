@@ -89,7 +89,6 @@ class Opening:
             provider=request.provider,
             excluded=excluded,
             demoted=tuple(last),
-            weights=core.policy.weights,
             region_preferred=core.policy.region_preferred,
         )
 
