@@ -5,7 +5,7 @@ import asyncio
 import msgpack
 import pytest
 
-from node.worker.child.gguf import _Job
+from node.worker.child.gguf_job import TextJob
 from node.worker.child.runtime import Request
 from node.worker.child.text import TextStream
 from node.worker.errors import JobCancelled, JobEnded, JobRefused, JobTimedOut
@@ -67,7 +67,7 @@ async def test_a_story_goes_on_in_another_worker_as_if_nothing_had_happened(stor
 
 
 def test_a_job_stops_computing_a_piece_ahead_of_its_credit() -> None:
-    job = _Job(0, 0, Request("text", b"", 100, 3, 0, 0, ()), [1], 100, TextStream(()), evaluated=1, pending=7)
+    job = TextJob(0, 0, Request("text", b"", 100, 3, 0, 0, ()), [1], 100, TextStream(()), evaluated=1, pending=7)
     for token in (7, 8):
         job.accept(token, b"a", ends=False)
         assert job.writing()

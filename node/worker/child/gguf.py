@@ -1,86 +1,51 @@
 """The language-model runtime: continuous batching over llama.cpp, several jobs at once.
 
-Law: each step evaluates one batch of at most 32 rows: one row for every job that is writing, the rest filled with
-pieces of prompts in order of arrival. A job's output depends on nothing but its own request: not on its neighbours,
-not on how its prompt was cut. The end token counts and is reported, so that a replay sees where the output ended.
+Law: each step evaluates one batch: one row for every job that is writing, the rest filled with pieces of prompts in
+order of arrival, as many as the step has time for and 32 at most. A job's output depends on nothing but its own
+request: not on its neighbours, not on how its prompt was cut, not on what its sequence held. The end token counts and
+is reported, so that a replay sees where the output ended.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+import time
 
 from node.worker.child.frames import Value
+from node.worker.child.gguf_job import TextJob, TokenFacts
+from node.worker.child.gguf_pace import Pace
+from node.worker.child.gguf_sequences import Sequences
 from node.worker.child.llama import BATCH_ROWS, FLASH_ATTENTION, THREADS, DecodeFailed, Llama, Row
-from node.worker.child.runtime import Broken, Event, Loaded, LoadFailed, Piece, Prefilled, Refused, Request, Runtime
-from node.worker.child.sampling import choose
-from node.worker.child.text import TEMPLATES, Template, TextStream, parse_text, parse_turns
+from node.worker.child.runtime import (
+    Broken,
+    Event,
+    Feature,
+    Loaded,
+    LoadFailed,
+    Prefilled,
+    Refused,
+    Rejected,
+    Request,
+    Runtime,
+)
+from node.worker.child.sampling import Logits, NothingFits, choose, likelihoods
+from node.worker.child.text import TEMPLATES, Template, TextStream, parse_prefix, parse_text, parse_turns
+from node.worker.child.text_grammar import GrammarTooLarge
+from node.worker.child.text_guide import Guide, Vocabulary
+from node.worker.child.text_schema import RULES, grammar_of
 
 CONTEXT_TOKENS_MAX = 1 << 17
 BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of context can't fit
-PIECES_AHEAD = 1
-
-
-@dataclass(slots=True)
-class _Job:
-    """One sequence. `evaluated` counts tokens in the model's memory; `pending` is chosen but not evaluated yet."""
-
-    number: int
-    sequence: int
-    request: Request
-    prompt: list[int]
-    output_max: int
-    text: TextStream
-    evaluated: int = 0
-    pending: int | None = None
-    produced: int = 0
-    credit: int = 0
-    finish: str | None = None
-    payload: bytearray = field(default_factory=bytearray)
-    tokens: list[int] = field(default_factory=list)
-    ready: deque[Piece] = field(default_factory=deque)
-
-    def reading(self) -> bool:
-        return self.evaluated < len(self.prompt)
-
-    def writing(self) -> bool:
-        """Whether it has a token to evaluate and may: it stops a piece ahead of what was asked for."""
-        return self.pending is not None and self.finish is None and len(self.ready) < PIECES_AHEAD
-
-    def releasable(self) -> bool:
-        return self.credit > 0 and bool(self.ready)
-
-    def accept(self, token: int, content: bytes, ends: bool) -> None:
-        """Take the chosen token into the output."""
-        self.produced += 1
-        self.tokens.append(token)
-        if ends:
-            self.finish = "stop"
-        else:
-            text, stopped = self.text.push(content)
-            self.payload += text.encode()
-            if stopped:
-                self.finish = "stop"
-            elif self.produced >= self.output_max:
-                self.finish = "length"
-        if self.finish is not None:
-            self.payload += self.text.finish().encode()
-            self.pending = None
-        else:
-            self.pending = token
-        if self.finish is not None or len(self.tokens) >= self.request.chunk_units:
-            self.ready.append(
-                Piece(self.number, bytes(self.payload), len(self.tokens), tuple(self.tokens), self.finish)
-            )
-            self.payload.clear()
-            self.tokens.clear()
 
 
 class GgufRuntime(Runtime):
     """One GGUF model; jobs share batches."""
 
+    features: frozenset[Feature] = frozenset({"prefix", "tokens", "schema"})
+
     def __init__(self) -> None:
-        self._jobs: dict[int, _Job] = {}
-        self._free: list[int] = []
+        self._jobs: dict[int, TextJob] = {}
         self._template: Template | None = None
+        self._vocabulary: Vocabulary | None = None
+        self.rows_evaluated = 0
+        """Tokens that went through the model so far, whosever they were."""
 
     def prepare(self) -> dict[str, int | str]:
         self._llama = Llama()
@@ -88,6 +53,7 @@ class GgufRuntime(Runtime):
             "flash_attn": FLASH_ATTENTION,
             "n_ubatch": BATCH_ROWS,
             "n_threads": THREADS,
+            "schema_rules": RULES,
             "processor": self._llama.processor.strip(" |"),
         }
 
@@ -103,7 +69,9 @@ class GgufRuntime(Runtime):
                 raise LoadFailed("unknown chat_template; known: " + ", ".join(TEMPLATES))
             self._template = TEMPLATES[template]
         self._llama.load(files[model], context_tokens, slots)
-        self._free = list(range(slots))
+        canonical = bool(settings.get("canonical"))
+        self._sequences = Sequences(slots, self._llama.keep, remember=canonical)
+        self._pace = Pace(follows_the_clock=canonical)
         return Loaded(self._llama.context_tokens)
 
     def open(self, job: int, request: Request) -> None:
@@ -116,29 +84,47 @@ class GgufRuntime(Runtime):
             )
         if not prompt:
             raise Refused("the prompt is empty")
-        if not self._free:
+        guide = self._guide(request)
+        if not self._sequences.any_idle():
             raise Refused("every sequence of this worker is in use")
+        sequence, held = self._sequences.take(request.tenant, prompt)
         output_max = min(request.max_output_units, room)
-        self._jobs[job] = _Job(job, self._free.pop(0), request, prompt, output_max, TextStream(request.stop))
+        text = TextStream(request.stop)
+        self._jobs[job] = TextJob(job, sequence, request, prompt, output_max, text, guide, evaluated=held)
 
     def _prompt(self, request: Request) -> list[int]:
+        """Tokens of the input and of the output that is there already, cut where the first worker's were."""
         limit = self._llama.context_tokens
-        if len(request.payload) > limit * BYTES_PER_TOKEN_MAX:
-            raise Refused(
-                f"the prompt is too long: {len(request.payload)} bytes can't fit the context of {limit} tokens"
-            )
+        size = len(request.payload) + len(request.prefix)
+        if size > limit * BYTES_PER_TOKEN_MAX:
+            raise Refused(f"the prompt is too long: {size} bytes can't fit the context of {limit} tokens")
         try:
             if request.input_format == "text":
-                text = parse_text(request.payload)
-                return self._llama.begin() + self._llama.tokenize(text, markers=True, limit=limit)
-            if request.input_format != "chat" or self._template is None:
+                pieces = [(parse_text(request.payload), True)]
+            elif request.input_format == "chat" and self._template is not None:
+                pieces = self._template(parse_turns(request.payload))
+            else:
                 raise Refused("this model takes input_format 'text'" + (" or 'chat'" if self._template else ""))
             tokens = self._llama.begin()
-            for text, marker in self._template(parse_turns(request.payload)):
-                tokens += self._llama.tokenize(text, markers=marker, limit=limit)
+            for text, marker in [*pieces, (parse_prefix(request.prefix), False)]:
+                tokens += self._llama.tokenize(text, markers=marker, limit=limit) if text else []
         except DecodeFailed as error:
             raise Refused(str(error)) from None
         return tokens
+
+    def _guide(self, request: Request) -> Guide | None:
+        if not request.schema:
+            return None
+        if request.stop:
+            raise Refused("an answer that is held to a schema can't have stop strings: they would cut it")
+        grammar = grammar_of(request.schema)
+        if self._vocabulary is None:
+            pieces = [self._llama.text_of(token) for token in range(self._llama.tokens)]
+            self._vocabulary = Vocabulary(pieces, [token for token in range(len(pieces)) if self._llama.ends(token)])
+        try:
+            return Guide(grammar, self._vocabulary, request.prefix)
+        except GrammarTooLarge:
+            raise Refused("the schema leaves too many different answers open at once") from None
 
     def grant(self, job: int) -> None:
         if job in self._jobs:
@@ -150,8 +136,7 @@ class GgufRuntime(Runtime):
 
     def _end(self, job: int) -> None:
         state = self._jobs.pop(job)
-        self._llama.forget(state.sequence)
-        self._free.append(state.sequence)
+        self._sequences.give_back(state.sequence, state.request.tenant, state.remembered())
 
     def busy(self) -> bool:
         return any(state.reading() or state.writing() or state.releasable() for state in self._jobs.values())
@@ -161,32 +146,54 @@ class GgufRuntime(Runtime):
         rows, asked = self._batch()
         if not rows:
             return events
+        began = time.perf_counter()
         try:
             logits = self._llama.evaluate(rows)
         except DecodeFailed as error:
             touched = sorted({row.sequence for row in rows})
             return events + self._break(touched, str(error))
+        self._pace.took(len(rows), time.perf_counter() - began)
+        self.rows_evaluated += len(rows)
         for state, scores in zip(asked, logits, strict=True):
             if state.produced == 0:
                 events.append(Prefilled(state.number, len(state.prompt)))
-            request = state.request
-            token = choose(scores, request.temperature_milli, request.seed, state.evaluated)
-            ends = self._llama.ends(token)
-            state.accept(token, b"" if ends else self._llama.text_of(token), ends)
+            events += self._write(state, scores)
         return events + self._release()
 
-    def _batch(self) -> tuple[list[Row], list[_Job]]:
+    def _write(self, state: TextJob, logits: Logits) -> list[Event]:
+        """Choose the next token of a job."""
+        request = state.request
+        try:
+            token = choose(logits, request.temperature_milli, request.seed, state.evaluated, state.guide)
+            if state.guide is not None:
+                state.guide.take(token)
+        except GrammarTooLarge:
+            self._end(state.number)
+            return [Rejected(state.number, "the schema leaves too many different answers open at once")]
+        except NothingFits:
+            self._end(state.number)
+            return [Rejected(state.number, "this model has no token with which the schema's answer could go on")]
+        ends = self._llama.ends(token)
+        facts = None
+        if request.output == "tokens":
+            chosen, top = likelihoods(logits, token, request.logprobs)
+            facts = TokenFacts(chosen, tuple((each, self._llama.text_of(each.token)) for each in top))
+        state.accept(token, b"" if ends else self._llama.text_of(token), ends, facts)
+        return []
+
+    def _batch(self) -> tuple[list[Row], list[TextJob]]:
         """Rows of the next batch, and the jobs whose logits it asks for, in the order of those rows."""
         rows: list[Row] = []
-        asked: list[_Job] = []
+        asked: list[TextJob] = []
         for state in self._jobs.values():
             if state.writing() and len(rows) < BATCH_ROWS:
                 assert state.pending is not None
                 rows.append(Row(state.sequence, state.pending, state.evaluated, True))
                 state.evaluated += 1
                 asked.append(state)
+        room = max(self._pace.rows, len(rows) + 1)  # reading goes on, however many write
         for state in self._jobs.values():
-            while state.reading() and len(rows) < BATCH_ROWS:
+            while state.reading() and len(rows) < min(room, BATCH_ROWS):
                 token, position = state.prompt[state.evaluated], state.evaluated
                 state.evaluated += 1
                 wanted = not state.reading()
@@ -211,6 +218,7 @@ class GgufRuntime(Runtime):
         broken: list[Event] = []
         for state in list(self._jobs.values()):
             if state.sequence in sequences:
-                self._end(state.number)
+                del self._jobs[state.number]
+                self._sequences.forget(state.sequence)
                 broken.append(Broken(state.number, reason))
         return broken

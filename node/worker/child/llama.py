@@ -147,7 +147,7 @@ class Llama:
         (logits,) = self.evaluate([Row(0, 0, 0, True)])
         if len(logits) != self.tokens or not math.isfinite(float(numpy.abs(logits).max())):
             raise LoadFailed("the model's first answer is not finite")
-        self.forget(0)
+        self.keep(0, 0)
 
     def evaluate(self, rows: list[Row]) -> list[Logits]:
         """Run one batch of at most 32 rows; logits of the wanted rows, in order. Raises DecodeFailed."""
@@ -172,9 +172,9 @@ class Llama:
         buffer = self._ffi.buffer(pointer, self.tokens * 4)
         return numpy.frombuffer(buffer, dtype=numpy.float32).copy()
 
-    def forget(self, sequence: int) -> None:
-        """Drop what is remembered of a sequence."""
-        self._library.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def keep(self, sequence: int, tokens: int) -> bool:
+        """Drop all that is remembered of a sequence but its first tokens; False if the model can't do that."""
+        return bool(self._library.llama_memory_seq_rm(self._memory, sequence, tokens or -1, -1))
 
     def tokenize(self, text: str, *, markers: bool, limit: int) -> list[int]:
         """Tokens of a text; `markers` lets the text hold control tokens. At most `limit` + 1 are returned."""

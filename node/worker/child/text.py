@@ -55,6 +55,14 @@ def parse_text(payload: bytes) -> str:
         raise Refused("the payload is not UTF-8 text") from None
 
 
+def parse_prefix(prefix: bytes) -> str:
+    """Output that is there already. Raises Refused."""
+    try:
+        return prefix.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Refused("the output that is there already is not UTF-8 text") from None
+
+
 def _encodable(text: str) -> str:
     try:
         text.encode("utf-8")

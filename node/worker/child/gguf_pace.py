@@ -1,0 +1,29 @@
+"""How many rows one step may hold, so that it soon ends: cancels and new jobs are seen between steps.
+
+Law: never more than a batch and never fewer than one row. Only where bits don't depend on how a prompt is cut does the
+number follow the clock; elsewhere it is fixed, so that a job that runs alone gives the same output every time.
+"""
+
+from node.worker.child.llama import BATCH_ROWS
+
+STEP_S = 0.06  # a cancel waits for one step and must take effect within 0.1 s
+ROWS_FIXED = 16  # costs a few percent of a whole batch's speed in reading
+ROWS_FIRST = 8
+ROWS_MORE = 2
+
+
+class Pace:
+    """Learns from each step how many rows the next may hold."""
+
+    def __init__(self, *, follows_the_clock: bool) -> None:
+        self._follows = follows_the_clock
+        self.rows = ROWS_FIRST if follows_the_clock else ROWS_FIXED
+
+    def took(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        if not self._follows:
+            return
+        if seconds > STEP_S:
+            self.rows = max(1, min(self.rows, int(rows * STEP_S / seconds)))
+        elif rows >= self.rows and seconds * (rows + ROWS_MORE) < STEP_S * rows:
+            self.rows = min(BATCH_ROWS, self.rows + ROWS_MORE)

@@ -1,0 +1,137 @@
+"""What is kept of a finished job: for its own tenant's next job, for nobody else, and within the memory that is there.
+
+Also how many rows a step may hold.
+"""
+
+from node.worker.child.gguf_pace import ROWS_FIXED, STEP_S, Pace
+from node.worker.child.gguf_sequences import WORTH_KEEPING, Sequences
+from node.worker.child.llama import BATCH_ROWS
+
+LONG = list(range(100))
+
+
+class Memory:
+    """Counts what each sequence holds, as the model's memory does."""
+
+    def __init__(self, *, partly: bool = True) -> None:
+        self.held: dict[int, int] = {}
+        self._partly = partly
+
+    def keep(self, sequence: int, tokens: int) -> bool:
+        if tokens and not self._partly:
+            return False
+        self.held[sequence] = tokens
+        return True
+
+
+def sequences(count: int, memory: Memory | None = None, *, remember: bool = True) -> Sequences:
+    return Sequences(count, (memory or Memory()).keep, remember=remember)
+
+
+def test_a_tenants_next_job_goes_on_from_what_both_begin_with() -> None:
+    memory = Memory()
+    kept = sequences(2, memory)
+    first, held = kept.take("ann", LONG)
+    assert held == 0
+    kept.give_back(first, "ann", [*LONG, 7, 8])
+    assert kept.take("ann", [*LONG[:50], 3]) == (first, 50)
+    assert memory.held[first] == 50
+
+
+def test_the_last_token_of_a_prompt_is_always_evaluated() -> None:
+    kept = sequences(1)
+    sequence, _ = kept.take("ann", LONG)
+    kept.give_back(sequence, "ann", LONG)
+    assert kept.take("ann", LONG) == (sequence, len(LONG) - 1)
+
+
+def test_another_tenant_finds_the_sequence_empty() -> None:
+    memory = Memory()
+    kept = sequences(1, memory)
+    sequence, _ = kept.take("ann", LONG)
+    kept.give_back(sequence, "ann", LONG)
+    assert kept.take("bob", LONG) == (sequence, 0)
+    assert memory.held[sequence] == 0
+    kept.give_back(sequence, "bob", LONG[:10])
+    assert kept.take("ann", LONG) == (sequence, 0), "nor does the first get it back"
+
+
+def test_a_job_without_a_tenant_leaves_and_finds_nothing() -> None:
+    memory = Memory()
+    kept = sequences(1, memory)
+    sequence, _ = kept.take("", LONG)
+    memory.held[sequence] = len(LONG)
+    kept.give_back(sequence, "", LONG)
+    assert memory.held[sequence] == 0
+    assert kept.take("", LONG) == (sequence, 0)
+
+
+def test_where_nothing_may_be_remembered_nothing_is() -> None:
+    memory = Memory()
+    kept = sequences(1, memory, remember=False)
+    sequence, _ = kept.take("ann", LONG)
+    memory.held[sequence] = len(LONG)
+    kept.give_back(sequence, "ann", LONG)
+    assert memory.held[sequence] == 0
+    assert kept.take("ann", LONG) == (sequence, 0)
+
+
+def test_too_little_in_common_is_not_worth_another_conversations_memory() -> None:
+    kept = sequences(2)
+    first, _ = kept.take("ann", LONG)
+    kept.give_back(first, "ann", LONG)
+    other, held = kept.take("ann", [*LONG[: WORTH_KEEPING - 1], *range(500, 600)])
+    assert (other, held) == (1 - first, 0)
+
+
+def test_the_sequence_that_was_idle_longest_is_emptied_first() -> None:
+    kept = sequences(3)
+    taken = [kept.take(name, LONG)[0] for name in ("ann", "bob", "cid")]
+    for sequence, name in zip(taken, ("bob", "ann", "cid"), strict=True):
+        kept.give_back(sequence, name, LONG)
+    assert kept.take("dan", LONG) == (taken[0], 0)
+    assert kept.take("bob", LONG) == (taken[1], 0), "what bob had is gone"
+    assert kept.take("cid", LONG) == (taken[2], len(LONG) - 1)
+    assert not kept.any_idle()
+
+
+def test_a_model_that_cannot_go_back_begins_anew() -> None:
+    memory = Memory(partly=False)
+    kept = sequences(1, memory)
+    sequence, _ = kept.take("ann", LONG)
+    kept.give_back(sequence, "ann", LONG)
+    assert kept.take("ann", LONG) == (sequence, 0)
+    assert memory.held[sequence] == 0
+
+
+def test_what_nobody_knows_of_is_dropped() -> None:
+    memory = Memory()
+    kept = sequences(1, memory)
+    sequence, _ = kept.take("ann", LONG)
+    memory.held[sequence] = 5
+    kept.forget(sequence)
+    assert memory.held[sequence] == 0
+    assert kept.take("ann", LONG) == (sequence, 0)
+
+
+def test_steps_shrink_until_each_ends_in_time_and_grow_while_there_is_time() -> None:
+    pace = Pace(follows_the_clock=True)
+    row_s = STEP_S / 5.5
+    for _ in range(10):
+        pace.took(pace.rows, pace.rows * row_s)
+    assert pace.rows in (4, 5)
+    for _ in range(20):
+        pace.took(pace.rows, pace.rows * STEP_S / 100)
+    assert pace.rows == BATCH_ROWS
+    pace.took(1, 1000 * STEP_S)
+    assert pace.rows == 1
+    small = pace.rows
+    pace.took(0, 0.0)
+    assert pace.rows == small, "a step that was not full says nothing about a fuller one"
+
+
+def test_where_bits_depend_on_the_cut_it_never_follows_the_clock() -> None:
+    pace = Pace(follows_the_clock=False)
+    for seconds in (0.0, 100.0):
+        pace.took(pace.rows, seconds)
+        assert pace.rows == ROWS_FIXED
