@@ -220,9 +220,9 @@ class Engine:
                 return self._direct(peer, message.envelope, now)
             case wire.JobInput():
                 return self.trade.job_input(peer, message, now)
-            case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
             case wire.OpenJobs():
                 return self.trade.open_jobs(peer, message, now)
+            case peers.Hello() | wire.Goodbye() | wire.PeersRequest() | wire.Peers():
                 return []  # the transport's own
             case _:
                 return self.replica.receive(peer, message, now)

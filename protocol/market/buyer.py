@@ -307,19 +307,19 @@ class Buyer:
         return [self._core.send_voucher(voucher, attempt.node)] if voucher is not None else []
 
     def _sealed(self, voucher: Voucher, envelope_bytes: bytes) -> list[MarketEffect]:
+        proving = self._core.voucher_signed(voucher, envelope_bytes)
         record = self._core.unsealed.get((voucher.channel, voucher.lane))
         if record is None or voucher.receipts_count != record.proof.index + 1:
-            return []
+            return proving
         del self._core.unsealed[(voucher.channel, voucher.lane)]
         return [*proving, Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes)))]
-        proving = self._core.voucher_signed(voucher, envelope_bytes)
 
     def _restore_receipt(self, lane: BuyerLane, row: Callable[[Table, bytes], bytes | None]) -> list[MarketEffect]:
         stored = row(Table.RECEIPT, lane.last_receipt) if lane.last_receipt is not None else None
         record = decode(stored, ReceiptRecord) if stored is not None else None
         voucher = self._core.books.last_voucher(lane)
         if record is None or record.final_voucher or voucher is None:
-            return proving
+            return []
         self._core.unsealed[(lane.channel, lane.lane)] = record
         return [self._core.send_voucher(voucher, lane.node)]
 
