@@ -12,6 +12,8 @@ from node.runtime.motion_bodies import SubjectBody
 from protocol.primitives.units import AMOUNT_MAX
 
 TimeoutMs = Annotated[int, Meta(ge=1, le=24 * 3600 * 1000)]
+RowsMax = Annotated[int, Meta(ge=0, le=65_536)]
+CountMax = Annotated[int, Meta(ge=1, le=100_000)]
 Amount = Annotated[int, Meta(ge=1, le=AMOUNT_MAX)]
 
 REQUEST_BYTES_MAX = 4 * 1024 * 1024

@@ -25,12 +25,13 @@ from node.api.requests import (
     MotionBody,
     PublishBody,
     SendBody,
+    RowsMax,
     SettledView,
     TimeoutMs,
     VoteBody,
     WaitBody,
 )
-from node.runtime.control import ControlError, FaultsView, NodeControl, RunEvent, RunRequest
+from node.runtime.control import JOBS_LISTED, QUOTE_ROWS, ControlError, FaultsView, NodeControl, RunEvent, RunRequest
 from node.telemetry import event_logger
 from protocol.primitives.errors import UserError
 
@@ -134,7 +135,8 @@ class ControlRoutes:
 
     async def quote(self, request: web.Request) -> web.StreamResponse:
         """Who would take a job at what price, and why others would not."""
-        return _answer(self._control.quote(await _body(request, RunRequest)))
+        rows_max = msgspec.convert(request.query.get("rows", QUOTE_ROWS), RowsMax, strict=False)
+        return _answer(self._control.quote(await _body(request, RunRequest), rows_max))
 
     async def have_faults(self, request: web.Request) -> web.StreamResponse:
         """Make this node of a development network faulty, or well again."""

@@ -16,6 +16,8 @@ import msgspec
 from node.api.requests import AmountBody, ErrorBody, MotionBody, PublishBody, SendBody, SettledView, VoteBody, WaitBody
 from node.cli.failures import CommandFailed, ExitCode
 from node.runtime.control import (
+    JOBS_LISTED,
+    QUOTE_ROWS,
     AccountView,
     AuthoritiesView,
     BidView,
@@ -140,7 +142,7 @@ class NodeClient:
         """Make a development network's node do exactly these things wrong."""
         return msgspec.json.decode(self._ask("POST", "/v1/faults", faults), type=FaultsView)
 
-    def quote(self, request: RunRequest) -> QuoteView:
+    def quote(self, request: RunRequest, rows_max: int = QUOTE_ROWS) -> QuoteView:
         """Who would take a job."""
         return msgspec.json.decode(self._ask("POST", "/v1/quote", request), type=QuoteView)
 

@@ -3,9 +3,12 @@
 import click
 
 from node.cli.options import CREDITS, Session, with_node
-from node.cli.output import Output, credits_text, short, table
-from node.runtime.control import QuoteView, RunRequest
+from node.cli.output import Output, credits_text, printable, short, table
+from node.runtime.control import QUOTE_ROWS, QuoteRow, QuoteView, RunRequest
 from protocol.primitives.units import Amount, format_credits
+
+EVERYBODY = 65_536
+"""More providers than an order book holds."""
 
 
 @click.command()
@@ -81,31 +84,68 @@ def print_quote(output: Output, quote_view: QuoteView) -> None:
         (
             short(row.provider),
             "yes" if row.would_take else "no",
+            credits_text(row.price_expected) if row.would_take else "-",
             credits_text(row.price_ceiling) if row.would_take else "-",
+            _time_text(row) if row.would_take else "-",
+            _scores_text(row) if row.would_take else "-",
             row.reason or "",
         )
         for row in quote_view.rows
     ]
     takers = [row.provider for row in quote_view.rows if row.would_take]
-    output.show(quote_view, table(("PROVIDER", "TAKES IT", "AT MOST", "BECAUSE"), rows), takers)
+    headers = ("PROVIDER", "TAKES IT", "EXPECTED", "AT MOST", "TIME", "SCORE", "BECAUSE")
+    lines = [table(headers, rows)]
+    if len(quote_view.rows) < quote_view.would + quote_view.would_not:
+        lines.append(f"{quote_view.would} would take it, {quote_view.would_not} would not; --all lists everybody")
+        lines += [f"  {count} x {printable(reason)}" for reason, count in quote_view.reasons]
+    output.show(quote_view, "\n".join(lines), takers)
+    if takers:
+        output.note(
+            "prices in credits; score: price/speed/reputation/region, 1000 is best; `?` was never measured here"
+        )
+
+
+def _time_text(row: QuoteRow) -> str:
+    return "?" if row.expected_ms is None else f"{row.expected_ms / 1000:.1f} s"
+
+
+def _scores_text(row: QuoteRow) -> str:
+    return "/".join(str(row.scores.get(factor, 0)) for factor in ("price", "speed", "reputation", "region"))
 
 
 @click.command()
 @click.argument("model")
 @click.option("--max-price", type=CREDITS, help="Ceiling on all that the job may cost, in credits.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Output units at most.")
-@click.option("--input-bytes", type=click.IntRange(min=0, max=1_048_576), default=0, help="Size of the input.")
+@click.option("--input-bytes", type=click.IntRange(min=0, max=1_000_000), default=0, help="Size of the input.")
+@click.option("--provider", default="", metavar="ADDRESS", help="Only this provider's account.")
+@click.option("--region", default="", help="Only providers of this region.")
+@click.option("--isolation", default="", help="At least this level of isolation, such as strong.")
+@click.option("--all", "everybody", is_flag=True, help="List every provider, however many.")
 @with_node
-def quote(session: Session, model: str, max_price: Amount | None, max_tokens: int, input_bytes: int) -> None:
-    """Who would take a job on MODEL, at what price, and why each other provider would not."""
-    from node.cli.run import offered_model
+def quote(
+    session: Session,
+    model: str,
+    max_price: Amount | None,
+    max_tokens: int,
+    input_bytes: int,
+    provider: str,
+    region: str,
+    isolation: str,
+    everybody: bool,
+) -> None:
+    """Who would take a job on MODEL, at what price and in what time, and why each other provider would not.
 
-    offered = offered_model(session.client.models(), model)
+    Answered by the node from its own order book: nobody is asked and nothing is signed.
+    """
     request = RunRequest(
-        model=offered.model,
+        model=model,
         format="bytes",
         body=bytes(input_bytes),
         output_units_max=max_tokens,
         price_max=int(max_price or 0),
+        provider=provider,
+        region=region,
+        isolation=isolation,
     )
-    print_quote(session.output, session.client.quote(request))
+    print_quote(session.output, session.client.quote(request, EVERYBODY if everybody else QUOTE_ROWS))

@@ -20,6 +20,7 @@ from protocol.ledger.mempool import Mempool
 from protocol.market.buyer import Buyer
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.ranking import Weights
 from protocol.market.seller import Seller
 from protocol.messages.effects import Effect, Table
 from protocol.messages.genesis import Genesis, Parameters
@@ -83,7 +84,13 @@ def taken_up(engine: Engine, store: Store) -> list[Effect]:
 def buyer_policy(config: NodeConfig) -> BuyerPolicy:
     """The buyer's settings as the market takes them."""
     deposit = Amount(config.buyer.channel_deposit)
-    return BuyerPolicy(channel_deposit=deposit, channel_top_up=deposit)
+    weights = config.buyer.weights
+    return BuyerPolicy(
+        weights=Weights(weights.price, weights.speed, weights.reputation, weights.region),
+        region_preferred=config.buyer.region_preferred,
+        channel_deposit=deposit,
+        channel_top_up=deposit,
+    )
 
 
 def seller_policy(config: NodeConfig, parameters: Parameters) -> SellerPolicy:

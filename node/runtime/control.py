@@ -108,10 +108,19 @@ class BidView(View, frozen=True):
 
 
 class QuoteRow(View, frozen=True):
-    """One offer's answer: a price, or why not."""
+    """One provider's answer: prices, or why not.
+
+    ``price_ceiling`` is the price at the limits of the request, ``price_expected`` for what the work will probably be.
+    ``expected_ms`` is what this node has measured of the provider, ``None`` if nothing. ``scores`` are the factors of
+    the ranking, 0 to 1000 each, and their weighted sum.
+    """
 
     provider: str
     would_take: bool
+QUOTE_ROWS = 256
+"""Providers that a quote lists one by one unless more are asked for: all are counted."""
+
+
     price_ceiling: int
     reason: str | None
 
@@ -119,9 +128,17 @@ class QuoteRow(View, frozen=True):
 class QuoteView(View, frozen=True):
     model: str
     rows: tuple[QuoteRow, ...]
+    price_expected: int = 0
+    expected_ms: int | None = None
+    slots_free: int = 0
+    region: str = ""
+    isolation: str = ""
+    scores: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class RunRequest(View, frozen=True):
+    """Who would take a job, best first, then who would not; everybody is counted in the totals and in ``reasons``."""
+
     """A job that this node's user wants done.
 
     ``format`` and ``body`` are the runtime's input (``chat``: MessagePack list of [role, content]; ``text``; ``bytes``;
@@ -397,7 +414,7 @@ class NodeControl(Protocol):
     def bids(self) -> tuple[BidView, ...]: ...
     def faults(self) -> FaultsView: ...
     def have_faults(self, faults: FaultsView) -> FaultsView: ...
-    def quote(self, request: RunRequest) -> QuoteView: ...
+    def quote(self, request: RunRequest, rows_max: int = QUOTE_ROWS) -> QuoteView: ...
 
     def run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
         """Run a job; events that are ready together come together.

@@ -93,9 +93,9 @@ class Front:
         """What buyers of other nodes wait for."""
         return market_views.bids(self._node)
 
-    def quote(self, request: control.RunRequest) -> control.QuoteView:
-        """Who would take this job, at what price, and why others would not."""
-        return JobStream(self._node, request).quote()
+    def quote(self, request: control.RunRequest, rows_max: int = control.QUOTE_ROWS) -> control.QuoteView:
+        """Who would take this job, at what price and in what time, and why others would not."""
+        return JobStream(self._node, request).quote(rows_max)
 
     def jobs(self) -> tuple[control.JobView, ...]:
         """All jobs that this node knows, newest first."""

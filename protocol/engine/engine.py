@@ -83,6 +83,7 @@ class Engine:
         self.body_wanted = False
         """Whether the body last offered should go on to the door."""
         self._facts = LedgerFacts(replica.state)
+        book.judge_by(self._facts)
         self._judge = Judge(replica, book, self._facts)
         self.usefulness = Usefulness(gossip.conduct, replica.mempool)
         self._payouts = Payouts(account)
@@ -340,7 +341,7 @@ class Engine:
         self.book.expire(now)
         self._judge.expire(now)
         bond_min = self.replica.state.parameters.provider_bond_min
-        self.book.drop_unbonded(self._facts.bond, bond_min)
+        self.book.drop_unbonded(self._facts.bond, bond_min, now)
         return [
             *self._resubmit(now),
             *self._pay_out(now),

@@ -103,7 +103,7 @@ def make_agreement(
     """The agreement that the buyer signs; its price ceiling is the offer's price at the request's limits."""
     return Agreement(
         bid=bid,
-        offer=match.live.id,
+        offer=match.terms,
         buyer=buyer,
         provider=match.live.account,
         buyer_node=buyer_node,

@@ -283,6 +283,11 @@ class Buyer:
         return job.record(self._core.own) if job is not None else None
 
     @property
+    def policy(self) -> BuyerPolicy:
+        """How this node buys."""
+        return self._core.policy
+
+    @property
     def books(self) -> BuyerBooks:
         """What was promised on every lane; to be read only."""
         return self._core.books

@@ -9,7 +9,7 @@ from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
 from protocol.market.continuation import Asked, Continuity, asked_behind, continuity_of
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.matching import NoMatch, Want, quote
+from protocol.market.matching import NoMatch, Want, best_offer, quote
 from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.messages.effects import Dial, Now, Put, Send, SignAndSend, Table
@@ -31,9 +31,10 @@ class Opening:
     def choose(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         """Take the best offer that is left, or wait for one, or fail with the reasons."""
         core, request = self._core, job.request
-        found = quote(core.order_book, self.want(job, now), now, whole_book=False)
-        if found.ranked:
-            job.match = found.ranked[0]
+        want = self.want(job, now)
+        match = best_offer(core.order_book, want, now)
+        if match is not None:
+            job.match = match
             # Whatever state the last provider left it in: this one is dialed and funded anew, in its own time.
             job.state = BuyerState.CHOOSING
             return self.advance(job, now)
@@ -42,7 +43,8 @@ class Opening:
         if job.first_error is not None:
             fault, reason = job.first_error
             return core.finish_failed(job, fault, f"{reason}; no other provider would do", now)
-        return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(found.refused, request.provider), now)
+        refused = quote(core.order_book, want, now, whole_book=False).refused
+        return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(refused, request.provider), now)
 
     def behind(self, job: BuyerJob) -> Asked | None:
         """What the next provider would be asked for if the attempt ended now; ``None`` if there can be no next one."""
@@ -66,7 +68,7 @@ class Opening:
         if asked is None or job.match is None or job.attempts >= self._core.policy.attempts_max:
             return False
         want = self._want(job, asked, (*job.excluded, job.match.live.account), now)
-        return bool(quote(self._core.order_book, want, now, whole_book=False).ranked)
+        return best_offer(self._core.order_book, want, now) is not None
 
     def want(self, job: BuyerJob, now: Now) -> Want:
         """The request as the order book is asked for it."""
@@ -89,6 +91,7 @@ class Opening:
             provider=request.provider,
             excluded=excluded,
             demoted=tuple(last),
+            weights=core.policy.weights,
             region_preferred=core.policy.region_preferred,
         )
 
@@ -222,7 +225,7 @@ def _why_nobody(refused: tuple[NoMatch, ...], provider: AccountId | None) -> str
         return "no live offer serves this model"
     reasons: dict[str, int] = {}
     for refusal in refused:
-        if provider is None or refusal.live.account == provider:
+        if provider is None or refusal.account == provider:
             reasons[refusal.reason] = reasons.get(refusal.reason, 0) + 1
     if not reasons:
         return "the provider that was asked for has no live offer of this model"

@@ -5,16 +5,21 @@ ledger (a bonded account), and a failure of standing is never held against whoev
 the one who lags.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from heapq import heappop, heappush
 
 from msgspec import Struct
 
+from protocol.market.ledger_view import LedgerView
+from protocol.market.offer_index import OfferIndex
+from protocol.market.pace import Paces
+from protocol.market.ranking import Standing, Weights
+from protocol.market.reputation import NEWCOMER_SCORE_MILLI, is_newcomer, score_milli
 from protocol.messages.effects import Now
 from protocol.messages.market import ModelOffer, Offer
 from protocol.primitives.errors import AmountOutOfRange
-from protocol.primitives.units import AccountId, Amount, MessageId, ModelId, TimestampMs
+from protocol.primitives.units import AccountId, Amount, MessageId, ModelId, MonotonicMs, TimestampMs, format_credits
 from protocol.settlement.pricing import amount_due
 
 OFFERS_MAX = 16_384
@@ -26,6 +31,13 @@ OFFER_LIFETIME_MS_MAX = 3_600_000
 OFFER_BURST = 8
 OFFER_INTERVAL_MS = 250
 """An account may renew its offer eight times at once and then four times a second: slots change that fast, not more."""
+
+
+GONE_MAX = 1024
+GONE_MS = 600_000
+"""Providers whose offers no longer count, and for how long a quote names them with the reason."""
+
+_UNKNOWN = Standing(NEWCOMER_SCORE_MILLI, True)
 
 
 class Ruling(Enum):
@@ -44,7 +56,7 @@ class Judgement(Struct, frozen=True):
     retryable: bool = False
 
 
-class LiveOffer(Struct, frozen=True):
+class LiveOffer(Struct, frozen=True, gc=False):
     """An offer that counts, with the account that signed it."""
 
     id: MessageId
@@ -65,7 +77,7 @@ class _Allowance(Struct):
 
 
 class OrderBook:
-    """All live offers, by provider and by model."""
+    """All live offers, by provider and by model, and what is known of those who made them."""
 
     def __init__(self, offers_max: int = OFFERS_MAX) -> None:
         self._offers_max = offers_max
@@ -73,6 +85,16 @@ class OrderBook:
         self._by_model: dict[ModelId, dict[AccountId, LiveOffer]] = {}
         self._expiries: list[tuple[TimestampMs, AccountId]] = []
         self._allowances: dict[AccountId, _Allowance] = {}
+        self._indexes: dict[ModelId, OfferIndex] = {}
+        """Made when a model is first asked for, kept up from then on."""
+        self._gone: dict[AccountId, tuple[str, MonotonicMs]] = {}
+        """Whose offer does not count any more, or never did, and why: the last of them."""
+        self._ledger: LedgerView | None = None
+        self.paces = Paces()
+
+    def judge_by(self, ledger: LedgerView) -> None:
+        """Where reputations come from from now on. Each is read again whenever its offer is renewed."""
+        self._ledger = ledger
 
     def __len__(self) -> int:
         return len(self._offers)
@@ -99,6 +121,8 @@ class OrderBook:
             return Judgement(Ruling.REJECT, fault)
         # [IGNORE] bond below the minimum (retryable: this node may lag)
         if bond < bond_min:
+            if held is None:
+                self._remember_gone(account, _bond_too_low(bond, bond_min), now)
             return Judgement(Ruling.IGNORE, "bond below minimum", retryable=True)
         # [IGNORE] renewed too often
         if not self._allow(account, now):
@@ -119,6 +143,34 @@ class OrderBook:
         """All offers in the order of their accounts."""
         return tuple(self._offers[account] for account in sorted(self._offers))
 
+    def live(self) -> Iterable[LiveOffer]:
+        """All offers, in the order in which they came."""
+        return self._offers.values()
+
+    def standing_of(self, account: AccountId) -> Standing:
+        """A provider's reputation on the ledger."""
+        if self._ledger is None:
+            return _UNKNOWN
+        record, now = self._ledger.track_record(account), self._ledger.ledger_time()
+        return Standing(score_milli(record, now), is_newcomer(record, now))
+
+    def index_of(self, model: ModelId, weights: Weights) -> OfferIndex:
+        """The offers of one model, arranged for buyers who weigh them so."""
+        index = self._indexes.get(model)
+        if index is not None and index.weights == weights:
+            return index
+        index = OfferIndex(weights)
+        for live in self._by_model.get(model, {}).values():
+            self._arrange(index, live, model, self.standing_of(live.account))
+        if model in self._by_model:
+            self._indexes[model] = index
+        return index
+
+    def not_counting(self, now: Now) -> tuple[tuple[AccountId, str], ...]:
+        """Providers whose offers do not count any more, or never did, and why."""
+        oldest = now.monotonic_ms - GONE_MS
+        return tuple((account, reason) for account, (reason, since) in self._gone.items() if since > oldest)
+
     def offers_for(self, model: ModelId) -> tuple[LiveOffer, ...]:
         """The offers that serve a model, in the order in which they came."""
         return tuple(self._by_model.get(model, {}).values())
@@ -135,6 +187,7 @@ class OrderBook:
             held = self._offers.get(account)
             if held is not None and held.offer.expires_at == expires_at:
                 self._drop(held)
+                self._remember_gone(account, "offer has expired", now)
                 gone.append(account)
         return tuple(gone)
 
@@ -142,35 +195,62 @@ class OrderBook:
         """When ``expire`` will have something to do, at the earliest."""
         return self._expiries[0][0] if self._expiries else None
 
-    def drop_unbonded(self, bond_of: Callable[[AccountId], Amount], bond_min: Amount) -> tuple[AccountId, ...]:
+    def drop_unbonded(
+        self, bond_of: Callable[[AccountId], Amount], bond_min: Amount, now: Now
+    ) -> tuple[AccountId, ...]:
         """Drop the offers of accounts whose bond has fallen below the minimum; returns whose."""
-        gone = tuple(account for account in sorted(self._offers) if bond_of(account) < bond_min)
+        gone = tuple(account for account in self._offers if bond_of(account) < bond_min)
         for account in gone:
             self._drop(self._offers[account])
-        return gone
+            self._remember_gone(account, _bond_too_low(bond_of(account), bond_min), now)
+        return tuple(sorted(gone))
+
+    def _remember_gone(self, account: AccountId, reason: str, now: Now) -> None:
+        self._gone.pop(account, None)
+        self._gone[account] = (reason, now.monotonic_ms)
+        if len(self._gone) > GONE_MAX:
+            del self._gone[next(iter(self._gone))]
+
+    @staticmethod
+    def _arrange(index: OfferIndex, live: LiveOffer, model: ModelId, standing: Standing) -> None:
+        served = live.model(model)
+        assert served is not None
+        index.put(live.account, live.offer, served, standing)
 
     def _keep(self, entry: LiveOffer) -> None:
         held = self._offers.get(entry.account)
         if held is not None:
-            self._unindex(held)
+            self._unindex(held, {served.model: None for served in entry.offer.models})
+        self._gone.pop(entry.account, None)
         self._offers[entry.account] = entry
+        standing: Standing | None = None
         for served in entry.offer.models:
             self._by_model.setdefault(served.model, {})[entry.account] = entry
+            index = self._indexes.get(served.model)
+            if index is not None:
+                standing = standing or self.standing_of(entry.account)
+                index.put(entry.account, entry.offer, served, standing)
         heappush(self._expiries, (entry.offer.expires_at, entry.account))
         if len(self._expiries) > 64 + 4 * len(self._offers):
             self._expiries = sorted((live.offer.expires_at, live.account) for live in self._offers.values())
 
     def _drop(self, entry: LiveOffer) -> None:
-        self._unindex(entry)
+        self._unindex(entry, {})
         del self._offers[entry.account]
         self._allowances.pop(entry.account, None)
 
-    def _unindex(self, entry: LiveOffer) -> None:
+    def _unindex(self, entry: LiveOffer, kept: Mapping[ModelId, None]) -> None:
+        """Take an offer's models out; those in ``kept`` are about to be offered anew."""
         for served in entry.offer.models:
+            if served.model in kept:
+                continue
             serving = self._by_model[served.model]
             del serving[entry.account]
+            if served.model in self._indexes:
+                self._indexes[served.model].remove(entry.account)
             if not serving:
                 del self._by_model[served.model]
+                self._indexes.pop(served.model, None)
 
     def _allow(self, account: AccountId, now: Now) -> bool:
         allowance = self._allowances.get(account)
@@ -186,6 +266,10 @@ class OrderBook:
             return False
         allowance.tokens -= 1
         return True
+
+
+def _bond_too_low(bond: Amount, bond_min: Amount) -> str:
+    return f"bond of {format_credits(bond)} credits is below {format_credits(bond_min)}"
 
 
 def malformed_offer(offer: Offer) -> str | None:

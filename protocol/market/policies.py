@@ -5,6 +5,7 @@ Law: data only; durations in milliseconds, amounts in base units.
 
 from msgspec import Struct
 
+from protocol.market.ranking import Weights
 from protocol.primitives.limits import CHUNK_UNITS_MAX
 from protocol.primitives.units import CREDIT, Amount, DurationMs
 
@@ -12,6 +13,7 @@ from protocol.primitives.units import CREDIT, Amount, DurationMs
 class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """How this node buys."""
 
+    weights: Weights = Weights()
     region_preferred: str = ""
     """Counts in the ranking; others are taken too."""
 

@@ -38,6 +38,7 @@ from node.runtime.control import (
     QuoteRow,
     QuoteView,
     RegistrationView,
+    RequestView,
     RunEvent,
     RunRequest,
     StatusView,
@@ -46,6 +47,8 @@ from node.runtime.control import (
     VoteView,
 )
 from node.runtime.motion_bodies import SubjectBody
+from node.runtime.timeline_views import AttemptView, LineView, WhyView
+from node.runtime.record_bodies import FactView, RecordView, ScoreView
 
 JOB = "ab" * 32
 OWN = address_of(KeyPurpose.ACCOUNT, development_keys("buyer-1", False).account)
@@ -65,6 +68,27 @@ MODELS = {
 }
 
 
+def why_example(job: str) -> WhyView:
+    """A job that one provider dropped and another one did."""
+    at = 1_700_000_000_000
+    first = AttemptView(
+        1, "11" * 32, OTHER, "failed", "provider", "provider stopped delivering\x1b[31m", 2, 3, 1, 500, 250_000,
+        "missing", "its node could not be reached within 3 s", None, ("acceptance", "chunk 1 (0.0005 credits due)"),
+        (), (), ("aa",),
+    )  # fmt: skip
+    second = AttemptView(
+        2, job, OTHER, "done", None, "", 3, 3, 2, 1_500, 250_000, "told", "", 12, ("acceptance",),
+        ("the provider says it delivered 5 chunks, this node has 3",), ("bb", "cc"), (),
+    )  # fmt: skip
+    lines = (
+        LineView(at, at, ("buyer",), 0, "asked for the job", "", 0, 0, None),
+        LineView(at + 5, at + 5, ("ledger",), 1, "channel opened 10.00 credits", "deposit of the buyer", 0, 0, 7),
+        LineView(at + 9, at + 9, ("buyer",), 1, "gave up the attempt", "provider stopped delivering", 2, 500, None),
+        LineView(at + 20, at + 920, ("buyer", "provider"), 2, "chunks 1–2 delivered and paid", "", 3, 2_000, None),
+    )
+    return WhyView("cd" * 32, "buyer", "talker", "done", "", OTHER, 2_000, (first, second), lines)
+
+
 class FakeNode:
     """Remembers what it was asked."""
 
@@ -75,6 +99,8 @@ class FakeNode:
         self.cancelled = threading.Event()
         self.closed = threading.Event()
         self.streams: list[AsyncIterator[tuple[RunEvent, ...]]] = []
+        self.known: dict[str, RequestView] = {}
+        """Requests that were made before."""
 
     def status(self) -> StatusView:
         return StatusView(
@@ -122,7 +148,7 @@ class FakeNode:
             ),
         )  # fmt: skip
 
-    def quote(self, request: RunRequest) -> QuoteView:
+    def quote(self, request: RunRequest, rows_max: int = 256) -> QuoteView:
         self.requests.append(request)
         rows = (QuoteRow(OTHER, True, 250_000, None), QuoteRow("mc1other", False, 0, "no slot free"))
         return QuoteView(request.model, rows)
@@ -178,8 +204,14 @@ class FakeNode:
         self.cancelled.set()
         return self.job(job)
 
-    def jobs(self) -> tuple[JobView, ...]:
-        return (self.job(JOB), self.job("abcd" + "0" * 60))
+    def jobs(self, count_max: int = 1_000) -> tuple[JobView, ...]:
+        return (self.job(JOB), self.job("abcd" + "0" * 60))[:count_max]
+
+    async def why(self, job: str) -> WhyView:
+        return why_example(self.job(job).job)
+
+    def request(self, request: str) -> RequestView:
+        return self.known.get(request, RequestView(request, "unknown"))
 
     def job(self, job: str) -> JobView:
         if not job.startswith("ab"):
@@ -222,6 +254,17 @@ class FakeNode:
         models = (ProviderModelView("talker", "mcmodel1talker", "gguf", "ready", 120),)
         checks = (("start the sandbox", True, "namespaces"),)
         return ProviderView(True, None, "strong", checks, 50_000_000, 10_000_000, 2, 2, models, 4, 5_000, 1_000)
+
+    def record(self, who: str) -> RecordView:
+        if not OTHER.startswith(who):
+            raise ControlError("account_not_found", f"no live offer and no channel of this node's is of {who!r}")
+        score = ScoreView("provider", 480, 500, 12, 24, 1000, 938, True, "as reckoned")
+        facts = (
+            FactView("provider", "volume", 1_500_000, "base units", "ledger after block 7, row 74"),
+            FactView("provider", "age", 93_600_000, "ledger ms", "ledger after block 7, row 74"),
+            FactView("here", "held back", "no", "text", "this node's memory"),
+        )
+        return RecordView(OTHER, None, 7, 90_000, (score,), facts)
 
     def ledger(self) -> LedgerView:
         return LedgerView(7, "11" * 32, 1_700_000_000_000, 90_000, "22" * 32, ("mcauth1a", "mcauth1b"), 3, 0)

@@ -53,7 +53,7 @@ def book_of(*offers: tuple[str, Offer]) -> OrderBook:
 
 
 def cheaper(by: int) -> Offer:
-    prices = replace(PRICES, request=Amount(PRICES.request - by))
+    prices = replace(PRICES, output_per_thousand=Amount(PRICES.output_per_thousand - by))
     return replace(OFFER, models=(replace(SERVED, prices=prices),))
 
 
@@ -68,8 +68,8 @@ def test_price_at_the_limits_and_as_expected_are_named() -> None:
     assert match.price_expected == amount_due(PRICES, 50, 80)
 
 
-def test_cheapest_first_then_most_slots_then_a_tie_that_depends_on_the_wish() -> None:
-    offers = (("dear", OFFER), ("cheap", cheaper(50)), ("roomy", replace(OFFER, slots_free=4)))
+def test_cheapest_first_then_the_idle_one_whatever_the_order_of_arrival() -> None:
+    offers = (("dear", OFFER), ("cheap", cheaper(1000)), ("roomy", replace(OFFER, slots_free=4)))
     for order in permutations(offers):
         ranked = quote(book_of(*order), WANT, NOW).ranked
         assert names(ranked, "dear", "cheap", "roomy") == ["cheap", "roomy", "dear"]
@@ -124,14 +124,27 @@ def test_the_ceiling_itself_is_not_above_the_ceiling() -> None:
 
 def test_an_expired_offer_is_not_there() -> None:
     late = Now(MonotonicMs(0), TimestampMs(1_060_000))
-    assert quote(book_of(("s", OFFER)), WANT, late).ranked == ()
+    found = quote(book_of(("s", OFFER)), WANT, late)
+    assert found.ranked == ()
+    assert [refusal.reason for refusal in found.refused] == ["offer has expired"]
 
 
-def test_refusals_are_counted_beyond_those_shown() -> None:
+def test_a_provider_whose_bond_is_too_low_is_named_with_it() -> None:
+    book = OrderBook()
+    account = AccountId(identity("s"))
+    book.consider_offer(MessageId(identity("id")), OFFER, account, Amount(1), Amount(2_000_000), NOW)
+    [refusal] = quote(book, WANT, NOW).refused
+    assert refusal == NoMatch(account, "bond of 0.000001 credits is below 2.00")
+    book = book_of(("s", OFFER))
+    book.drop_unbonded(lambda account: Amount(1), Amount(2_000_000), NOW)
+    assert [refusal.reason for refusal in quote(book, WANT, NOW).refused] == [refusal.reason]
+
+
+def test_every_refusal_is_given_however_many() -> None:
     full = replace(OFFER, slots_free=0)
     book = book_of(*((f"s{number}", full) for number in range(REFUSALS_SHOWN_MAX + 6)))
     found = quote(book, WANT, NOW)
-    assert (len(found.refused), found.refused_total) == (REFUSALS_SHOWN_MAX, REFUSALS_SHOWN_MAX + 6)
+    assert [refusal.reason for refusal in found.refused] == ["no free slots"] * (REFUSALS_SHOWN_MAX + 6)
 
 
 def test_a_job_leaves_out_what_does_not_serve_the_model() -> None:

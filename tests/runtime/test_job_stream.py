@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from node.runtime.job_stream import standing_for_all
+from node.runtime.wishes import standing_for_all
 from protocol.messages.market import ModelOffer, Prices
 from protocol.primitives.units import Amount, ModelId, WorkUnits
 

@@ -1,0 +1,213 @@
+"""From what a user asked for to what the market takes: which model is meant, how large and dear it may get.
+
+Law: what can be told at once (no such model, no offer that would do, no money) is told before anything is signed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from node.clock import read_clock
+from node.runtime.control import ControlError, RunRequest
+from node.runtime.ledger_views import account_argument, account_text
+from node.runtime.requests import request_name
+from protocol.market.agreement import JobRequest
+from protocol.market.matching import Ranking, Want, best_offer, quote
+from protocol.messages.market import JobPayload, ModelOffer
+from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
+from protocol.primitives.codec import encode
+from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX
+from protocol.primitives.units import (
+    AMOUNT_MAX,
+    AccountId,
+    Amount,
+    DurationMs,
+    Hash,
+    ModelId,
+    Salt,
+    WorkUnits,
+    format_credits,
+)
+
+if TYPE_CHECKING:
+    from node.runtime.node import Node
+
+_TEMPLATE_UNITS = 64
+"""Input tokens that a chat template may add; a token is at least one byte of the input otherwise."""
+
+_REASONS_TOLD_MAX = 64
+"""Refusals in one error message."""
+
+
+class Wish:
+    """One ``RunRequest`` beside what its node knows. Raises ``ControlError`` for what could never be."""
+
+    def __init__(self, node: "Node", asked: RunRequest) -> None:
+        self._node = node
+        self.asked = asked
+        self.request = request_name(asked.request) if asked.request else Hash(os.urandom(32))
+        if not 0 <= asked.price_max <= AMOUNT_MAX or not 0 <= asked.seed < 2**63:
+            raise ControlError("bad_request", "price or seed out of range", 2)
+        if (
+            asked.wait_ms < 0
+            or asked.output_units_max < 1
+            or asked.timeout_ms < 1
+            or not 0 <= asked.temperature_milli <= 10_000
+        ):
+            raise ControlError("bad_request", "temperature out of range", 2)
+        if len(asked.body) > JOB_INPUT_BYTES_MAX - 4096:
+            raise ControlError("input_too_large", f"the input has {len(asked.body)} bytes; the limit is 1 MiB", 2)
+
+    def served(self) -> ModelOffer:
+        """The asked model as somebody offers it, by name, address or hash."""
+        now, book = read_clock().wall_ms, self._node.engine.book
+        named: dict[ModelId, list[ModelOffer]] = {}
+        for live in book.live():
+            if live.offer.expires_at > now:
+                for served in live.offer.models:
+                    if _means(self.asked.model, served):
+                        named.setdefault(ModelId(served.model), []).append(served)
+        if not named:
+            raise ControlError(
+                "model_not_found", f"nobody offers a model {self.asked.model!r} now; see `mercat models`", 5
+            )
+        if len(named) > 1:
+            listed = ", ".join(sorted(model.hex()[:16] for model in named))
+            raise ControlError("model_ambiguous", f"{self.asked.model!r} names several models; use one of {listed}", 2)
+        return standing_for_all(next(iter(named.values())))
+
+    def limits(self, served: ModelOffer) -> tuple[WorkUnits, WorkUnits]:
+        """Input and output units at most. A chat token is at least one byte, so bytes bound tokens."""
+        if served.runtime == "onnx":  # one run, or the tokens of a text, which its offer tells apart by their limit
+            return WorkUnits(min(len(self.asked.body) + _TEMPLATE_UNITS, served.input_units_max)), WorkUnits(1)
+        if served.runtime == "wasm":
+            return WorkUnits(1), WorkUnits(min(self.asked.output_units_max, served.output_units_max))
+        input_units = len(self.asked.body) + (_TEMPLATE_UNITS if served.runtime == "gguf" else 0)
+        output_units = self.asked.output_units_max if served.runtime == "gguf" else max(1, len(self.asked.body))
+        if served.runtime == "gguf":
+            input_units = min(input_units, served.input_units_max)
+        return WorkUnits(max(1, input_units)), WorkUnits(output_units)
+
+    def ceiling(self) -> Amount:
+        """What the job may cost at most."""
+        return Amount(self.asked.price_max or self._node.config.buyer.price_max)
+
+    def want(self, served: ModelOffer) -> Want:
+        """The wish as the order book is asked for it."""
+        input_units, output_units = self.limits(served)
+        policy = self._node.engine.buyer.policy
+        return Want(
+            buyer=self._node.keys.account_id,
+            model=ModelId(served.model),
+            input_units_max=input_units,
+            output_units_max=output_units,
+            input_units_expected=input_units,
+            output_units_expected=output_units,
+            price_ceiling=self.ceiling(),
+            unique=self.request,
+            region=self.asked.region,
+            isolation=self.asked.isolation,
+            provider=self._provider(),
+            demoted=self._node.engine.buyer.demoted(read_clock()),
+            weights=policy.weights,
+            region_preferred=policy.region_preferred,
+        )
+
+    def quote(self, served: ModelOffer) -> Ranking:
+        """Everybody's answer."""
+        return quote(self._node.engine.book, self.want(served), read_clock())
+
+    def job(self) -> JobRequest:
+        """The request that the market takes, with fresh random bytes."""
+        asked, served = self.asked, self.served()
+        self._check_somebody(served)
+        input_units, output_units = self.limits(served)
+        buyer = self._node.config.buyer
+        payload = JobPayload(asked.format, asked.body, asked.stop)
+        return JobRequest(
+            request=self.request,
+            model=ModelId(served.model),
+            payload=encode(payload),
+            salt=Salt(os.urandom(32)),
+            unique=Hash(os.urandom(32)),
+            input_units_max=input_units,
+            output_units_max=output_units,
+            price_ceiling=self.ceiling(),
+            chunk_units=self._chunk_units(served),
+            region=asked.region,
+            isolation=asked.isolation,
+            provider=self._provider(),
+            model_name=served.name,
+            seed=asked.seed,
+            temperature_milli=asked.temperature_milli,
+            choose_ms=DurationMs(min(asked.wait_ms, asked.timeout_ms)),
+            accept_ms=DurationMs(buyer.accept_ms),
+            first_output_ms=DurationMs(buyer.first_output_ms),
+            stall_ms=DurationMs(buyer.stall_ms),
+            total_ms=DurationMs(min(buyer.total_ms, asked.timeout_ms)),
+        )
+
+    def _provider(self) -> AccountId | None:
+        return account_argument(self.asked.provider) if self.asked.provider else None
+
+    def _check_somebody(self, served: ModelOffer) -> None:
+        """Somebody would do it and it can be paid, or the user is ready to wait."""
+        want, book = self.want(served), self._node.engine.book
+        best = best_offer(book, want, read_clock())
+        if best is None and not self.asked.wait_ms:
+            refused = quote(book, want, read_clock(), whole_book=False).refused
+            reasons = "; ".join(
+                f"{account_text(refusal.account)[:14]}…: {refusal.reason}" for refusal in refused[:_REASONS_TOLD_MAX]
+            )
+            raise ControlError("no_provider", f"nobody takes this job: {reasons}", 5)
+        if best is not None:
+            self._check_funds(best.price_at_limits)
+
+    def _check_funds(self, price: Amount) -> None:
+        """An empty wallet is told at once; whether a channel's rest suffices, the market finds out."""
+        state, own = self._node.engine.replica.state, self._node.keys.account_id
+        held = sum(channel.held for _, channel in state.channels_of(own) if channel.payer == own)
+        balance = state.account(own).balance
+        if balance + held < price:
+            raise ControlError(
+                "no_funds",
+                f"the job may cost {format_credits(price)} credits; this account has {format_credits(balance)}"
+                f" and {format_credits(held)} in channels",
+                4,
+            )
+
+    def _chunk_units(self, served: ModelOffer) -> int:
+        match served.runtime:
+            case "gguf":
+                return self._node.config.buyer.chunk_units
+            case "onnx":
+                return 1
+            case _:
+                return CHUNK_UNITS_MAX
+
+
+def standing_for_all(offered: Sequence[ModelOffer]) -> ModelOffer:
+    """One model's offers as one: the runtime that most of them name, and the widest limits of those.
+
+    A model's manifest fixes its runtime, so whoever names another one lies; a job that was cut to fit a single offer,
+    however strange, would fail at all other providers.
+    """
+    counts = Counter(served.runtime for served in offered)
+    runtime = max(sorted(counts), key=counts.__getitem__)
+    honest = [served for served in offered if served.runtime == runtime]
+    widest = max(honest, key=lambda served: served.output_units_max)
+    return replace(widest, input_units_max=max(served.input_units_max for served in honest))
+
+
+def _means(wanted: str, served: ModelOffer) -> bool:
+    if wanted == served.name or (len(wanted) >= 8 and served.model.hex().startswith(wanted.lower())):
+        return True
+    if not wanted.startswith(AddressKind.MODEL.value + "1"):
+        return False
+    try:
+        return parse_address(AddressKind.MODEL, wanted) == served.model
+    except AddressInvalid as error:
+        raise ControlError("bad_address", str(error), 2) from None
