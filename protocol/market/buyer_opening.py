@@ -92,7 +92,6 @@ class Opening:
             excluded=excluded,
             demoted=tuple(last),
             weights=core.policy.weights,
-            region_preferred=core.policy.region_preferred,
         )
 
     def advance(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
