@@ -66,6 +66,9 @@ class ModelOffer(Message, frozen=True):
     prices: Prices
     input_units_max: WorkUnitsField
     output_units_max: WorkUnitsField
+    isolation: Text = ""
+    """What holds this model, where that is not the node's sandbox: ``declared`` for a server that the operator runs
+    beside the node, which nobody has proved anything about. Empty: the offer's ``isolation``."""
 
 
 class Offer(Message, frozen=True):
@@ -81,6 +84,10 @@ class Offer(Message, frozen=True):
     slots_total: Count
     slots_free: Count
     models: Annotated[tuple[ModelOffer, ...], Meta(max_length=MODELS_PER_OFFER_MAX)]
+
+    def isolation_of(self, served: ModelOffer) -> str:
+        """The isolation of one of the models."""
+        return served.isolation or self.isolation
 
 
 class Bid(Message, frozen=True):
