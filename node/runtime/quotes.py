@@ -42,7 +42,7 @@ def _would(match: Match) -> QuoteRow:
         expected_ms=match.expected_ms,
         slots_free=offer.slots_free,
         region=offer.region,
-        isolation=offer.isolation,
+        isolation=offer.isolation_of(match.served),
         scores={
             "price": scored.price,
             "speed": scored.speed,

@@ -147,7 +147,7 @@ def match_offer(live: LiveOffer, want: Want) -> Match | NoMatch:
     if (reason := _why_not_this_one(live.account, want)) is not None:
         return NoMatch(live.account, reason)
     # [isolation], [region]
-    if (reason := _why_not_there(live.offer.isolation, live.offer.region, want)) is not None:
+    if (reason := _why_not_there(live.offer.isolation_of(served), live.offer.region, want)) is not None:
         return NoMatch(live.account, reason)
     # [limits] takes inputs and outputs that large
     if (reason := _why_not_so_much(served.input_units_max, served.output_units_max, want)) is not None:

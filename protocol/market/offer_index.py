@@ -241,7 +241,7 @@ class OfferIndex:
 
     def put(self, account: AccountId, offer: Offer, served: ModelOffer, standing: Standing) -> None:
         """Take up an account's offer in place of its earlier one. Without a free slot it is in no one's way."""
-        place = (offer.isolation, offer.region), terms_of(offer, served, standing)
+        place = (offer.isolation_of(served), offer.region), terms_of(offer, served, standing)
         before = self._places.get(account)
         if offer.slots_free and before == place:
             return

@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 from msgspec.structs import replace
 
-from protocol.market.matching import Match, NoMatch, Want, isolation_suffices, quote
+from protocol.market.matching import Match, NoMatch, Want, best_offer, isolation_suffices, quote
 from protocol.market.order_book import OrderBook
 from protocol.messages.effects import Now
 from protocol.messages.market import Offer, Prices
@@ -179,3 +179,18 @@ def test_prices_beyond_all_money_at_the_wish_are_above_any_ceiling() -> None:
     want = replace(WANT, output_units_max=WorkUnits(9), price_ceiling=Amount(10))
     [refusal] = quote(book, want, NOW).refused
     assert refusal.reason.startswith("price above ceiling")
+
+
+def test_a_declared_model_of_a_strong_node_is_never_matched_with_a_buyer_who_asks_for_strong() -> None:
+    mixed = replace(OFFER, models=(replace(SERVED, isolation="declared"),))
+    book = book_of(("mixed", mixed), ("strong", OFFER))
+    anybody = quote(book, WANT, NOW).ranked
+    assert names(anybody, "mixed", "strong") in (["mixed", "strong"], ["strong", "mixed"])
+    wanted = replace(WANT, isolation="strong")
+    found = quote(book, wanted, NOW)
+    assert names(found.ranked, "mixed", "strong") == ["strong"]
+    assert [refusal.reason for refusal in found.refused] == ["isolation declared is below strong"]
+    chosen = best_offer(book, wanted, NOW)
+    assert chosen is not None
+    assert chosen.live.account == identity("strong")
+    assert best_offer(book_of(("mixed", mixed)), wanted, NOW) is None
