@@ -3,12 +3,16 @@
 Law: no effect leaves the node before every durable effect ahead of it is on disk, and no authority's signature exists
 before the sign guard has committed its position. Writing earlier than asked is always safe, sending earlier never is:
 so a batch first commits all its durable effects, then reserves all its guard positions, then acts one by one.
+
+What can't outlive this process (timers, work) waits for no disk. Rows that nothing waits for are written a moment
+later, with others: an end of a job that only this node needs to know costs no commit of its own.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Protocol
 
 from node.runtime.signer import Signer
@@ -17,7 +21,20 @@ from node.store.database import Store
 from node.store.errors import GuardRefused
 from node.store.sign_guard import SignGuard
 from protocol.messages.blocks import DecidedBlock
-from protocol.messages.effects import CommitBlock, Delete, Effect, GuardPosition, Put, SignAndSend
+from protocol.messages.effects import (
+    CancelTimer,
+    CloseWork,
+    CommitBlock,
+    Delete,
+    Effect,
+    GuardPosition,
+    Notify,
+    OpenWork,
+    PullWork,
+    Put,
+    SetTimer,
+    SignAndSend,
+)
 from protocol.primitives.units import Height
 
 _BATCH_EFFECTS_MAX = 2048
@@ -26,11 +43,18 @@ _BATCH_EFFECTS_MAX = 2048
 _WATERMARK_EVERY = 16
 """The guard forgets closed heights this often; rows kept a little longer cost nothing."""
 
-_INLINE_ROWS_MAX = 16
-_INLINE_COMMIT_S = 0.001
+_INLINE_ROWS_MAX = 128
+_INLINE_COMMIT_S = 0.002
 _COMMITS_AVERAGED = 8
 
+_COMPANY_S = 0.005
+"""So long do rows that nobody waits for wait for others. What a crash in between takes is what it would have taken had
+they come so much later."""
+
 Durable = Put | Delete | CommitBlock
+_DURABLE = (Put, Delete, CommitBlock)
+_STAYS_HERE = (SetTimer, CancelTimer, OpenWork, PullWork, CloseWork)
+"""These end with the process: nobody outside can see that they came before a row."""
 
 
 class Actor(Protocol):
@@ -63,7 +87,13 @@ class EffectExecutor:
         self._queue: deque[Effect] = deque()
         self._batch: list[Effect] = []
         """What is being carried out now."""
+        self._running = self._acting = False
+        self._flush_due: asyncio.Handle | None = None
+        """When what waits for the disk will be committed."""
+        self._urgent = False
+        """True while something in the queue shall leave as soon as the disk lets it."""
         self._failure: Exception | None = None
+        self._checkpointing: Future[None] | None = None
         self._commit_s = 1.0
         """What small commits have taken lately; the first ones go to a thread until the disk has shown what it is."""
         self._wake = asyncio.Event()
@@ -71,18 +101,23 @@ class EffectExecutor:
         self._idle.set()
 
     def submit(self, effects: Iterable[Effect]) -> None:
-        """Queue effects behind all earlier ones."""
-        self._queue.extend(effects)
+        """Carry effects out behind all earlier ones: at once as far as they wait for no disk, the others soon."""
+        for effect in effects:
+            if self._running and isinstance(effect, _STAYS_HERE):
+                self._attempt(effect)
+            else:
+                self._queue.append(effect)
+                self._urgent = self._urgent or not _may_wait(effect)
         if self._queue:
             self._idle.clear()
-            self._wake.set()
+            self._proceed()
 
     def fail(self, error: Exception) -> None:
         """The engine broke down in the middle of a step: nothing of what it may ask for from now on is carried out.
 
         ``run`` raises the error, and the node ends.
         """
-        self._failure = error
+        self._failure = self._failure or error
         self._idle.clear()
         self._wake.set()
 
@@ -100,33 +135,94 @@ class EffectExecutor:
     async def run(self) -> None:
         """Carry out effects until cancelled. A disk error ends the task, and with it the node: nothing is sent that
         should have been written."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue or self._failure is not None:
+        self._running = True
+        self._proceed()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
                 if self._failure is not None:
                     raise self._failure
-                self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
                 await self._carry_out(self._batch)
                 self._batch = []
-            self._idle.set()
+                self._proceed()
+        finally:
+            self._running = False
+
+    def _proceed(self) -> None:
+        """Act as far as nothing waits for a disk; what does is committed in the loop's next turn, with whatever has
+        come until then. What acts cause meanwhile is queued behind them."""
+        if not self._running or self._acting or self._batch:
+            return
+        while self._queue and self._failure is None and not _needs_disk(self._queue[0]):
+            self._attempt(self._queue.popleft())
+        if not self._queue:
+            self._urgent = False
+            if self._failure is None:
+                self._idle.set()
+        elif self._failure is None:
+            self._schedule()
+
+    def _attempt(self, effect: Effect) -> None:
+        """Act. An act that fails ends the node, whoever has asked for it."""
+        if self._failure is not None:
+            return
+        nested, self._acting = self._acting, True
+        try:
+            self._act(effect, {})
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self._acting = nested
+
+    def _schedule(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._urgent:
+            if isinstance(self._flush_due, asyncio.TimerHandle):
+                self._flush_due.cancel()
+                self._flush_due = None
+            # What was sent a moment ago goes out first: it shall not wait in this process for a disk.
+            self._flush_due = self._flush_due or loop.call_soon(self._flush)
+        elif self._flush_due is None:
+            self._flush_due = loop.call_later(_COMPANY_S, self._flush)
+
+    def _flush(self) -> None:
+        """Commit what waits. A few rows on a disk that has been fast lately are written at once: the way to a thread
+        and back would cost as much again. Blocks, guarded signatures, many rows and slow disks leave the loop free."""
+        self._flush_due = None
+        if not self._running or self._batch or self._failure is not None:
+            return
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
+        durable: list[Durable] = [effect for effect in batch if isinstance(effect, _DURABLE)]
+        blocks = any(isinstance(effect, CommitBlock | SignAndSend) and _needs_disk(effect) for effect in batch)
+        if blocks or len(durable) > _INLINE_ROWS_MAX or self._commit_s >= _INLINE_COMMIT_S:
+            self._batch = batch
+            self._wake.set()
+            return
+        began = time.perf_counter()
+        try:
+            self._store.commit(durable)
+        except Exception as error:
+            self.fail(error)
+            return
+        self._took(time.perf_counter() - began)
+        self._shorten_log()
+        for effect in batch:
+            self._attempt(effect)
+        self._proceed()
 
     async def _carry_out(self, batch: list[Effect]) -> None:
-        # What stands before the first effect that needs a disk waits for none.
-        free = next((place for place, effect in enumerate(batch) if _needs_disk(effect)), len(batch))
-        for effect in batch[:free]:
-            self._act(effect, {})
-        if free < len(batch):
-            # What the free ones have caused joins the same commit.
-            batch.extend(self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX)))
-        rest = batch[free:]
-        durable: list[Durable] = [effect for effect in rest if isinstance(effect, Put | Delete | CommitBlock)]
+        durable: list[Durable] = [effect for effect in batch if isinstance(effect, _DURABLE)]
         if durable:
             await self._commit(durable)
-        guarded = [effect for effect in rest if isinstance(effect, SignAndSend) and effect.position is not None]
+        guarded = [effect for effect in batch if isinstance(effect, SignAndSend) and effect.position is not None]
         allowed = await self._reserve(guarded)
-        for effect in rest:
-            self._act(effect, allowed)
+        nested, self._acting = self._acting, True
+        try:
+            for effect in batch:
+                self._act(effect, allowed)
+        finally:
+            self._acting = nested
 
     def _act(self, effect: Effect, allowed: dict[int, bytes | None]) -> None:
         match effect:
@@ -142,20 +238,28 @@ class EffectExecutor:
                 self._actor.act(effect)
 
     async def _commit(self, durable: list[Durable]) -> None:
-        """A few rows on a disk that has been fast lately are written at once: the way to a thread and back would cost
-        as much again. Blocks, many rows and slow disks leave the loop free."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
-        few = len(durable) <= _INLINE_ROWS_MAX and not any(isinstance(effect, CommitBlock) for effect in durable)
-        if few and self._commit_s < _INLINE_COMMIT_S:
-            # What was sent a moment ago shall not wait in this process for a disk that it does not need.
-            await asyncio.sleep(0)
-            began = loop.time()
-            self._store.commit(durable)
-        else:
-            await loop.run_in_executor(self._threads, self._commit_here, durable)
-        if few:
-            self._commit_s += (loop.time() - began - self._commit_s) / _COMMITS_AVERAGED
+        began = time.perf_counter()
+        await loop.run_in_executor(self._threads, self._commit_here, durable)
+        if len(durable) <= _INLINE_ROWS_MAX and not any(isinstance(effect, CommitBlock) for effect in durable):
+            self._took(time.perf_counter() - began)
+        self._shorten_log()
+
+    def _took(self, seconds: float) -> None:
+        self._commit_s += (seconds - self._commit_s) / _COMMITS_AVERAGED
+
+    def _shorten_log(self) -> None:
+        if self._store.wants_checkpoint and (self._checkpointing is None or self._checkpointing.done()):
+            self._checkpointing = self._threads.submit(self._store.checkpoint)
+            self._checkpointing.add_done_callback(self._checkpointed(asyncio.get_running_loop()))
+
+    def _checkpointed(self, loop: asyncio.AbstractEventLoop) -> Callable[[Future[None]], None]:
+        def look(ended: Future[None]) -> None:
+            error = None if ended.cancelled() else ended.exception()
+            if isinstance(error, Exception) and not loop.is_closed():
+                loop.call_soon_threadsafe(self.fail, error)
+
+        return look
 
     def _commit_here(self, durable: list[Durable]) -> None:
         """In a thread: commit, then let the guard forget heights that are closed for good now."""
@@ -185,9 +289,18 @@ class EffectExecutor:
 
 
 def _needs_disk(effect: Effect) -> bool:
-    return isinstance(effect, Put | Delete | CommitBlock) or (
-        isinstance(effect, SignAndSend) and effect.position is not None
-    )
+    return isinstance(effect, _DURABLE) or (isinstance(effect, SignAndSend) and effect.position is not None)
+
+
+def _may_wait(effect: Effect) -> bool:
+    """True if nobody waits for it: a row, or news that go to the log alone."""
+    match effect:
+        case Put() | Delete():
+            return True
+        case Notify(event):
+            return not hasattr(event, "request")
+        case _:
+            return False
 
 
 def _reserve_each(guard: SignGuard, wanted: list[tuple[GuardPosition, bytes]]) -> list[bytes | None]:

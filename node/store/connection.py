@@ -19,6 +19,9 @@ from node.store.schema import Schema
 
 _LOG_BYTES_KEPT = 64 * 1024 * 1024
 """A log that grew while somebody read an old commit shrinks to this once it is empty."""
+_LOG_PAGES_MAX = 8_000
+"""A log of so many pages, half of the above, is copied into the file by the commit that finds it: tens of ms. Whoever
+commits often asks for that before, in a thread."""
 _PRIMARY_CODE = 0xFF
 """SQLite's extended result codes keep the primary code in the lowest byte."""
 
@@ -116,6 +119,8 @@ def open_database(path: Path, schema: Schema, *, exclusive: bool = True) -> Data
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES_KEPT}")
+            if not exclusive:
+                connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES_MAX}")
             # A lock is taken by the first write, not by the pragma.
             with transaction(connection):
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()

@@ -1,7 +1,7 @@
 """Nothing leaves a node that should have been written first, and a node that failed does nothing more."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,17 +13,21 @@ from node.runtime.door import Door
 from node.runtime.engine_loop import EngineLoop
 from node.runtime.executor import EffectExecutor
 from node.runtime.signer import Signer
+from node.runtime.timers import Timers
 from node.store.database import Store
 from node.store.errors import DiskFull
 from node.store.sign_guard import SignGuard
 from protocol.engine.inputs import TimerFired
 from protocol.messages.consensus import VoteBody
 from protocol.messages.effects import (
+    CommitBlock,
+    Delete,
     Effect,
     GuardClass,
     GuardPosition,
     Put,
     Send,
+    SetTimer,
     SignAndSend,
     Table,
     TimerKey,
@@ -34,7 +38,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Offer
 from protocol.messages.wire import TipNotice
 from protocol.primitives.codec import encode
-from protocol.primitives.units import BlockHash, Height, NodeId, SequenceNumber, TimestampMs, View
+from protocol.primitives.units import BlockHash, Height, MonotonicMs, NodeId, SequenceNumber, TimestampMs, View
 from tests.engine.test_hostile_input import at, begin, make_engine
 from tests.ledger.world import make_genesis
 
@@ -204,3 +208,92 @@ def test_a_peer_with_ever_more_frames_leaves_the_loop_to_others_after_each(
             return len(turns)
 
     assert asyncio.run(run()) == 5
+
+
+def test_rows_that_nobody_waits_for_are_written_together_with_those_that_somebody_waits_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.executor._commit_s = 0.0
+    commits: list[int] = []
+    commit = bench.store.commit
+
+    def counted(effects: Sequence[Put | Delete | CommitBlock]) -> None:
+        commits.append(len(effects))
+        commit(effects)
+
+    monkeypatch.setattr(bench.store, "commit", counted)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(bench.executor.run())
+            await asyncio.sleep(0)
+            bench.executor.submit([row()])
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert commits == [], "nothing waits for it"
+            bench.executor.submit([Put(Table.SELLER_LANE, b"l" * 33, b"v"), GREETING])
+            await bench.executor.drain()
+            assert commits == [2]
+            bench.executor.submit([row()])
+            await bench.executor.drain()
+            running.cancel()
+
+    asyncio.run(run())
+    assert commits == [2, 1], "and alone if nothing else comes"
+    assert bench.hands.done == [GREETING]
+
+
+def test_what_stays_in_the_process_waits_for_no_disk(bench: Bench) -> None:
+    timer = SetTimer(TimerKey("seller", "deadline"), MonotonicMs(1))
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(bench.executor.run())
+            await asyncio.sleep(0)
+            bench.executor.submit([row(), timer, GREETING])
+            assert bench.hands.done == [timer]
+            await bench.executor.drain()
+            running.cancel()
+
+    asyncio.run(run())
+    assert bench.hands.done == [timer, GREETING]
+
+
+def test_a_long_log_is_copied_into_the_file_in_the_background(bench: Bench) -> None:
+    bench.carry_out(*(Put(Table.SELLER_LANE, number.to_bytes(33, "big"), b"v" * 300) for number in range(4000)))
+    bench.executor._threads.shutdown()
+    assert not bench.store.wants_checkpoint
+    assert bench.store.path.stat().st_size > 300_000
+
+
+def test_a_timer_put_off_fires_once_at_its_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+    fired: list[tuple[int, TimerKey]] = []
+    key = TimerKey("seller", "deadline")
+
+    async def run() -> None:
+        nonlocal now
+        timers = Timers(lambda: at(now), lambda due: fired.append((now, due)))
+        loop = asyncio.get_running_loop()
+        armed: list[float] = []
+
+        def noted(delay_s: float, look: Callable[..., None], of: TimerKey) -> asyncio.Handle:
+            armed.append(delay_s)
+            return loop.call_soon(lambda: None)
+
+        monkeypatch.setattr(loop, "call_later", noted)
+        timers.set(key, MonotonicMs(10))
+        timers.set(key, MonotonicMs(30))
+        timers.set(key, MonotonicMs(20))
+        assert len(armed) == 1, "putting it off costs the loop nothing"
+        now = 10
+        timers._look(key)
+        assert fired == []
+        assert armed[-1] == 0.01
+        timers.set(key, MonotonicMs(15))
+        assert armed[-1] == 0.005, "one that is due earlier than the loop looks is armed anew"
+        now = 15
+        timers._look(key)
+
+    asyncio.run(run())
+    assert fired == [(15, key)]
