@@ -20,12 +20,13 @@ from node.api.requests import (
     REQUEST_BYTES_MAX,
     STREAM_TYPE,
     AmountBody,
+    CountMax,
     ErrorBody,
     ErrorView,
     MotionBody,
     PublishBody,
-    SendBody,
     RowsMax,
+    SendBody,
     SettledView,
     TimeoutMs,
     VoteBody,
@@ -87,6 +88,10 @@ def _timeout_ms(request: web.Request) -> int:
     return msgspec.convert(request.query.get("timeout_ms", "30000"), TimeoutMs, strict=False)
 
 
+def _count_max(request: web.Request) -> int:
+    return msgspec.convert(request.query.get("count", JOBS_LISTED), CountMax, strict=False)
+
+
 class ControlRoutes:
     """Handlers over one node."""
 
@@ -105,16 +110,19 @@ class ControlRoutes:
             _read("/v1/bids", lambda request: control.bids()),
             web.post("/v1/quote", self.quote),
             web.post("/v1/run", self.run),
-            _read("/v1/jobs", lambda request: control.jobs()),
+            _read("/v1/jobs", lambda request: control.jobs(_count_max(request))),
             _read("/v1/jobs/{job}", lambda request: control.job(request.match_info["job"])),
+            web.get("/v1/jobs/{job}/why", self.why),
             web.get("/v1/jobs/{job}/receipt", self.receipt),
             web.post("/v1/jobs/{job}/cancel", self.cancel),
             web.post("/v1/jobs/{job}/settle", self.settle),
+            _read("/v1/requests/{request}", lambda request: control.request(request.match_info["request"])),
             _read("/v1/account", lambda request: control.account(request.query.get("account"))),
             web.post("/v1/send", self.send),
             _read("/v1/channels", lambda request: control.channels()),
             web.post("/v1/channels/{channel}/close", self.close_channel),
             _read("/v1/provider", lambda request: control.provider()),
+            _read("/v1/records/{who}", lambda request: control.record(request.match_info["who"])),
             web.post("/v1/provider/bond", self.bond),
             web.post("/v1/provider/unbond", self.unbond),
             _read("/v1/registrations/{model}", lambda request: control.registration(request.match_info["model"])),
@@ -170,6 +178,10 @@ class ControlRoutes:
         if not response.prepared:
             raise ControlError("no_events", "the job ended without any event")
         return response
+
+    async def why(self, request: web.Request) -> web.StreamResponse:
+        """What this node, the other party and the ledger have recorded of a job."""
+        return _answer(await self._control.why(request.match_info["job"]))
 
     async def receipt(self, request: web.Request) -> web.StreamResponse:
         """The receipt file, as it is to be stored and verified."""

@@ -33,6 +33,7 @@ from node.runtime.control import (
     ProviderView,
     QuoteView,
     RegistrationView,
+    RequestView,
     RunEvent,
     RunRequest,
     StatusView,
@@ -40,6 +41,8 @@ from node.runtime.control import (
     TransactionView,
 )
 from node.runtime.motion_bodies import SubjectBody
+from node.runtime.record_bodies import RecordView
+from node.runtime.timeline_views import WhyView
 
 ANSWER_SECONDS = 30.0
 """A question about what the node knows is answered at once; a node that takes longer hangs."""
@@ -144,7 +147,7 @@ class NodeClient:
 
     def quote(self, request: RunRequest, rows_max: int = QUOTE_ROWS) -> QuoteView:
         """Who would take a job."""
-        return msgspec.json.decode(self._ask("POST", "/v1/quote", request), type=QuoteView)
+        return msgspec.json.decode(self._ask("POST", f"/v1/quote?rows={rows_max}", request), type=QuoteView)
 
     def run(self, request: RunRequest, seconds: float) -> Generator[RunEvent, None, None]:
         """Run a job; ``seconds`` is the longest silence. Closing the iterator hangs up, which cancels the job."""
@@ -162,13 +165,21 @@ class NodeClient:
             response.close()
             connection.close()
 
-    def jobs(self) -> tuple[JobView, ...]:
-        """Jobs that the node knows, from either side."""
-        return self._get("/v1/jobs", tuple[JobView, ...])
+    def jobs(self, count_max: int = JOBS_LISTED) -> tuple[JobView, ...]:
+        """The latest jobs that the node knows, from either side, the newest first."""
+        return self._get(f"/v1/jobs?count={count_max}", tuple[JobView, ...])
 
     def job(self, job: str) -> JobView:
         """One job with its timeline."""
         return self._get(f"/v1/jobs/{quote(job, safe='')}", JobView)
+
+    def why(self, job: str) -> WhyView:
+        """What this node, the other party and the ledger have recorded of a job."""
+        return self._get(f"/v1/jobs/{quote(job, safe='')}/why", WhyView)
+
+    def request(self, request: str) -> RequestView:
+        """What became of a request by the id that its program gave it."""
+        return self._get(f"/v1/requests/{quote(request, safe='')}", RequestView)
 
     def receipt(self, job: str) -> bytes:
         """A job's receipt file."""
@@ -203,6 +214,10 @@ class NodeClient:
     def provider(self) -> ProviderView:
         """What a provider's operator wants to see."""
         return self._get("/v1/provider", ProviderView)
+
+    def record(self, who: str) -> RecordView:
+        """What is known of an account that deals in the market."""
+        return self._get(f"/v1/records/{quote(who, safe='')}", RecordView)
 
     def bond(self, amount: int, timeout_ms: int) -> TransactionView:
         """Bond base units."""

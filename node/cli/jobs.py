@@ -14,6 +14,9 @@ from node.runtime.control import JobView
 from protocol.primitives.units import format_credits
 
 PREFIX_LENGTH_MIN = 4
+PREFIX_LENGTH_NODE = 6
+
+LISTED = 100
 
 
 def time_text(timestamp_ms: int) -> str:
@@ -32,7 +35,10 @@ def resolve_id(wanted: str, known: list[str], what: str) -> str:
     return matches[0] if matches else wanted
 
 
-def _job_id(client: NodeClient, wanted: str) -> str:
+def job_id(client: NodeClient, wanted: str) -> str:
+    """The job that is meant: the node itself knows prefixes of six digits, shorter ones name one of the latest jobs."""
+    if len(wanted.rstrip("…")) >= PREFIX_LENGTH_NODE:
+        return wanted.rstrip("…")
     return resolve_id(wanted, [view.job for view in client.jobs()], "job")
 
 
@@ -42,10 +48,11 @@ def job() -> None:
 
 
 @job.command("list")
+@click.option("--limit", type=click.IntRange(min=1, max=100_000), default=LISTED, show_default=True, help="How many.")
 @with_node
-def list_jobs(session: Session) -> None:
-    """All jobs, newest first."""
-    views = sorted(session.client.jobs(), key=lambda view: view.created_at, reverse=True)
+def list_jobs(session: Session, limit: int) -> None:
+    """The latest jobs, newest first, whichever side this node was on."""
+    views = sorted(session.client.jobs(limit), key=lambda view: view.created_at, reverse=True)
     rows = [
         (
             short(view.job, 16),
@@ -86,7 +93,7 @@ def job_text(view: JobView) -> str:
 @with_node
 def show(session: Session, job: str) -> None:
     """One job with its timeline."""
-    view = session.client.job(_job_id(session.client, job))
+    view = session.client.job(job_id(session.client, job))
     session.output.show(view, job_text(view), (view.job,))
 
 
@@ -98,10 +105,10 @@ def show(session: Session, job: str) -> None:
 @with_node
 def receipt(session: Session, job: str, out: Path | None, settle: bool, timeout: float) -> None:
     """The receipt file of a job; with --settle its proof by the ledger is in it."""
-    job_id = _job_id(session.client, job)
+    identity = job_id(session.client, job)
     if settle:
-        session.output.note(f"settled in block {session.client.settle(job_id, round(timeout * 1000)).height}")
-    content = session.client.receipt(job_id)
+        session.output.note(f"settled in block {session.client.settle(identity, round(timeout * 1000)).height}")
+    content = session.client.receipt(identity)
     if out is None:
         sys.stdout.buffer.write(content.rstrip(b"\n") + b"\n")
         sys.stdout.buffer.flush()
@@ -115,5 +122,5 @@ def receipt(session: Session, job: str, out: Path | None, settle: bool, timeout:
 @with_node
 def cancel(session: Session, job: str) -> None:
     """Cancel a job and its further charges."""
-    view = session.client.cancel(_job_id(session.client, job))
+    view = session.client.cancel(job_id(session.client, job))
     session.output.show(view, job_text(view), (view.job,))

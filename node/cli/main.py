@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "offers": ("node.cli.market:offers", "Every live offer."),
         "bids": ("node.cli.market:bids", "What other nodes' buyers wait for."),
         "job": ("node.cli.jobs:job", "Jobs of this node and their receipts."),
+        "why": ("node.cli.why:why", "What happened to a job, who caused it, and what it cost."),
         "verify": ("node.cli.verify:verify", "Check a receipt or a proof offline."),
     },
     "Money": {

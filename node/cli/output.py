@@ -52,7 +52,8 @@ def short(identifier: str, head: int = 12) -> str:
     return identifier if len(identifier) <= head + 1 else identifier[:head] + "…"
 
 
-def _styled(stream_is_terminal: bool) -> bool:
+def styled(stream_is_terminal: bool) -> bool:
+    """Whether text for this stream may have colors and weights."""
     return stream_is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
@@ -65,7 +66,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], bold: bool | No
         return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
     head = line(headers)
-    if _styled(sys.stdout.isatty()) if bold is None else bold:
+    if styled(sys.stdout.isatty()) if bold is None else bold:
         head = f"\033[1m{head}\033[0m"
     return "\n".join([head, *(line(row) for row in cells)])
 

@@ -11,6 +11,11 @@ from typing import Protocol
 import msgspec
 
 from node.runtime.motion_bodies import SubjectBody
+from node.runtime.record_bodies import RecordView
+from node.runtime.timeline_views import WhyView
+
+JOBS_LISTED = 1_000
+"""The latest jobs, unless more are asked for: each costs a look at the disk."""
 
 
 class ControlError(Exception):
@@ -107,6 +112,10 @@ class BidView(View, frozen=True):
     expires_at: int
 
 
+QUOTE_ROWS = 256
+"""Providers that a quote lists one by one unless more are asked for: all are counted."""
+
+
 class QuoteRow(View, frozen=True):
     """One provider's answer: prices, or why not.
 
@@ -117,17 +126,8 @@ class QuoteRow(View, frozen=True):
 
     provider: str
     would_take: bool
-QUOTE_ROWS = 256
-"""Providers that a quote lists one by one unless more are asked for: all are counted."""
-
-
     price_ceiling: int
     reason: str | None
-
-
-class QuoteView(View, frozen=True):
-    model: str
-    rows: tuple[QuoteRow, ...]
     price_expected: int = 0
     expected_ms: int | None = None
     slots_free: int = 0
@@ -136,9 +136,20 @@ class QuoteView(View, frozen=True):
     scores: dict[str, int] = msgspec.field(default_factory=dict)
 
 
-class RunRequest(View, frozen=True):
+class QuoteView(View, frozen=True):
     """Who would take a job, best first, then who would not; everybody is counted in the totals and in ``reasons``."""
 
+    model: str
+    rows: tuple[QuoteRow, ...]
+    input_units_max: int = 0
+    output_units_max: int = 0
+    price_max: int = 0
+    would: int = 0
+    would_not: int = 0
+    reasons: tuple[tuple[str, int], ...] = ()
+
+
+class RunRequest(View, frozen=True):
     """A job that this node's user wants done.
 
     ``format`` and ``body`` are the runtime's input (``chat``: MessagePack list of [role, content]; ``text``; ``bytes``;
@@ -161,6 +172,26 @@ class RunRequest(View, frozen=True):
     """At least this level; empty: any."""
     wait_ms: int = 0
     """How long to wait for an offer when none would do now; the bid is gossiped meanwhile."""
+    request: str = ""
+    """The request's id, 64 hex digits, if its program wants to choose it; a name that is known is refused."""
+
+
+class RequestView(View, frozen=True):
+    """What became of a request that its program has named. ``paid`` is for all attempts, in base units."""
+
+    request: str
+    state: str
+    """``unknown``, ``starting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
+    job: str = ""
+    provider: str = ""
+    paid: int = 0
+    fault: str = ""
+    reason: str = ""
+    input_units: int = 0
+    output_units: int = 0
+    finish: str = ""
+    output: bytes = b""
+    """All of it, once the job is done."""
 
 
 class RunEvent(View, frozen=True):
@@ -424,8 +455,16 @@ class NodeControl(Protocol):
         ...
 
     async def cancel(self, job: str) -> JobView: ...
-    def jobs(self) -> tuple[JobView, ...]: ...
+    def jobs(self, count_max: int = JOBS_LISTED) -> tuple[JobView, ...]: ...
     def job(self, job: str) -> JobView: ...
+
+    async def why(self, job: str) -> WhyView:
+        """What this node, the other party (which is asked now) and the ledger have recorded of a job."""
+        ...
+
+    def request(self, request: str) -> RequestView:
+        """What became of a request by the id that its program gave it."""
+        ...
 
     def receipt(self, job: str) -> bytes:
         """The receipt file (JSON), with its settlement proof once the ledger has it."""
@@ -445,6 +484,7 @@ class NodeControl(Protocol):
     async def bond(self, amount: int, timeout_ms: int) -> TransactionView: ...
     async def unbond(self, amount: int, timeout_ms: int) -> TransactionView: ...
     def provider(self) -> ProviderView: ...
+    def record(self, who: str) -> RecordView: ...
 
     def registration(self, model: str) -> RegistrationView:
         """Who published a model, given by its id in hexadecimal or as ``mcmodel1…``."""

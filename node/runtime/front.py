@@ -6,7 +6,7 @@ and wait for its events. Nothing here decides about money.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +19,11 @@ from node.runtime.job_stream import JobStream
 from node.runtime.motion_bodies import SubjectBody
 from node.runtime.proof_files import ProofDesk
 from node.runtime.receipt_files import ReceiptDesk
+from node.runtime.record_bodies import RecordView
+from node.runtime.record_views import record_view
+from node.runtime.requests import RequestDesk
+from node.runtime.timeline_views import WhyView
+from node.runtime.timelines import TimelineDesk
 from protocol.engine.events import TransactionDecided, TransactionFailed
 from protocol.engine.inputs import CancelJob, WantAction
 from protocol.messages.transactions import (
@@ -51,6 +56,8 @@ class Front:
         self._state = node.engine.replica.state
         self._proofs = ProofDesk(node)
         self._receipts = ReceiptDesk(node.store, node.engine.replica.state.genesis)
+        self._timelines = TimelineDesk(node)
+        self._requests = RequestDesk(node, self._timelines)
 
     # Looking
 
@@ -97,13 +104,21 @@ class Front:
         """Who would take this job, at what price and in what time, and why others would not."""
         return JobStream(self._node, request).quote(rows_max)
 
-    def jobs(self) -> tuple[control.JobView, ...]:
-        """All jobs that this node knows, newest first."""
-        return market_views.jobs(self._node, self._receipts)
+    def jobs(self, count_max: int = control.JOBS_LISTED) -> tuple[control.JobView, ...]:
+        """The latest jobs that this node knows, newest first."""
+        return market_views.jobs(self._node, self._receipts, count_max)
 
     def job(self, job: str) -> control.JobView:
         """One job by its id, its request's id or a prefix of either."""
         return market_views.job_view(self._node, market_views.find_job(self._node, job), self._receipts)
+
+    async def why(self, job: str) -> WhyView:
+        """A job as this node, the other party and the ledger tell it."""
+        return await self._timelines.why(job)
+
+    def request(self, request: str) -> control.RequestView:
+        """What became of a named request."""
+        return self._requests.view(request)
 
     def receipt(self, job: str) -> bytes:
         """The receipt file of a job, with its settlement once the ledger has it."""
@@ -121,6 +136,10 @@ class Front:
     def provider(self) -> control.ProviderView:
         """What a provider's operator wants to see."""
         return market_views.provider(self._node)
+
+    def record(self, who: str) -> RecordView:
+        """What is known of an account that deals in the market, every figure with its origin."""
+        return record_view(self._node, who)
 
     def ledger(self) -> control.LedgerView:
         """The tip and who decides."""
@@ -177,7 +196,24 @@ class Front:
 
     def run(self, request: control.RunRequest) -> AsyncIterator[tuple[control.RunEvent, ...]]:
         """Run a job; closing the iterator cancels it."""
-        return JobStream(self._node, request).events()
+        stream = JobStream(self._node, request)
+        return self._named(stream) if request.request else stream.events()
+
+    async def _named(self, stream: JobStream) -> AsyncIterator[tuple[control.RunEvent, ...]]:
+        """A request under a name of its program's: it starts once."""
+        self._requests.claim(stream.request)
+        started, events = False, stream.events()
+        try:
+            async for ready in events:
+                started = True
+                yield ready
+        except ControlError:
+            if not started:
+                self._requests.release(stream.request)
+            raise
+        finally:
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
 
     async def cancel(self, job: str) -> control.JobView:
         """Cancel a running job of this node's user."""

@@ -9,16 +9,22 @@ from node.runtime.control import ControlError
 from node.runtime.ledger_views import account_text
 from protocol.ledger.state import LedgerState
 from protocol.market.order_book import OrderBook
-from protocol.market.records import BuyerLane, JobRecord, SellerLane, Side
+from protocol.market.records import BuyerLane, JobRecord, SellerLane, Side, attempt_key
 from protocol.messages.effects import Now, Table
 from protocol.messages.market import ModelOffer
 from protocol.primitives.addresses import AddressKind, format_address
 from protocol.primitives.codec import decode
-from protocol.primitives.units import ChannelId, ModelId
+from protocol.primitives.units import ChannelId, Hash, ModelId
 
 if TYPE_CHECKING:
     from node.runtime.node import Node
     from node.runtime.receipt_files import ReceiptDesk
+
+JOBS_KEPT = 100_000
+"""Rows of ended jobs that a node keeps, 2 KB each as a rule; receipts are kept apart, and for good."""
+
+_FOUND_MAX = 8
+"""More jobs than this under one prefix are too many to tell apart."""
 
 
 def peers(node: "Node") -> tuple[control.PeerView, ...]:
@@ -73,7 +79,7 @@ def offers(book: OrderBook, state: LedgerState, now: Now) -> tuple[control.Offer
             runtime_build=offered.runtime_build,
             settings=offered.settings,
             region=live.offer.region,
-            isolation=live.offer.isolation,
+            isolation=live.offer.isolation_of(offered),
             slots_total=live.offer.slots_total,
             slots_free=live.offer.slots_free,
             request=offered.prices.request,
@@ -95,7 +101,7 @@ def bids(node: "Node") -> tuple[control.BidView, ...]:
     return tuple(
         control.BidView(
             buyer=account_text(buyer),
-            model=model_text(node, bid.model),
+            model=offered_name(node, bid.model),
             input_units_max=bid.input_units_max,
             output_units_max=bid.output_units_max,
             price_ceiling=bid.price_ceiling,
@@ -105,36 +111,48 @@ def bids(node: "Node") -> tuple[control.BidView, ...]:
     )
 
 
-def job_records(node: "Node") -> list[JobRecord]:
-    """Jobs under way and jobs on disk, the newest first."""
-    records = {record.job + record.request: record for record in node.engine.buyer.jobs()}
-    for _, value in node.store.load_table(Table.JOB):
+def job_records(node: "Node", count_max: int) -> list[JobRecord]:
+    """Jobs under way and the latest jobs on disk, the newest first."""
+    under_way = (*node.engine.buyer.jobs(), *node.engine.seller.jobs())
+    records = {record.job + record.request: record for record in under_way}
+    for value in node.store.newest(Table.JOB, count_max):
         record = decode(value, JobRecord)
         records.setdefault(record.job + record.request, record)
-    return sorted(records.values(), key=lambda record: record.history[0].at if record.history else 0, reverse=True)
+    newest = sorted(records.values(), key=lambda record: record.history[0].at if record.history else 0, reverse=True)
+    return newest[:count_max]
 
 
 def find_job(node: "Node", text: str) -> JobRecord:
-    """A job by its id, its request's id, its address, or the start of one of the hex forms."""
+    """A job by its id, its request's id, or the start of one of them. Of a request's jobs the last one is meant."""
     wanted = text.lower()
     if len(wanted) < 6 or not all(letter in "0123456789abcdef" for letter in wanted):
         raise ControlError("bad_job", f"not a job id: {text!r} (at least six hex digits)", 2)
     found = [
         record
-        for record in node.engine.buyer.jobs()
+        for record in (*node.engine.buyer.jobs(), *node.engine.seller.jobs())
         if record.job.hex().startswith(wanted) or record.request.hex().startswith(wanted)
     ]
     if not found:
         first, last = bytes.fromhex(wanted.ljust(64, "0")[:64]), bytes.fromhex(wanted.ljust(64, "f")[:64])
-        found = [decode(value, JobRecord) for value in node.store.values_between(Table.JOB, first, last, 8)]
+        rows = node.store.values_between(Table.JOB, first, last, _FOUND_MAX)
+        of_requests = node.store.values_between(
+            Table.JOB_OF_REQUEST, attempt_key(Hash(first), 0), attempt_key(Hash(last), 2**32 - 1), _FOUND_MAX
+        )
+        rows += [row for job in of_requests if (row := node.store.get(Table.JOB, job)) is not None]
+        found = [decode(row, JobRecord) for row in rows]
     if not found:
         raise ControlError("job_not_found", f"this node knows no job {text!r}")
     if len({record.job for record in found}) > 1 and len({record.request for record in found}) > 1:
         raise ControlError("job_ambiguous", f"{len(found)} jobs start with {text!r}", 2)
-    return found[0]
+    return max(found, key=lambda record: record.attempt)
 
 
-def model_text(node: "Node", model: ModelId) -> str:
+def model_text(node: "Node", record: JobRecord) -> str:
+    """What a job's model was called when it began; of an older job what it is called now, else its address."""
+    return record.model_name or offered_name(node, record.model)
+
+
+def offered_name(node: "Node", model: ModelId) -> str:
     """A model's name if somebody offers it now, else its address."""
     for live in node.engine.book.offers_for(model):
         served = live.model(model)
@@ -151,7 +169,7 @@ def job_view(node: "Node", record: JobRecord, desk: "ReceiptDesk") -> control.Jo
         job=(record.job if any(record.job) else record.request).hex(),
         side=Side(record.side).name.lower(),
         state=record.state,
-        model=model_text(node, record.model),
+        model=model_text(node, record),
         counterparty=account_text(other),
         created_at=record.history[0].at if record.history else 0,
         input_units=record.input_units,
@@ -170,9 +188,9 @@ def publisher_text(node: "Node", model: ModelId) -> str | None:
     return None if found is None else account_text(found.publisher)
 
 
-def jobs(node: "Node", desk: "ReceiptDesk") -> tuple[control.JobView, ...]:
-    """All jobs for people."""
-    return tuple(job_view(node, record, desk) for record in job_records(node))
+def jobs(node: "Node", desk: "ReceiptDesk", count_max: int) -> tuple[control.JobView, ...]:
+    """The latest jobs for people, the newest first."""
+    return tuple(job_view(node, record, desk) for record in job_records(node, count_max))
 
 
 def channels(node: "Node") -> tuple[control.ChannelView, ...]:
@@ -237,7 +255,7 @@ def provider(node: "Node") -> control.ProviderView:
     state, own = node.engine.replica.state, node.keys.account_id
     on_offer, because = selling(node)
     report = node.shelf.report if node.shelf is not None else None
-    sold = [record for record in job_records(node) if record.side is Side.SELLER]
+    sold = [record for record in job_records(node, JOBS_KEPT) if record.side is Side.SELLER]
     redeemed = {channel_id: channel.redeemed for channel_id, channel in state.channels_of(own)}
     held: dict[ChannelId, int] = {}
     for _, value in node.store.load_table(Table.SELLER_LANE):

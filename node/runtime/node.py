@@ -25,6 +25,7 @@ from node.runtime.engine_loop import EngineLoop, NodeHalted
 from node.runtime.executor import EffectExecutor
 from node.runtime.faults import FaultyTransport
 from node.runtime.front import Front
+from node.runtime.housekeeping import keep_house
 from node.runtime.provider import ProviderShelf
 from node.runtime.signer import Signer
 from node.runtime.snapshots import SnapshotDesk
@@ -174,6 +175,7 @@ class Node:
         loop.feed(Started(Hash(os.urandom(32))))
         self._stack.callback(self._checked.set)
         self._tasks.create_task(self._check_state())
+        self._background.append(self._tasks.create_task(keep_house(self.store)))
         if supervisor is not None:
             self._sell(supervisor)
         self._log.info("started", listen=self.listen_text, height=self.engine.replica.state.height)

@@ -1,21 +1,18 @@
 """What the ledger did to the channels of this node's account: kept block by block, for people who ask what became of
 their money.
 
-Law: derived from decided blocks alone, one row for each transaction. A node that jumped over blocks has no
-rows of them.
+Law: derived from decided blocks alone, one row for each transaction. A node that jumped over blocks has no rows
+of them.
 """
 
 from collections.abc import Callable
-from typing import Annotated
-
-from msgspec import Meta
 
 from protocol.ledger.channels import open_voucher
+from protocol.market.records import ChannelLine, RedeemedLane, channel_log_key
 from protocol.messages.blocks import Block
 from protocol.messages.effects import Effect, Put, Table
 from protocol.messages.envelope import Envelope, envelope_id, open_as
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Count, Text
 from protocol.messages.transactions import (
     ChannelClose,
     ChannelFinalise,
@@ -24,50 +21,9 @@ from protocol.messages.transactions import (
     ChannelTopUp,
     Transaction,
 )
-from protocol.primitives.codec import Message, encode
-from protocol.primitives.limits import LANES_PER_CHANNEL
-from protocol.primitives.units import (
-    AccountId,
-    AccountIdField,
-    Amount,
-    AmountField,
-    ChannelId,
-    Height,
-    HeightField,
-    LaneField,
-    MessageIdField,
-    SequenceField,
-    TimestampField,
-)
+from protocol.primitives.codec import encode
+from protocol.primitives.units import AccountId, Amount, ChannelId
 from protocol.settlement.vouchers import channel_id
-
-
-class RedeemedLane(Message, frozen=True):
-    """One voucher in a redemption."""
-
-    lane: LaneField
-    sequence: SequenceField
-    cumulative: AmountField
-    receipts_count: Count
-
-
-class ChannelLine(Message, frozen=True):
-    """``Table.CHANNEL_LOG``: one transaction on a channel; ``amount`` is what it put in, 0 for all but deposits."""
-
-    height: HeightField
-    at: TimestampField
-    """The block's time."""
-    transaction: MessageIdField
-    sender: AccountIdField
-    action: Text
-    """``opened``, ``topped up``, ``redeemed``, ``closed`` or ``finalised``."""
-    amount: AmountField
-    lanes: Annotated[tuple[RedeemedLane, ...], Meta(max_length=LANES_PER_CHANNEL)]
-
-
-def channel_log_key(channel: ChannelId, height: Height, place: int) -> bytes:
-    """Sorts by channel, then by time."""
-    return channel + height.to_bytes(8, "big") + place.to_bytes(4, "big")
 
 
 def channel_lines(block: Block, own: AccountId, is_own: Callable[[ChannelId], bool]) -> list[Effect]:

@@ -47,8 +47,8 @@ from node.runtime.control import (
     VoteView,
 )
 from node.runtime.motion_bodies import SubjectBody
-from node.runtime.timeline_views import AttemptView, LineView, WhyView
 from node.runtime.record_bodies import FactView, RecordView, ScoreView
+from node.runtime.timeline_views import AttemptView, LineView, WhyView
 
 JOB = "ab" * 32
 OWN = address_of(KeyPurpose.ACCOUNT, development_keys("buyer-1", False).account)

@@ -1,0 +1,181 @@
+"""An account's record in the market turned into a view: ledger, live offer and this node's own memory side by side.
+
+Law: nothing is asked of anybody. The score is reckoned from the ledger's rows alone; what this node remembers is shown
+beside it and is no part of it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from node.clock import read_clock
+from node.runtime.control import ControlError
+from node.runtime.ledger_views import account_argument, account_text
+from node.runtime.market_views import job_records
+from node.runtime.record_bodies import FactView, RecordView, ScoreView
+from protocol.engine.ledger_facts import LedgerFacts
+from protocol.ledger.rows import BOND_PREFIX
+from protocol.ledger.state import LedgerState
+from protocol.ledger.track_rows import DEALINGS_MAX, TRACK_PREFIX, Role, track_id
+from protocol.market.order_book import LiveOffer
+from protocol.market.reputation import (
+    COUNTERPARTIES_FULL,
+    COUNTERPARTY_VOLUME_FULL,
+    FAILURE_WEIGHT,
+    NEWCOMER_SCORE_MILLI,
+    PRIOR_VOLUME,
+    Side,
+    SideRecord,
+    TrackRecord,
+    is_newcomer,
+    score,
+)
+from protocol.messages.market import FaultKind
+from protocol.primitives.addresses import AddressKind, format_address
+from protocol.primitives.units import AccountId, LedgerTimeMs, ModelId, format_credits
+from protocol.settlement.fading import faded
+
+if TYPE_CHECKING:
+    from node.runtime.node import Node
+
+PREFIX_MIN = 6
+"""Letters of an address beyond ``mc1`` or ``mcnode1`` that a prefix needs."""
+JOBS_LOOKED_AT = 2_000
+"""This node's latest jobs among which those with the account are counted."""
+
+_MEMORY = "this node's memory since its start"
+_ROLES = ((Side.PROVIDER, Role.PROVIDER), (Side.BUYER, Role.BUYER))
+
+
+def record_view(node: "Node", who: str) -> RecordView:
+    """The record of an account, given by its address, its node's, or the beginning of one. Raises ``ControlError``."""
+    state, book = node.engine.replica.state, node.engine.book
+    account = _named(node, who)
+    record = LedgerFacts(state).track_record(account)
+    live = book.offer_of(account)
+    if live is not None and live.offer.expires_at <= read_clock().wall_ms:
+        live = None
+    return RecordView(
+        account=account_text(account),
+        node=None if live is None else format_address(AddressKind.NODE, live.offer.node),
+        height=state.height,
+        ledger_time_ms=state.ledger_time_ms,
+        scores=tuple(_score_view(record, side, state.ledger_time_ms) for side, _ in _ROLES),
+        facts=(
+            *(fact for side, role in _ROLES for fact in _dealing_facts(state, record, side, role)),
+            *_stake_facts(state, account),
+            *(() if live is None else _offer_facts(live)),
+            *_own_facts(node, account, live),
+        ),
+    )
+
+
+def _named(node: "Node", who: str) -> AccountId:
+    """Whom the user means among everybody this node can name; a whole address need not be known."""
+    own = node.keys.account_id
+    known = {account_text(own): own, format_address(AddressKind.NODE, node.keys.node_id): own}
+    for live in node.engine.book.live():
+        known[account_text(live.account)] = live.account
+        known[format_address(AddressKind.NODE, live.offer.node)] = live.account
+    for _, channel in node.engine.replica.state.channels_of(own):
+        for party in (channel.payer, channel.payee):
+            known[account_text(party)] = party
+    if (found := known.get(who)) is not None:
+        return found
+    kind, _, rest = who.partition("1")
+    if kind == AddressKind.ACCOUNT.value and len(rest) > 52:
+        return account_argument(who)
+    if kind not in (AddressKind.ACCOUNT.value, AddressKind.NODE.value) or len(rest) < PREFIX_MIN:
+        reason = f"not an account or a node: {who[:80]!r} (mc1… or mcnode1…, at least {PREFIX_MIN} letters of it)"
+        raise ControlError("bad_address", reason, 2)
+    named = {account: None for text, account in known.items() if text.startswith(who)}
+    if not named:
+        raise ControlError("account_not_found", f"no live offer and no channel of this node's is of {who[:80]!r}")
+    if len(named) > 1:
+        raise ControlError("account_ambiguous", f"{len(named)} accounts start with {who[:80]!r}", 2)
+    return next(iter(named))
+
+
+def _score_view(record: TrackRecord, side: Side, now: LedgerTimeMs) -> ScoreView:
+    facts = record.on(side)
+    parts = score(facts, now)
+    settled = PRIOR_VOLUME + faded(facts.recent_volume, now - facts.last_at)
+    failed = FAILURE_WEIGHT * faded(facts.failed_volume, now - facts.failed_at)
+    explained = (
+        f"({NEWCOMER_SCORE_MILLI} of everybody + {parts.earned} earned) × {parts.reliability} ‰ = {parts.total}; "
+        f"earned: experience {parts.experience} ‰ × maturity {parts.maturity} ‰ × {1000 - NEWCOMER_SCORE_MILLI} "
+        f"({COUNTERPARTIES_FULL} counterparties of {format_credits(COUNTERPARTY_VOLUME_FULL)} credits each are 1000 ‰, "
+        f"thirty days of ledger time full maturity); reliability: {format_credits(settled)} credits settled against "
+        f"{format_credits(failed)} for failures, each weighed {FAILURE_WEIGHT} times what the job could have cost"
+    )
+    return ScoreView(
+        role=side.name.lower(),
+        total=parts.total,
+        neutral=NEWCOMER_SCORE_MILLI,
+        earned=parts.earned,
+        experience=parts.experience,
+        maturity=parts.maturity,
+        reliability=parts.reliability,
+        newcomer=is_newcomer(record, now, side),
+        explained=explained,
+    )
+
+
+def _dealing_facts(state: LedgerState, record: TrackRecord, side: Side, role: Role) -> Iterator[FactView]:
+    facts, about, now = record.on(side), side.name.lower(), state.ledger_time_ms
+    key = TRACK_PREFIX + track_id(role, record.account)
+    held = "row" if facts != SideRecord() else "no row"
+    origin = f"ledger after block {state.height}, {held} {key.hex()}"
+    among = f"{origin}; it keeps the {DEALINGS_MAX} of most recent volume"
+    yield FactView(about, "jobs settled", facts.jobs, "jobs", f"{origin}: receipts anchored by redeemed vouchers")
+    yield FactView(about, "volume", facts.volume, "base units", f"{origin}: amounts redeemed")
+    recent = faded(facts.recent_volume, now - facts.last_at)
+    yield FactView(about, "recent volume", recent, "base units", f"{origin}, halved for every 30 days since")
+    yield FactView(about, "counterparties", len(facts.dealings), "accounts", among)
+    for dealing in sorted(facts.dealings, key=lambda dealing: -faded(dealing.volume, now - dealing.settled_at))[:3]:
+        left = format_credits(faded(dealing.volume, now - dealing.settled_at))
+        yield FactView(about, "counterparty", f"{account_text(dealing.counterparty)} ({left} credits)", "text", among)
+    name = "failures" if side is Side.PROVIDER else "failures suffered"
+    signed = f"{origin}: reported with agreement, acceptance and the provider's own failure"
+    yield FactView(about, name, facts.failures, "jobs", signed)
+    failed = faded(facts.failed_volume, now - facts.failed_at)
+    yield FactView(about, "recent failed volume", failed, "base units", f"{origin}: what those jobs could have cost")
+    if held == "row":
+        yield FactView(about, "age", now - facts.first_at, "ledger ms", f"{origin}: since the first settlement")
+        yield FactView(about, "last active", now - facts.last_at, "ledger ms ago", origin)
+
+
+def _stake_facts(state: LedgerState, account: AccountId) -> Iterator[FactView]:
+    bond = state.bond(account)
+    origin = f"ledger after block {state.height}, row {(BOND_PREFIX + account).hex()}"
+    yield FactView("stake", "bond", bond.amount, "base units", origin)
+    if bond.unlocking:
+        yield FactView("stake", "unlocking", bond.unlocking, "base units", origin)
+
+
+def _offer_facts(live: LiveOffer) -> Iterator[FactView]:
+    offer = live.offer
+    origin = f"its signed offer {live.id.hex()}, number {offer.sequence}, by gossip: its own claims"
+    yield FactView("offer", "models", ", ".join(served.name for served in offer.models), "text", origin)
+    yield FactView("offer", "slots free", offer.slots_free, "slots", origin)
+    yield FactView("offer", "slots", offer.slots_total, "slots", origin)
+    yield FactView("offer", "region", offer.region, "text", origin)
+    yield FactView("offer", "isolation", offer.isolation, "text", origin)
+    yield FactView("offer", "expires in", offer.expires_at - read_clock().wall_ms, "ms", origin)
+
+
+def _own_facts(node: "Node", account: AccountId, live: LiveOffer | None) -> Iterator[FactView]:
+    books, now = node.engine.buyer.books, read_clock()
+    yield FactView("here", "owes this node", books.debt(account), "base units", "this node's lanes, on its disk")
+    demoted = account in node.engine.buyer.demoted(now)
+    yield FactView("here", "held back", "yes, it failed this node lately" if demoted else "no", "text", _MEMORY)
+    records = job_records(node, JOBS_LOOKED_AT)
+    mine = [record for record in records if account in (record.buyer, record.provider)]
+    origin = f"this node's latest {len(records)} jobs, on its disk"
+    yield FactView("here", "jobs with this node", len(mine), "jobs", origin)
+    failed = sum(record.provider == account and record.fault is FaultKind.PROVIDER for record in mine)
+    yield FactView("here", "of these it failed", failed, "jobs", origin)
+    for served in live.offer.models if live is not None else ():
+        pace = node.engine.book.paces.of(ModelId(served.model)).get(account)
+        if pace is not None:
+            said = f"{pace.first_ms} ms to the processed input, then {pace.unit_us} µs a unit"
+            yield FactView("here", f"pace with {served.name}", said, "text", f"{_MEMORY}, {pace.jobs} jobs")
