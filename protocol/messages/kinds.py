@@ -23,6 +23,8 @@ class MessageKind(IntEnum):
     RECEIPT = 9
     CANCELLATION = 10
     FAILURE = 11
+    QUOTE_SEAL = 12
+    QUOTE = 13
     TIMELINE_REQUEST = 14
     TIMELINE = 15
     TRANSACTION = 20
@@ -56,6 +58,8 @@ _TABLE: dict[MessageKind, tuple[type[Message], KeyRole]] = {
     MessageKind.RECEIPT: (market.Receipt, KeyRole.ACCOUNT),
     MessageKind.CANCELLATION: (market.Cancellation, KeyRole.ACCOUNT),
     MessageKind.FAILURE: (market.Failure, KeyRole.ACCOUNT),
+    MessageKind.QUOTE_SEAL: (market.QuoteSeal, KeyRole.ACCOUNT),
+    MessageKind.QUOTE: (market.Quote, KeyRole.ACCOUNT),
     MessageKind.TIMELINE_REQUEST: (market.TimelineRequest, KeyRole.ACCOUNT),
     MessageKind.TIMELINE: (market.Timeline, KeyRole.ACCOUNT),
     MessageKind.TRANSACTION: (transactions.Transaction, KeyRole.ACCOUNT),

@@ -12,6 +12,7 @@ from msgspec import Meta
 from protocol.messages.peers import Addresses
 from protocol.primitives.codec import Message
 from protocol.primitives.limits import (
+    AUCTION_WINDOW_MS_MAX,
     CHUNK_PAYLOAD_BYTES_MAX,
     CHUNK_UNITS_MAX,
     HISTORY_ENTRIES_MAX,
@@ -44,6 +45,7 @@ Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 Settings = Annotated[str, Meta(max_length=SETTINGS_BYTES_MAX)]
 """What output bits depend on beside the model: the runtime's settings and the processor's features."""
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
+WindowMs = Annotated[int, Meta(ge=1, le=AUCTION_WINDOW_MS_MAX)]
 Count = Annotated[int, Meta(ge=0, le=2**32)]
 
 
@@ -90,6 +92,20 @@ class Offer(Message, frozen=True):
         return served.isolation or self.isolation
 
 
+class AuctionTerms(Message, frozen=True):
+    """What makes a gossiped bid an auction: where sealed quotes go, and for how long they are taken.
+
+    ``seal_ms`` counts for the buyer from when it sends the bid out, for a provider from when it hears of it: a quote is
+    revealed that long after the bid came, so never while others may still seal theirs. ``reveal_ms`` is no shorter, so
+    that whoever heard of the bid early enough to seal in time reveals in time.
+    """
+
+    node: NodeIdField
+    addresses: Addresses
+    seal_ms: WindowMs
+    reveal_ms: WindowMs
+
+
 class Bid(Message, frozen=True):
     """A buyer's request with a ceiling on all that it may cost, failed attempts included."""
 
@@ -102,6 +118,37 @@ class Bid(Message, frozen=True):
     replication: Annotated[int, Meta(ge=1, le=16)]
     unique: HashField
     """Random bytes: two equal bids are still two bids."""
+    auction: AuctionTerms | None = None
+    """Sealed quotes are asked for; ``None``: the posted prices will do."""
+
+
+class QuoteSeal(Message, frozen=True):
+    """A provider has made up its mind about a bid and shows that it can't change it.
+
+    ``commitment`` is over the provider's account and the ``Quote`` that follows, its random nonce included: nobody else
+    can reveal anything for it, and nothing is learned from it.
+    """
+
+    bid: MessageIdField
+    commitment: HashField
+
+
+class Quote(Message, frozen=True):
+    """What a provider asks for one bid: no more than its standing offer. It binds the provider for ``valid_ms``.
+
+    An agreement that names a quote's id as its ``offer`` is taken at the quote's prices.
+    """
+
+    bid: MessageIdField
+    prices: Prices
+    valid_ms: DurationField
+    """From when it is revealed."""
+    slot_held: bool
+    """A slot waits for the buyer so long."""
+    first_output_ms: Count
+    output_unit_us: Count
+    """What the provider expects of itself: ms to the first output, µs for each unit; 0 for what it has not measured."""
+    nonce: HashField
 
 
 class Continuation(Message, frozen=True):

@@ -37,6 +37,15 @@ OWN_STATEMENTS_MAX = 16
 OPEN_JOBS_MAX = 128
 """Jobs named in one comparison of open jobs, on either side: 110 bytes each."""
 
+AUCTION_WINDOW_MS_MAX = 10_000
+"""An auction keeps a job waiting for two windows at most; gossip reaches everybody in two seconds."""
+
+AUCTION_SEALS_MAX = 64
+"""Providers that take part in one auction, the first that come: more would hardly be cheaper."""
+
+QUOTES_HELD_MAX = 256
+"""Quotes of one provider that bind it or wait to be revealed: 500 bytes each."""
+
 BATCH_MESSAGES_MAX = 64
 BATCH_BYTES_MAX = 64 * 1024
 """A frame carries at most so many small messages: beyond 64 batching gains little and delays the first."""

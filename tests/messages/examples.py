@@ -66,7 +66,15 @@ PAYLOADS: dict[MessageKind, Message] = {
         (market.ModelOffer(MODEL, "tiny", "echo", "1.0", "seeded", PRICES, WorkUnits(4096), WorkUnits(1024)),),
     ),
     MessageKind.BID: market.Bid(
-        MODEL, WorkUnits(100), WorkUnits(200), Amount(5_000_000), MOMENT, "none", 1, Hash(filled("u"))
+        MODEL,
+        WorkUnits(100),
+        WorkUnits(200),
+        Amount(5_000_000),
+        MOMENT,
+        "none",
+        1,
+        Hash(filled("u")),
+        market.AuctionTerms(NODE, ("127.0.0.1:7000",), 250, 250),
     ),
     MessageKind.AGREEMENT: market.Agreement(
         MessageId(filled("d")),
@@ -130,6 +138,10 @@ PAYLOADS: dict[MessageKind, Message] = {
     ),
     MessageKind.CANCELLATION: market.Cancellation(JOB, 2, "enough"),
     MessageKind.FAILURE: market.Failure(JOB, market.FaultKind.PROVIDER, 1, "worker died"),
+    MessageKind.QUOTE_SEAL: market.QuoteSeal(MessageId(filled("d")), Hash(filled("c"))),
+    MessageKind.QUOTE: market.Quote(
+        MessageId(filled("d")), PRICES, DurationMs(2_000), True, 300, 21_000, Hash(filled("n"))
+    ),
     MessageKind.TIMELINE_REQUEST: market.TimelineRequest(JOB, Hash(filled("u"))),
     MessageKind.TIMELINE: market.Timeline(
         MessageId(filled("d")),
