@@ -1,5 +1,7 @@
 """The score: what takes it up and down, what wash trading costs, and what newcomers get."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ YOUNG = LedgerTimeMs(0)
 ME = account_of("provider")
 
 
-def side(volumes: list[int], at: int = NOW, first_at: int = NOW - AGE_FULL_MS, failed: int = 0) -> SideRecord:
+def side(volumes: Sequence[int], at: int = NOW, first_at: int = NOW - AGE_FULL_MS, failed: int = 0) -> SideRecord:
     """Somebody who settled these volumes, each with another counterparty."""
     dealings = tuple(
         Dealing(AccountId(number.to_bytes(32, "big")), Amount(volume), LedgerTimeMs(at))
