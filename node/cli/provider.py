@@ -13,6 +13,7 @@ import click
 from node.cli.money import LEDGER_WAIT, show_transaction
 from node.cli.options import CREDITS, Session, confirm, passphrase_options, timeout_option, with_node, yes_option
 from node.cli.output import credits_text, fields, note, printable, short, table
+from node.cli.provider_show import show
 from node.cli.settings import config_file, config_options, flag_settings
 from node.runtime.control import ProviderModelView, ProviderView
 from protocol.primitives.units import Amount
@@ -92,6 +93,9 @@ def provider_text(view: ProviderView, with_checks: bool = False) -> str:
 @click.group()
 def provider() -> None:
     """Bond, unbond and state of a provider."""
+
+
+provider.add_command(show)
 
 
 @provider.command()

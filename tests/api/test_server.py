@@ -29,6 +29,7 @@ async def test_every_read_answers_with_its_view(session: aiohttp.ClientSession) 
         ("/v1/account", "balance"),
         ("/v1/account?account=mc1x", "account"),
         ("/v1/provider", "selling"),
+        (f"/v1/records/{OTHER}", "scores"),
         ("/v1/ledger", "quorum"),
         ("/v1/blocks/7", "transactions"),
         ("/v1/authorities", "quorum"),

@@ -25,6 +25,8 @@ WITH_NODE = [
     (("channel", "list"), 0),
     (("channel", "close", "mcchan1", "-y"), 0),
     (("provider", "status"), 0),
+    (("provider", "show", OTHER[:12]), 0),
+    (("provider", "show", "mc1nobody"), 1),
     (("provider", "bond", "5", "-y"), 0),
     (("ledger", "status"), 0),
     (("ledger", "block"), 0),
