@@ -68,8 +68,8 @@ def _attempt_text(attempt: AttemptView) -> str:
 def _table(view: WhyView, width: int, color: bool) -> Iterator[str]:
     if not view.lines:
         return
-    began = view.lines[0].at
-    yield _style(f"{'TIME':<12}  {'WHO':<8}  {'PAID':>9}  WHAT    (seconds since {_moment(began)})", _BOLD, color)
+    began = next((line.at for line in view.lines if line.height is None), view.lines[0].at)
+    yield _style(f"{'TIME':<12}  {'SAID BY':<8}  {'PAID':>9}  WHAT    (seconds since {_moment(began)})", _BOLD, color)
     paid, several = 0, len(view.attempts) > 1
     for line in view.lines:
         shown = format_credits(line.paid) if line.paid != paid and line.height is None else ""
@@ -88,7 +88,9 @@ def _what(line: LineView, several: bool) -> str:
 
 
 def _time(line: LineView, began: int) -> str:
-    """Seconds since the job was asked for; a run of chunks has two. What was before counts backwards."""
+    """Seconds since the job was asked for; a run of chunks has two. What was long before only says so."""
+    if line.at < began - 10_000:
+        return "earlier"
     first = f"{(line.at - began) / 1000:+.3f}"
     if line.until == line.at or len(first) > 6:
         return first

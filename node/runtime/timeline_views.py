@@ -25,6 +25,18 @@ class LineView(_View, frozen=True):
     height: int | None
 
 
+class RecordedView(_View, frozen=True):
+    """One entry as a side has recorded it, by that side's own clock; ``until`` is 0 but for a run of chunks."""
+
+    teller: str
+    at: int
+    until: int
+    state: str
+    cause: str
+    chunks: int
+    paid: int
+
+
 class AttemptView(_View, frozen=True):
     """One agreement of the request, and what its other side made of it."""
 
@@ -47,6 +59,8 @@ class AttemptView(_View, frozen=True):
     words: tuple[str, ...]
     """What this node holds of the other side's signed statements, in words."""
     contradictions: tuple[str, ...]
+    recorded: tuple[RecordedView, ...]
+    """This node's entries, of all attempts up to this one's end, then the other side's."""
     timelines: tuple[str, ...]
     """Signed ``TIMELINE`` envelopes in hex: this node's, then the other side's if it came."""
     statements: tuple[str, ...]

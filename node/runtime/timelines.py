@@ -15,7 +15,7 @@ from node.clock import read_clock
 from node.runtime import market_views
 from node.runtime.ledger_views import account_text
 from node.runtime.signer import Signer
-from node.runtime.timeline_views import AttemptView, LineView, WhyView
+from node.runtime.timeline_views import AttemptView, LineView, RecordedView, WhyView
 from protocol.engine.inputs import AskTimeline, DropTimeline
 from protocol.engine.telling import TimelineTold
 from protocol.market.records import (
@@ -88,10 +88,10 @@ class TimelineDesk:
         last = records[-1]
         return WhyView(
             request=last.request.hex() if any(last.request) else "",
-            side=Side(last.side).name.lower(),
+            side="buyer" if last.side is Side.BUYER else "provider",
             model=market_views.model_text(self._node, last),
             state=last.state,
-            reason=last.reason,
+            reason="" if last.state == "done" else last.reason,
             counterparty=account_text(last.provider if last.side is Side.BUYER else last.buyer),
             paid=sum(record.paid for record in records),
             attempts=tuple(self._attempt_view(each) for each in told),
@@ -195,6 +195,7 @@ class TimelineDesk:
             clock_ahead_ms=told.story.ahead_ms if told.clock_known else None,
             words=tuple(word for each in told.statements if (word := _in_words(each, other))),
             contradictions=contradictions(told.story),
+            recorded=_recorded(told.story),
             timelines=tuple(each.hex() for each in (mine, told.envelope) if each),
             statements=tuple(each.hex() for each in told.statements),
         )
@@ -216,6 +217,16 @@ class TimelineDesk:
 def _once(facts: Iterable[LedgerFact]) -> tuple[LedgerFact, ...]:
     """Attempts that shared a channel share its history."""
     return tuple({fact.line.transaction: fact for fact in facts}.values())
+
+
+def _recorded(story: AttemptStory) -> tuple[RecordedView, ...]:
+    own, other = ("buyer", "provider") if story.own.side is Side.BUYER else ("provider", "buyer")
+    told = [(own, entry) for entry in story.own.history]
+    told += [(other, entry) for entry in (story.other.history if story.other is not None else ())]
+    return tuple(
+        RecordedView(teller, entry.at, entry.until, entry.state, entry.cause, entry.chunks, entry.paid)
+        for teller, entry in told
+    )
 
 
 def _line_view(line: Line) -> LineView:

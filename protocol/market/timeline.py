@@ -5,7 +5,7 @@ where they differ each keeps its own and the difference is named. Times of the o
 ahead of ours, and by nothing else.
 """
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 from msgspec import Struct
 
@@ -22,23 +22,20 @@ class Teller(IntEnum):
     LEDGER = 3
 
 
-class Step(IntEnum):
-    """What happened, in the order of an ordinary job: of two lines of one moment the lower one comes first."""
+class Step(Enum):
+    """What happened, as far as both sides have a name for it."""
 
     REQUESTED = 1
-    WAITED = 2
-    REACHED_FOR = 3
-    FUNDED = 4
-    BLOCK_BEFORE = 5
-    OFFERED = 6
-    ACCEPTED = 7
-    INPUT_PAID = 8
-    CHUNKS_PAID = 9
-    LAST_CHUNK = 10
-    OTHER = 11
-    ATTEMPT_FAILED = 12
-    ENDED = 13
-    BLOCK_AFTER = 14
+    BEFORE_AGREEMENT = 2
+    OFFERED = 3
+    ACCEPTED = 4
+    INPUT_PAID = 5
+    CHUNKS_PAID = 6
+    LAST_CHUNK = 7
+    ATTEMPT_FAILED = 8
+    ENDED = 9
+    OTHER = 10
+    BLOCK = 11
 
 
 class Line(Struct, frozen=True):
@@ -80,11 +77,11 @@ class LedgerFact(Struct, frozen=True):
 
 
 _BUYER_STEPS = {
-    "choosing": (Step.WAITED, "looked for an offer"),
-    "connecting": (Step.REACHED_FOR, "reached for the provider"),
-    "opening channel": (Step.FUNDED, "funded a channel"),
+    "choosing": (Step.BEFORE_AGREEMENT, "looked for an offer"),
+    "connecting": (Step.BEFORE_AGREEMENT, "reached for the provider"),
+    "opening channel": (Step.BEFORE_AGREEMENT, "funded a channel"),
     "offered": (Step.OFFERED, "signed the agreement"),
-    "prefilling": (Step.ACCEPTED, "took the job"),
+    "prefilling": (Step.ACCEPTED, "provider took the job"),
     "streaming": (Step.INPUT_PAID, "input processed"),
     CHUNKS: (Step.CHUNKS_PAID, CHUNKS),
     "settling": (Step.LAST_CHUNK, "last chunk delivered"),
@@ -94,20 +91,23 @@ _BUYER_STEPS = {
     "cancelled": (Step.ENDED, "cancelled"),
 }
 _SELLER_STEPS = {
-    "processing the input": (Step.ACCEPTED, "took the job"),
+    "processing the input": (Step.ACCEPTED, "provider took the job"),
     CHUNKS: (Step.CHUNKS_PAID, CHUNKS),
     "awaiting the final voucher": (Step.LAST_CHUNK, "last chunk delivered"),
     "done": (Step.ENDED, "done"),
     "failed": (Step.ENDED, "failed"),
     "cancelled": (Step.ENDED, "cancelled"),
 }
-_TOLD_BY_BUYER = {
-    "accepted by the provider": "",
-    "input processed and paid": "",
-    "last chunk delivered": "",
-    "requested": "",
-}
-"""Causes that say no more than their state."""
+_SAYS_NO_MORE = (
+    "requested",
+    "agreement sent, attempt ",
+    "accepted",
+    "input processed and paid",
+    "last chunk ",
+    "the channel needs a deposit",
+    "no link to the provider yet",
+)
+"""Beginnings of causes that say no more than their state does."""
 
 
 def merged(attempts: tuple[AttemptStory, ...], facts: tuple[LedgerFact, ...]) -> tuple[Line, ...]:
@@ -121,7 +121,8 @@ def merged(attempts: tuple[AttemptStory, ...], facts: tuple[LedgerFact, ...]) ->
         if story.other is not None:
             lines = _joined(lines, _lines(story.other.history, other_side, story.number, story.ahead_ms))
     lines += [_fact_line(fact) for fact in facts]
-    return tuple(sorted(lines, key=lambda line: (line.at, line.step)))
+    # Of one moment's lines those of this node come first, in the order in which it wrote them.
+    return tuple(sorted(lines, key=lambda line: line.at))
 
 
 def _lines(history: tuple[HistoryEntry, ...], side: Side, attempt: int, ahead_ms: int) -> list[Line]:
@@ -132,14 +133,18 @@ def _lines(history: tuple[HistoryEntry, ...], side: Side, attempt: int, ahead_ms
         step, what = steps.get(entry.state, (Step.OTHER, entry.state))
         if place == 0 and side is Side.BUYER:
             step, what = Step.REQUESTED, "asked for the job"
-        cause = _TOLD_BY_BUYER.get(entry.cause, entry.cause)
+        cause = "" if entry.cause.startswith(_SAYS_NO_MORE) else entry.cause
         if entry.state == CHUNKS:
             what, cause = _chunks_text(chunks_before, entry.chunks), ""
+        elif step is Step.LAST_CHUNK and entry.chunks:
+            what = f"chunk {entry.chunks - 1}, the last one, delivered"
         elif entry.state == LEFT_OUT:
             what, cause = f"{entry.chunks} more lines were not kept", ""
         elif cause == what:
             cause = ""
-        of_attempt = (entry.attempt or attempt) if side is Side.BUYER else attempt
+        # What comes before an agreement is done for the next one.
+        own_attempt = entry.attempt + (step is Step.BEFORE_AGREEMENT)
+        of_attempt = own_attempt if side is Side.BUYER else attempt
         at = max(0, entry.at - ahead_ms)
         until = max(at, (entry.until or entry.at) - ahead_ms)
         lines.append(Line(at, until, step, of_attempt, (teller,), what, cause, entry.chunks, entry.paid))
@@ -165,7 +170,7 @@ def _joined(mine: list[Line], theirs: list[Line]) -> list[Line]:
         own = joined[place]
         buyers = own if Teller.BUYER in own.tellers else line
         joined[place] = Line(
-            own.at,
+            buyers.at if own.step is Step.CHUNKS_PAID else own.at,  # the provider's run begins with the input
             own.until,
             own.step,
             own.attempt,
@@ -199,9 +204,8 @@ def _same(own: Line, line: Line) -> bool:
 def _fact_line(fact: LedgerFact) -> Line:
     line = fact.line
     what = line.action if not fact.amount else f"{line.action} {format_credits(fact.amount)} credits"
-    step = Step.BLOCK_BEFORE if line.action in ("opened", "topped up") else Step.BLOCK_AFTER
     return Line(
-        line.at, line.at, step, fact.attempt, (Teller.LEDGER,), f"channel {what}", fact.cause, 0, 0, line.height
+        line.at, line.at, Step.BLOCK, fact.attempt, (Teller.LEDGER,), f"channel {what}", fact.cause, 0, 0, line.height
     )
 
 
@@ -270,9 +274,9 @@ def facts_of(
     for line in lines:
         match line.action:
             case "opened":
-                facts.append(LedgerFact(story.number, line, "deposit of the buyer", line.amount))
+                facts.append(LedgerFact(story.number, line, "the buyer's deposit", line.amount))
             case "topped up" if began <= line.at <= ended:
-                facts.append(LedgerFact(story.number, line, "deposit of the buyer", line.amount))
+                facts.append(LedgerFact(story.number, line, "the buyer's deposit", line.amount))
             case "redeemed":
                 amount = sum(max(0, lane.cumulative - before.get(lane.lane, 0)) for lane in line.lanes)
                 by_provider = line.sender == own.provider
@@ -293,5 +297,5 @@ def _pays(line: ChannelLine, own: JobRecord, ended: int, receipt_index: int | No
     lanes = [lane for lane in line.lanes if lane.lane == own.lane]
     if receipt_index is not None:
         anchored = any(lane.receipts_count > receipt_index for lane in lanes)
-        return "this job's receipt is anchored, its price paid out" if anchored else ""
-    return "what was promised on the job's lane, paid out" if lanes and line.at >= ended and own.paid else ""
+        return "anchors this job's receipt" if anchored else ""
+    return "pays what the job's lane promised" if lanes and line.at >= ended and own.paid else ""

@@ -74,11 +74,11 @@ def why_example(job: str) -> WhyView:
     first = AttemptView(
         1, "11" * 32, OTHER, "failed", "provider", "provider stopped delivering\x1b[31m", 2, 3, 1, 500, 250_000,
         "missing", "its node could not be reached within 3 s", None, ("acceptance", "chunk 1 (0.0005 credits due)"),
-        (), (), ("aa",),
+        (), (), (), ("aa",),
     )  # fmt: skip
     second = AttemptView(
         2, job, OTHER, "done", None, "", 3, 3, 2, 1_500, 250_000, "told", "", 12, ("acceptance",),
-        ("the provider says it delivered 5 chunks, this node has 3",), ("bb", "cc"), (),
+        ("the provider says it delivered 5 chunks, this node has 3",), (), ("bb", "cc"), (),
     )  # fmt: skip
     lines = (
         LineView(at, at, ("buyer",), 0, "asked for the job", "", 0, 0, None),
