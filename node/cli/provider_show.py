@@ -1,5 +1,7 @@
 """``mercat provider show``: what is known of somebody who sells or buys, every figure with its origin."""
 
+import re
+
 import click
 
 from node.cli.options import Session, with_node
@@ -7,6 +9,8 @@ from node.cli.output import fields, printable, table
 from node.runtime.record_bodies import FactView, RecordView, ScoreView
 from protocol.primitives.units import format_credits
 
+_ID_DIGITS = 16
+_ID = re.compile(r"[0-9a-f]{24,}")
 _LEDGER_UNITS = {"ledger ms": "", "ledger ms ago": " ago"}
 
 
@@ -18,7 +22,7 @@ def value_text(fact: FactView) -> str:
         return f"{format_credits(fact.value)} credits"
     if fact.unit in _LEDGER_UNITS:
         return duration_text(fact.value) + _LEDGER_UNITS[fact.unit]
-    return f"{fact.value} {fact.unit}"
+    return f"{fact.value} {fact.unit.removesuffix('s') if fact.value == 1 else fact.unit}"
 
 
 def duration_text(milliseconds: int) -> str:
@@ -32,9 +36,15 @@ def duration_text(milliseconds: int) -> str:
     return " ".join(parts[:2])
 
 
-def score_text(score: ScoreView) -> str:
-    """A score in one line."""
-    return f"{score.total} of 1000{' (newcomer)' if score.newcomer else ''}: {score.explained}"
+def origin_text(fact: FactView) -> str:
+    """Where a figure comes from, long ids by their beginning; ``--json`` gives them whole."""
+    return printable(_ID.sub(lambda found: f"{found[0][:_ID_DIGITS]}…", fact.origin))
+
+
+def score_text(score: ScoreView) -> list[tuple[str, str]]:
+    """A score and how it was reckoned, a line for each step."""
+    first = f"{score.total} of 1000{' (newcomer)' if score.newcomer else ''}"
+    return [(f"score as {score.role}", first), *(("", step) for step in score.explained.split("; "))]
 
 
 def record_text(view: RecordView) -> str:
@@ -44,10 +54,10 @@ def record_text(view: RecordView) -> str:
             ("account", view.account),
             ("node", view.node or "unknown: no live offer"),
             ("ledger", f"after block {view.height}, ledger time {duration_text(view.ledger_time_ms)}"),
-            *((f"score as {score.role}", score_text(score)) for score in view.scores),
+            *(line for score in view.scores for line in score_text(score)),
         ]
     )
-    rows = [(fact.about, fact.name, value_text(fact), printable(fact.origin)) for fact in view.facts]
+    rows = [(fact.about, fact.name, value_text(fact), origin_text(fact)) for fact in view.facts]
     return f"{head}\n\n{table(('ABOUT', 'FIGURE', 'VALUE', 'FROM'), rows)}"
 
 

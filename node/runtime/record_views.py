@@ -22,9 +22,9 @@ from protocol.market.reputation import (
     COUNTERPARTY_VOLUME_FULL,
     FAILURE_WEIGHT,
     NEWCOMER_SCORE_MILLI,
+    NOTHING_KNOWN,
     PRIOR_VOLUME,
     Side,
-    SideRecord,
     TrackRecord,
     is_newcomer,
     score,
@@ -37,7 +37,7 @@ from protocol.settlement.fading import faded
 if TYPE_CHECKING:
     from node.runtime.node import Node
 
-PREFIX_MIN = 6
+PREFIX_MIN = 4
 """Letters of an address beyond ``mc1`` or ``mcnode1`` that a prefix needs."""
 JOBS_LOOKED_AT = 2_000
 """This node's latest jobs among which those with the account are counted."""
@@ -123,8 +123,10 @@ def _score_view(record: TrackRecord, side: Side, now: LedgerTimeMs) -> ScoreView
 def _dealing_facts(state: LedgerState, record: TrackRecord, side: Side, role: Role) -> Iterator[FactView]:
     facts, about, now = record.on(side), side.name.lower(), state.ledger_time_ms
     key = TRACK_PREFIX + track_id(role, record.account)
-    held = "row" if facts != SideRecord() else "no row"
-    origin = f"ledger after block {state.height}, {held} {key.hex()}"
+    if facts == NOTHING_KNOWN:
+        yield FactView(about, "jobs settled", 0, "jobs", f"ledger after block {state.height}, no row {key.hex()}")
+        return
+    origin = f"ledger after block {state.height}, row {key.hex()}"
     among = f"{origin}; it keeps the {DEALINGS_MAX} of most recent volume"
     yield FactView(about, "jobs settled", facts.jobs, "jobs", f"{origin}: receipts anchored by redeemed vouchers")
     yield FactView(about, "volume", facts.volume, "base units", f"{origin}: amounts redeemed")
@@ -139,9 +141,8 @@ def _dealing_facts(state: LedgerState, record: TrackRecord, side: Side, role: Ro
     yield FactView(about, name, facts.failures, "jobs", signed)
     failed = faded(facts.failed_volume, now - facts.failed_at)
     yield FactView(about, "recent failed volume", failed, "base units", f"{origin}: what those jobs could have cost")
-    if held == "row":
-        yield FactView(about, "age", now - facts.first_at, "ledger ms", f"{origin}: since the first settlement")
-        yield FactView(about, "last active", now - facts.last_at, "ledger ms ago", origin)
+    yield FactView(about, "age", now - facts.first_at, "ledger ms", f"{origin}: since the first settlement or report")
+    yield FactView(about, "last active", now - facts.last_at, "ledger ms ago", origin)
 
 
 def _stake_facts(state: LedgerState, account: AccountId) -> Iterator[FactView]:

@@ -5,6 +5,8 @@ import pytest
 from node.cli.provider_show import duration_text, record_text, value_text
 from node.runtime.record_bodies import FactView, RecordView, ScoreView
 
+ROW = "74" * 34
+
 
 @pytest.mark.parametrize(
     ("milliseconds", "expected"),
@@ -16,15 +18,18 @@ def test_a_time_is_shown_in_its_two_largest_units(milliseconds: int, expected: s
 
 def test_every_figure_is_shown_with_its_origin_and_control_characters_of_strangers_are_not() -> None:
     facts = (
-        FactView("provider", "volume", 1_500_000, "base units", "ledger after block 7, row 74"),
+        FactView("provider", "volume", 1_500_000, "base units", f"ledger after block 7, row {ROW}: amounts"),
         FactView("provider", "last active", 61_000, "ledger ms ago", "ledger after block 7, row 74"),
         FactView("offer", "region", "eu\x1b[2J", "text", "its signed offer"),
     )
-    score = ScoreView("provider", 480, 500, 12, 24, 1000, 938, True, "(500 + 12) × 938 ‰ = 480")
+    score = ScoreView(
+        "provider", 480, 500, 12, 24, 1000, 938, True, "(500 of everybody + 12 earned) × 938 ‰ = 480; earned: so"
+    )
     shown = record_text(RecordView("mc1x", None, 7, 90_000, (score,), facts))
-    assert "480 of 1000 (newcomer): (500 + 12) × 938 ‰ = 480" in shown
+    assert "480 of 1000 (newcomer)" in shown
+    assert shown.splitlines()[4].strip() == "(500 of everybody + 12 earned) × 938 ‰ = 480"
     assert "\x1b" not in shown
     for fact in facts:
         line = next(line for line in shown.splitlines() if fact.name in line)
         assert value_text(fact) in line
-        assert fact.origin in line
+        assert fact.origin.replace(ROW, f"{ROW[:16]}…") in line
