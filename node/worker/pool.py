@@ -2,8 +2,8 @@
 
 Law: a worker that ends fails its jobs at once and is started again in the background, after a pause that grows. Jobs
 whose worker was ended because of *another* job are done again in a fresh one, once: what was released already is
-compared, not released twice, because a job's output depends on nothing but its own request. Between jobs a worker keeps
-nothing of a tenant's.
+compared, not released twice, because a job's output depends on nothing but its own request. What a worker keeps of a
+tenant's between jobs serves that tenant alone, and is gone once another takes its place.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from node.worker.fair_slots import FairSlots
 from node.worker.health import CRASHES, Health
 from node.worker.limits import WorkerLimits
 from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
+from node.worker.rate import Rate
 
 PoolState = Literal["idle", "loading", "ready", "restarting", "quarantined"]
 INNOCENT_DEATHS: tuple[DeathReason, ...] = ("deadline", "cancelled")
-RATE_WINDOW_S = 5.0
 Answer = TypeVar("Answer")
 
 
@@ -133,9 +133,8 @@ class ModelPool:
         self._resumes_at = 0.0
         self._closing = False
         self._closed = asyncio.Event()
-        self._jobs = self._crashes = self._units = 0
-        self._rate = 0.0
-        self._counted_at = 0.0
+        self._jobs = self._crashes = 0
+        self._rate = Rate()
 
     @property
     def live(self) -> Worker | None:
@@ -201,21 +200,16 @@ class ModelPool:
         return job
 
     def count(self, units: int) -> None:
-        """So much was released. The rate follows the last seconds."""
-        now = asyncio.get_running_loop().time()
-        passed = now - self._counted_at
-        self._units += units
-        self._rate = self._rate * max(0.0, 1 - passed / RATE_WINDOW_S) + units / RATE_WINDOW_S
-        self._counted_at = now
+        """So much was released."""
+        self._rate.count(units)
 
     def view(self) -> PoolView:
         """How it is now."""
         now = asyncio.get_running_loop().time()
-        rate = self._rate * max(0.0, 1 - (now - self._counted_at) / RATE_WINDOW_S)
         left = max(0.0, self._resumes_at - now) if self._state in ("quarantined", "restarting") else 0.0
         return PoolView(
-            self._state, self._reason, left, self._slots.free, self._slots.waiting, self._jobs, self._units, rate,
-            self._crashes,
+            self._state, self._reason, left, self._slots.free, self._slots.waiting, self._jobs, self._rate.units,
+            self._rate.per_second(), self._crashes,
         )  # fmt: skip
 
     async def close(self, reason: str) -> None:

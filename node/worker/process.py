@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from node.worker.canonical import canonical_settings
 from node.worker.child.frames import MalformedFrame, Value, encode
 from node.worker.child.runtime import TEXTS_MAX
 from node.worker.errors import (
@@ -39,7 +40,7 @@ from node.worker.frames import (
 )
 from node.worker.limits import INPUT_BYTES_MAX, MEBIBYTE, STDERR_BYTES_KEPT, WorkerLimits
 from node.worker.models import Manifest, ModelStore
-from node.worker.runtimes import CHILD_SOURCE, child_binds, input_units_max, node_settings
+from node.worker.runtimes import CHILD_SOURCE, NODE_DECIDES, child_binds, input_units_max, node_settings
 from node.worker.sandbox import seccomp
 from node.worker.sandbox.launch import launch
 from node.worker.sandbox.layers import MODEL, STRONG_LAYERS, Bind, Command, Layers
@@ -236,9 +237,10 @@ class Worker:
 
     def __init__(
         self, process: SandboxedProcess, manifest: Manifest, slots: int, limits: WorkerLimits,
-        freed: Callable[[str], None],
+        freed: Callable[[str], None], decided: dict[str, int],
     ) -> None:  # fmt: skip
         self.manifest = manifest
+        self._decided = decided
         self.settings: dict[str, int | str] = {}
         self.context_tokens = 0
         self.gone = asyncio.Event()
@@ -267,7 +269,9 @@ class Worker:
         binds = [Bind(store.file_path(file).resolve(), f"{MODEL}/{file.path}") for file in manifest.files]
         memory = limits.memory_bytes + manifest.size_bytes() + GROUP_EXTRA_BYTES
         command = Command(CHILD_SOURCE, (*child_binds(manifest.runtime), *binds), memory)
-        worker = cls(await launch(command, limits, layers=layers), manifest, slots, limits, freed)
+        decided = node_settings(manifest.runtime, manifest.settings, limits.batch_max)
+        decided |= await asyncio.to_thread(canonical_settings, store, manifest)
+        worker = cls(await launch(command, limits, layers=layers), manifest, slots, limits, freed, decided)
         tasks.create_task(worker._run(), name=f"worker {manifest.name}")
         worker._begin(layers)
         try:
@@ -286,7 +290,7 @@ class Worker:
         wanted: dict[str, Value] = {
             "runtime": self.manifest.runtime,
             "files": {file.path: f"{self._process.root}{MODEL}/{file.path}" for file in self.manifest.files},
-            "settings": {**self.manifest.settings, **self._decided()},
+            "settings": {**self.manifest.settings, **self._decided},
             "slots": self._slots,
             "filter": seccomp.filter_after_imports() if layers.filter_after_imports else b"",
             "processes": self._process.processes_max,
@@ -352,9 +356,6 @@ class Worker:
             case _:
                 texts = min(TEXTS_MAX, 1 + len(request.payload) // 3) if request.input_format == "texts" else 1
                 return 1, max(1, input_units_max(self.manifest.runtime, self.manifest.settings) * texts // TEXTS_MAX)
-
-    def _decided(self) -> dict[str, int]:
-        return node_settings(self.manifest.runtime, self.manifest.settings, self._limits.batch_max)
 
     def _context_tokens_max(self) -> int:
         named = self.manifest.settings.get("context_tokens")
@@ -467,7 +468,9 @@ class Worker:
         match frame:
             case Confined(settings) if not self._confined:
                 self._confined = True
-                self.settings = {**settings, **self._decided()}
+                self.settings = {**settings, **self._decided}
+                if taken := sorted({*self.settings, *NODE_DECIDES} & set(self.manifest.settings)):
+                    self.kill(f"{self.manifest.name}: its manifest may not set {taken[0]!r}", "start")
             case Ready(context_tokens) if self._confined:
                 if context_tokens > self._context_tokens_max():
                     raise MalformedFrame("more context than the manifest names")

@@ -44,7 +44,9 @@ RUNTIMES: dict[str, RuntimePackages] = {
 
 def runtime_build(runtime: str) -> str:
     """The runtime's build as it goes into offers and receipts. Raises RuntimeUnavailable when it can't run here."""
-    packages = RUNTIMES[runtime]
+    packages = RUNTIMES.get(runtime)
+    if packages is None:
+        raise RuntimeUnavailable(f"no worker serves the {runtime} runtime: name the server itself in provider.models")
     versions = {}
     for name in packages.distributions:
         try:
@@ -69,6 +71,10 @@ def available_runtimes() -> tuple[str, ...]:
             continue
         found.append(runtime)
     return tuple(found)
+
+
+NODE_DECIDES = ("batch_max", "canonical")
+"""Settings that no manifest may name: receipts would not show what was decided."""
 
 
 def node_settings(runtime: str, settings: Mapping[str, int | str], batch_max: int) -> dict[str, int]:

@@ -146,13 +146,13 @@ class GgufRuntime(Runtime):
         rows, asked = self._batch()
         if not rows:
             return events
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             logits = self._llama.evaluate(rows)
         except DecodeFailed as error:
             touched = sorted({row.sequence for row in rows})
             return events + self._break(touched, str(error))
-        self._pace.took(len(rows), time.perf_counter() - began)
+        self._pace.took(len(rows), time.process_time() - began)
         self.rows_evaluated += len(rows)
         for state, scores in zip(asked, logits, strict=True):
             if state.produced == 0:
