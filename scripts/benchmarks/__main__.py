@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scripts.benchmarks import abuse, gossip, idle, job, ledger, llm
+from scripts.benchmarks import abuse, gossip, idle, job, ledger, llm, market
 from scripts.benchmarks.measure import Report, machine, note, verdicts
 
 BENCHMARKS: dict[str, Callable[[bool], Report]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[bool], Report]] = {
     "llm": llm.measure,
     "idle": idle.measure,
     "abuse": abuse.measure,
+    "market": market.measure,
 }
 EXIT_MISSED = 1
 

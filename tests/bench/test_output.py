@@ -24,6 +24,10 @@ TARGETS = {
         "node.resident_mebibytes/accounts=2000",
     },
     "gossip": set[str](),
+    "market": {
+        "gossip.offer.bytes_per_node.most_to_least/by=nodes",
+        "gossip.offer.spread.p100/nodes=40,offers=40",
+    },
     "idle": {
         f"node.idle.{quantity}/role={role}"
         for quantity in ("resident_mebibytes", "processor_percent")
