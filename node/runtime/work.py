@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 
 from node.worker.errors import CapacityExceeded, WorkerError
-from node.worker.supervisor import JobRequest, PooledJob, WorkerSupervisor
+from node.worker.supervisor import JobRequest, ServedJob, WorkerSupervisor
 from protocol.engine.inputs import Input, WorkFailed, WorkPiece, WorkPrefilled
 from protocol.messages.effects import CloseWork, OpenWork, PullWork
 from protocol.messages.market import FaultKind, FinishReason, JobPayload, OutputForm
@@ -107,7 +107,7 @@ class WorkPump:
             schema=payload.schema,
             logprobs=payload.logprobs,
         )
-        job = await self._supervisor.open_job(
+        job = await self._supervisor.serve(
             effect.model.hex(),
             effect.job,
             request,
@@ -122,7 +122,7 @@ class WorkPump:
         finally:
             await job.cancel()
 
-    async def _stream(self, job_id: MessageId, job: PooledJob, running: _Running) -> None:
+    async def _stream(self, job_id: MessageId, job: ServedJob, running: _Running) -> None:
         finish = FinishReason.NONE
         while finish is FinishReason.NONE:
             await running.pulls.acquire()

@@ -96,3 +96,11 @@ class ModelInUse(ModelError):
 
 class RuntimeUnavailable(WorkerError):
     """The packages that a runtime needs are not installed here, or not in the pinned version."""
+
+
+class BadUpstream(WorkerError):
+    """An upstream server that can't be used as it is configured."""
+
+
+class UpstreamUnavailable(WorkerError):
+    """An upstream server can't be reached, or does not have the model. Another attempt may work."""

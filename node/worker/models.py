@@ -42,7 +42,7 @@ PACKAGE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 PACKAGE_VERSION_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.!+_-]*[A-Za-z0-9])?")
 REPOSITORY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 COMMIT_PATTERN = re.compile(r"[0-9a-f]{40}")
-RUNTIMES = ("echo", "gguf", "onnx", "wasm")
+RUNTIMES = ("echo", "gguf", "onnx", "upstream", "wasm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The supervisor: the node's one door to its workers.
+"""The supervisor: the node's one door to its workers, and to the servers that its operator runs beside it.
 
 Law: one warm worker process for each model, several jobs at once in it. A job is pulled: each call to `next_chunk`
 lets the worker release exactly one more piece, and it computes at most one piece ahead. A model's files are hashed
@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from node.worker import memory
 from node.worker.errors import CapacityExceeded, IsolationUnavailable
@@ -24,13 +24,16 @@ from node.worker.runtimes import available_runtimes, runtime_build
 from node.worker.sandbox.facts import Check
 from node.worker.sandbox.probe import IsolationLevel, IsolationReport, probe
 from node.worker.sandbox.running import Usage, adopt_orphans
+from node.worker.upstream import UpstreamAddress, UpstreamModel
+from node.worker.upstream_job import UpstreamJob
 
 __all__ = [
-    "Check", "IsolationReport", "JobRequest", "LoadedModel", "PoolView", "PooledJob", "Prefilled", "WorkerChunk",
-    "WorkerLimits", "WorkerSupervisor", "available_runtimes", "probe",
+    "Check", "IsolationReport", "JobRequest", "LoadedModel", "PoolView", "PooledJob", "Prefilled", "ServedJob",
+    "WorkerChunk", "WorkerLimits", "WorkerSupervisor", "available_runtimes", "probe",
 ]  # fmt: skip
 
 MODELS_LOADED_MAX = 8  # worker processes beside each other
+ServedJob = PooledJob | UpstreamJob
 # What runs strangers' code or inputs in a machine of its own; the others parse models in native code.
 FALLBACK_RUNTIMES = ("echo", "wasm")
 
@@ -46,7 +49,7 @@ class LoadedModel:
     settings: Mapping[str, Fact]
     context_tokens: int  # 0 where the runtime has no such thing
     load_ms: int  # hashing, launching, importing and loading
-    isolation: IsolationLevel
+    isolation: IsolationLevel | Literal["declared"]
 
 
 def require(report: IsolationReport, runtime: str, isolation: str) -> None:
@@ -84,6 +87,7 @@ class WorkerSupervisor:
         self._pools: dict[str, ModelPool] = {}
         self._loaded: dict[str, LoadedModel] = {}
         self._needs: dict[str, MemoryNeed] = {}
+        self._upstreams: dict[str, UpstreamModel] = {}
         self._report: IsolationReport | None = None
         self._probing = asyncio.Lock()
         self.changed = asyncio.Event()
@@ -100,6 +104,8 @@ class WorkerSupervisor:
     ) -> None:
         for pool in self._pools.values():
             pool.stop("the node is closing")
+        for upstream in self._upstreams.values():
+            await upstream.close()
         # the caller's own error goes on as it is, not wrapped in a group
         await self._tasks.__aexit__(None, None, None)
         adopt_orphans(self._adopted_before)
@@ -120,6 +126,15 @@ class WorkerSupervisor:
         await self._pool(model_id).worker()
         return self._loaded[model_id]
 
+    def attach(self, address: UpstreamAddress) -> LoadedModel:
+        """Serve a model of a server that the operator runs, from when it answers on. Raises BadUpstream."""
+        upstream = UpstreamModel(address, self._slots, self._limits, self._tasks, self.changed.set)
+        model_id, manifest = self._store.add_manifest(upstream.manifest), upstream.manifest
+        self._upstreams[model_id] = upstream
+        upstream.start()
+        facts: dict[str, Fact] = {**manifest.settings, "isolation": "declared"}
+        return LoadedModel(model_id, manifest, manifest.runtime, upstream.build, facts, 0, 0, "declared")
+
     async def unload(self, model_id: str) -> None:
         """End the model's worker, if it has one. Its jobs fail with WorkerDied."""
         pool = self._pools.pop(model_id, None)
@@ -127,6 +142,15 @@ class WorkerSupervisor:
             await pool.close("the model was unloaded")
             self._loaded.pop(model_id, None)
             self._needs.pop(model_id, None)
+
+    async def serve(
+        self, model_id: str, job_id: bytes, request: JobRequest, *, deadline_s: float, tenant: str = ""
+    ) -> ServedJob:
+        """As `open_job`, for models of upstream servers too. Raises UpstreamUnavailable beside what that does."""
+        if (upstream := self._upstreams.get(model_id)) is None:
+            return await self.open_job(model_id, job_id, request, deadline_s=deadline_s, tenant=tenant)
+        until = asyncio.get_running_loop().time() + deadline_s
+        return await upstream.open(job_id, request, tenant, until)
 
     async def open_job(
         self, model_id: str, job_id: bytes, request: JobRequest, *, deadline_s: float, tenant: str = ""
@@ -141,7 +165,7 @@ class WorkerSupervisor:
 
     def view(self, model_id: str) -> PoolView | None:
         """How a model's worker is doing; None if it was never wanted."""
-        pool = self._pools.get(model_id)
+        pool = self._upstreams.get(model_id) or self._pools.get(model_id)
         return pool.view() if pool is not None else None
 
     def usage(self, model_id: str) -> Usage:
