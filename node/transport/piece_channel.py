@@ -143,4 +143,6 @@ async def in_thread(threads: ThreadPoolExecutor, work: Callable[[], T], abort: C
     except asyncio.CancelledError:
         abort()
         await asyncio.wait((future,))
+        if not future.cancelled():
+            future.exception()  # what an aborted piece of work says is of no interest
         raise
