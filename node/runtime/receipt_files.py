@@ -10,14 +10,15 @@ from node.store.database import Store
 from node.worker.models import ModelStore
 from protocol.engine.anchors import AnchorRow, anchor_key
 from protocol.ledger.light_client import settlement_proof
-from protocol.ledger.receipt_file import make_receipt_file, write_receipt_file
-from protocol.market.records import ReceiptLeaf, ReceiptRecord, receipt_lane_key
+from protocol.ledger.receipt_file import EarlierPart, make_receipt_file, write_receipt_file
+from protocol.market.records import JobStatements, ReceiptLeaf, ReceiptRecord, receipt_lane_key
 from protocol.messages.effects import Table
 from protocol.messages.envelope import open_as
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Receipt, Voucher
+from protocol.messages.market import Agreement, Receipt, Voucher
 from protocol.primitives.codec import decode
+from protocol.primitives.limits import EARLIER_PARTS_MAX
 from protocol.primitives.units import MessageId
 from protocol.settlement.accumulator import prove
 
@@ -83,8 +84,23 @@ class ReceiptDesk:
                 input_payload=record.input,
                 output=record.output,
                 settlement=settlement,
+                earlier=self._earlier(record.agreement),
             )
         )
+
+    def _earlier(self, agreement: bytes) -> tuple[EarlierPart, ...]:
+        """What is kept of the providers behind whom an agreement goes on, oldest first."""
+        parts: list[EarlierPart] = []
+        continues = _agreement(agreement).continues
+        while continues is not None and len(parts) < EARLIER_PARTS_MAX:
+            found = self._store.get(Table.JOB_STATEMENT, continues.job)
+            if found is None:  # the buyer alone knows whom it asked before
+                return ()
+            said = decode(found, JobStatements)
+            voucher = said.voucher.hex() if said.voucher else None
+            parts.append(EarlierPart(said.agreement.hex(), said.acceptance.hex(), said.chunk.hex(), voucher))
+            continues = _agreement(said.agreement).continues
+        return tuple(reversed(parts))
 
     def _lane(self, record: ReceiptRecord) -> list[ReceiptLeaf]:
         """The lane's receipts in their order; at least this one."""
@@ -99,6 +115,12 @@ def receipt_of(record: ReceiptRecord) -> Receipt:
     _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
     assert isinstance(receipt, Receipt)
     return receipt
+
+
+def _agreement(envelope_bytes: bytes) -> Agreement:
+    _, agreement = open_as(envelope_bytes, MessageKind.AGREEMENT)
+    assert isinstance(agreement, Agreement)
+    return agreement
 
 
 def _voucher(envelope_bytes: bytes) -> Voucher:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from protocol.ledger.channels import open_voucher
+from protocol.ledger.earlier_work import EarlierWorkInvalid, verify_earlier_work, verify_prefix
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.light_chain import (
     ProofInvalid,
@@ -225,6 +226,23 @@ class _Case:
     def output_commitment(self) -> str | None:
         return self._opens("output", self.file.output, output_commitment, self.receipt.output_commitment)
 
+    def earlier_work(self) -> str | None:
+        agreement, parts = self.agreement, self.file.earlier
+        if agreement.continues is None:
+            if parts:
+                raise _Failed("the agreement goes on from nothing, the file shows earlier work")
+            return None
+        try:
+            cost = verify_earlier_work(self.hash, agreement, parts) if parts else 0
+            if self.file.input is not None and self.file.salt is not None:
+                verify_prefix(agreement, Salt(bytes.fromhex(self.file.salt)), bytes.fromhex(self.file.input))
+        except EarlierWorkInvalid as error:
+            raise _Failed(str(error)) from None
+        behind = f"goes on behind {agreement.continues.output_units} units of job {agreement.continues.job.hex()}"
+        if not parts:
+            return f"{behind}, which the file does not show"
+        return f"{behind}; {cost} base units paid to {len(parts)} earlier provider{'s' if len(parts) > 1 else ''}"
+
     def salt_used(self) -> str | None:
         if self.file.salt is not None and self.file.input is None and self.file.output is None:
             raise _Failed("the salt opens nothing in the file")
@@ -309,6 +327,7 @@ _CHECKS: tuple[Callable[[_Case], str | None], ...] = (
     _Case.model_manifest,
     _Case.input_commitment,
     _Case.output_commitment,
+    _Case.earlier_work,
     _Case.salt_used,
     _Case.voucher_signature,
     _Case.voucher_pays,

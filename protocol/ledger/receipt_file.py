@@ -14,7 +14,12 @@ from protocol.messages.blocks import Header, Succession
 from protocol.messages.consensus import Certificate
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.errors import UserError
-from protocol.primitives.limits import RECEIPT_PROOF_HASHES_MAX, SUCCESSIONS_MAX, TRANSACTION_BYTES_MAX
+from protocol.primitives.limits import (
+    EARLIER_PARTS_MAX,
+    RECEIPT_PROOF_HASHES_MAX,
+    SUCCESSIONS_MAX,
+    TRANSACTION_BYTES_MAX,
+)
 from protocol.primitives.units import Hash, Salt
 from protocol.settlement.accumulator import MembershipProof
 
@@ -68,6 +73,17 @@ class AccumulatorPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peaks: Annotated[tuple[Hex32, ...], Meta(max_length=RECEIPT_PROOF_HASHES_MAX)]
 
 
+class EarlierPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an earlier provider of the job delivered before another one went on."""
+
+    agreement: Hex
+    acceptance: Hex
+    chunk: Hex
+    """Its last verified chunk: units and price of all of its work."""
+    voucher: Hex | None = None
+    """The buyer's voucher that paid it."""
+
+
 class ReceiptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A receipt with all that proves it. Fields that are ``None`` are not claimed."""
 
@@ -90,6 +106,8 @@ class ReceiptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input: Hex | None = None
     output: Hex | None = None
     settlement: SettlementPart | None = None
+    earlier: Annotated[tuple[EarlierPart, ...], Meta(max_length=EARLIER_PARTS_MAX)] = ()
+    """Providers before the one that finished the job, oldest first."""
 
 
 def _optional_hex(content: bytes | None) -> str | None:
@@ -110,6 +128,7 @@ def make_receipt_file(
     input_payload: bytes | None = None,
     output: bytes | None = None,
     settlement: SettlementProof | None = None,
+    earlier: tuple[EarlierPart, ...] = (),
 ) -> ReceiptFile:
     """A file from envelopes and proofs. Input, output and their salt are private: leave them out to publish it.
 
@@ -133,6 +152,7 @@ def make_receipt_file(
         input=_optional_hex(input_payload),
         output=_optional_hex(output),
         settlement=None if settlement is None else _settlement_part(settlement),
+        earlier=earlier,
     )
 
 

@@ -34,6 +34,9 @@ DISPATCH_BALLOTS_MAX = 4
 OWN_STATEMENTS_MAX = 16
 """Statements of the asker in one answer about its standing: what it signed last."""
 
+EARLIER_PARTS_MAX = 64
+"""Providers before the last one in a receipt file: more than any buyer tries for one request."""
+
 OPEN_JOBS_MAX = 128
 """Jobs named in one comparison of open jobs, on either side: 110 bytes each."""
 
