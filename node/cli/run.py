@@ -22,6 +22,8 @@ from protocol.primitives.units import Amount
 Fact = str | int | bool | None
 AMOUNT_FACTS = frozenset({"amount", "due", "paid", "price", "price_ceiling", "debt", "deposit"})
 """Facts that are money, in base units."""
+TEXT_RUNTIMES = ("gguf", "upstream")
+"""What takes turns of a chat."""
 ID_FACTS = frozenset({"job", "provider", "model", "receipt"})
 
 CANCEL_SECONDS = 5.0
@@ -158,10 +160,10 @@ def job_input(
     try:
         text = content.decode()
     except UnicodeDecodeError:
-        if runtime == "gguf":
+        if runtime in TEXT_RUNTIMES:
             raise CommandFailed("a language model's prompt must be UTF-8 text", ExitCode.USAGE, "usage") from None
         return "bytes", content
-    if runtime == "gguf":
+    if runtime in TEXT_RUNTIMES:
         messages = [["system", system]] if system is not None else []
         return "chat", _limited(msgspec.msgpack.encode([*messages, ["user", text]]), "the prompt")
     return "text", content

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from node.config.descriptions import model_reference
-from node.config.settings import NodeConfig, Role, Section
+from node.config.settings import NodeConfig, ProviderModel, Role, Section
 from protocol.messages.genesis import Genesis
 from protocol.primitives.errors import UserError
 
@@ -171,10 +171,25 @@ def _converted(flat: Mapping[str, object], base: Path, path: Path | None) -> Nod
         raise ConfigInvalid(f"{path or 'configuration'}: {str(error).replace('`$.', '`')}") from None
     models = tuple(
         msgspec.structs.replace(model, description=model_reference(model.description, base))
+        if _is_described(model, path)
+        else model
         for model in config.provider.models
     )
     provider = msgspec.structs.replace(config.provider, models=models)
     return _checked(msgspec.structs.replace(config, provider=provider), path)
+
+
+def _is_described(model: ProviderModel, path: Path | None) -> bool:
+    """Whether a model has a description, or is an upstream server's. Raises ``ConfigInvalid`` unless it is one."""
+    of_upstream = (model.model, model.weights, model.api_key_file)
+    if model.upstream and model.model and not model.description:
+        return False
+    if model.description and not model.upstream and not any(of_upstream):
+        return True
+    raise ConfigInvalid(
+        f"{path or 'configuration'}: each of provider.models has either a description, or an upstream (an address) "
+        "with a model (the server's name for it)"
+    )
 
 
 def _checked(config: NodeConfig, path: Path | None) -> NodeConfig:

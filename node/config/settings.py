@@ -65,17 +65,33 @@ class LogConfig(Section, frozen=True):
 
 
 class ProviderModel(Section, frozen=True):
-    """One model to sell and its prices in base units."""
+    """One model to sell and its prices in base units: described, or behind a server that the operator runs."""
 
-    description: str
+    description: str = ""
     """A path (it contains ``/`` or ends with ``.toml``), the name of a description that ships with mercat, or the id of
     a model in the store; once loaded, the absolute path of the description file, or the id."""
+    upstream: Text = ""
+    """Instead of a description: the address of an OpenAI-compatible server, such as ``http://127.0.0.1:8000/v1``. What
+    it does is declared, never proved: a buyer who asks for more isolation is not served by it."""
+    model: Text = ""
+    """What the upstream server calls the model."""
+    server: Text = "other"
+    """What the upstream server is: ``vllm``, ``llama-server``, ``ollama`` or ``other``."""
+    weights: Text = ""
+    """The hash of the upstream model's weights, 64 hexadecimal digits, if you state one; empty: unknown."""
+    api_key_file: Path | None = None
+    """A file of mode 0600 with the key that the upstream server asks for. A key is never a setting."""
     request: BaseUnits = 1_000
     input_per_thousand: BaseUnits = 10_000
     output_per_thousand: BaseUnits = 40_000
     input_units_max: Units | None = None
     """Limits of this model; None: the section's."""
     output_units_max: Units | None = None
+
+    @property
+    def label(self) -> str:
+        """What people see before the model is known."""
+        return self.model if self.upstream else self.description
 
 
 class RedeemPolicy(Section, frozen=True):
@@ -138,6 +154,8 @@ class BuyerConfig(Section, frozen=True):
     first_output_ms: Milliseconds = 60_000
     stall_ms: Milliseconds = 20_000
     total_ms: Milliseconds = 600_000
+    report_failures: bool = True
+    """Put a provider's signed failure on the ledger, where others see it, if the attempt cost as much as the report."""
 
 
 class LedgerConfig(Section, frozen=True):

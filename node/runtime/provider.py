@@ -14,13 +14,14 @@ from node.config.descriptions import description_path, is_model_id
 from node.config.settings import NodeConfig, ProviderModel
 from node.runtime.control import ProviderModelView
 from node.telemetry import EventLogger, event_logger
-from node.worker.errors import WorkerError
+from node.worker.errors import IsolationUnavailable, WorkerError
 from node.worker.models import ModelId as StoredModelId
 from node.worker.models import ModelStore, load_description
 from node.worker.quota import held
 from node.worker.runtimes import input_units_max as most_input_units
 from node.worker.sources import add_described
 from node.worker.supervisor import IsolationReport, LoadedModel, WorkerSupervisor
+from node.worker.upstream import UpstreamAddress
 from protocol.engine.inputs import Input, Serve
 from protocol.market.matching import isolation_suffices
 from protocol.market.order_book import OFFER_LIFETIME_MS_MAX
@@ -63,7 +64,10 @@ class ProviderShelf:
             return
         with ExitStack() as holds:
             for entry in self._config.provider.models:
-                await self._load(entry, holds)
+                if entry.upstream:
+                    self._attach(entry)
+                else:
+                    await self._load(entry, holds)
                 self._offer_anew(addresses, feed)
             if not self._offered:
                 self._log.warning("nothing_to_sell", reason="no model could be loaded")
@@ -107,7 +111,13 @@ class ProviderShelf:
         )
 
     def obstacle(self) -> str:
-        """Why this machine's isolation does not do; empty if it does, or while it is not proved yet."""
+        """Why nothing can be sold here; empty if something can, or while the isolation is not proved yet."""
+        if any(entry.upstream for entry in self._config.provider.models):
+            return ""  # what stands in a worker's way stands beside its model
+        return self._sandbox_obstacle()
+
+    def _sandbox_obstacle(self) -> str:
+        """Why this machine's isolation does not do."""
         if self.report is None:
             return ""
         wanted = self._config.provider.isolation
@@ -146,9 +156,11 @@ class ProviderShelf:
 
     async def _load(self, entry: ProviderModel, holds: ExitStack) -> None:
         """Get a model ready; from its first byte in the store on it is held there, so that no quota takes it away."""
-        key = entry.description
+        key = entry.label
         self._entries[key] = _Entry(key, "loading")
         try:
+            if obstacle := self._sandbox_obstacle():
+                raise IsolationUnavailable(obstacle)
             model_id = await self._stored(entry)
             holds.enter_context(held(self._store, model_id))
             loaded = await self._supervisor.load(model_id)
@@ -158,6 +170,21 @@ class ProviderShelf:
             return
         self._entries[key] = _Entry(loaded.manifest.name, "ready", loaded, self._offer(entry, loaded))
         self._log.info("model_ready", model=loaded.manifest.name, load_ms=loaded.load_ms)
+
+    def _attach(self, entry: ProviderModel) -> None:
+        """Sell a model of an upstream server, while it answers."""
+        key = f"{entry.upstream} {entry.model}"
+        try:
+            wanted = self._config.provider.isolation
+            if not isolation_suffices("declared", wanted):
+                raise IsolationUnavailable(f"isolation {wanted!r} is wanted here; an upstream server is declared")
+            address = UpstreamAddress(entry.upstream, entry.model, entry.server, entry.weights, entry.api_key_file)
+            loaded = self._supervisor.attach(address)
+        except (WorkerError, OSError) as error:
+            self._entries[key] = _Entry(entry.label, f"failed: {error}")
+            self._log.warning("model_failed", model=entry.label, reason=str(error))
+            return
+        self._entries[key] = _Entry(loaded.manifest.name, "loading", loaded, self._offer(entry, loaded))
 
     async def _stored(self, entry: ProviderModel) -> StoredModelId:
         if is_model_id(entry.description):
@@ -183,6 +210,7 @@ class ProviderShelf:
             prices=Prices(Amount(entry.request), Amount(entry.input_per_thousand), Amount(entry.output_per_thousand)),
             input_units_max=WorkUnits(input_units_max),
             output_units_max=WorkUnits(output_units_max),
+            isolation="declared" if loaded.isolation == "declared" else "",
         )
 
 

@@ -35,6 +35,9 @@ from protocol.primitives.units import (
 if TYPE_CHECKING:
     from node.runtime.node import Node
 
+_TEXT_RUNTIMES = ("gguf", "upstream")
+"""Runtimes that write: their units are tokens, and their output comes piece by piece."""
+
 _TEMPLATE_UNITS = 64
 """Input tokens that a chat template may add; a token is at least one byte of the input otherwise."""
 
@@ -85,9 +88,9 @@ class Wish:
             return WorkUnits(min(len(self.asked.body) + _TEMPLATE_UNITS, served.input_units_max)), WorkUnits(1)
         if served.runtime == "wasm":
             return WorkUnits(1), WorkUnits(min(self.asked.output_units_max, served.output_units_max))
-        input_units = len(self.asked.body) + (_TEMPLATE_UNITS if served.runtime == "gguf" else 0)
-        output_units = self.asked.output_units_max if served.runtime == "gguf" else max(1, len(self.asked.body))
-        if served.runtime == "gguf":
+        input_units = len(self.asked.body) + (_TEMPLATE_UNITS if served.runtime in _TEXT_RUNTIMES else 0)
+        output_units = self.asked.output_units_max if served.runtime in _TEXT_RUNTIMES else max(1, len(self.asked.body))
+        if served.runtime in _TEXT_RUNTIMES:
             input_units = min(input_units, served.input_units_max)
         return WorkUnits(max(1, input_units)), WorkUnits(output_units)
 
@@ -181,7 +184,7 @@ class Wish:
 
     def _chunk_units(self, served: ModelOffer) -> int:
         match served.runtime:
-            case "gguf":
+            case "gguf" | "upstream":
                 return self._node.config.buyer.chunk_units
             case "onnx":
                 return 1

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from node.worker import memory
-from node.worker.errors import CapacityExceeded, IsolationUnavailable
+from node.worker.errors import BadUpstream, CapacityExceeded, IsolationUnavailable
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.memory import MemoryNeed
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
@@ -24,7 +24,7 @@ from node.worker.runtimes import available_runtimes, runtime_build
 from node.worker.sandbox.facts import Check
 from node.worker.sandbox.probe import IsolationLevel, IsolationReport, probe
 from node.worker.sandbox.running import Usage, adopt_orphans
-from node.worker.upstream import UpstreamAddress, UpstreamModel
+from node.worker.upstream import UpstreamAddress, UpstreamModel, check_address
 from node.worker.upstream_job import UpstreamJob
 
 __all__ = [
@@ -128,8 +128,12 @@ class WorkerSupervisor:
 
     def attach(self, address: UpstreamAddress) -> LoadedModel:
         """Serve a model of a server that the operator runs, from when it answers on. Raises BadUpstream."""
+        check_address(address)
+        manifest = address.manifest()
+        model_id = self._store.add_manifest(manifest)
+        if model_id in self._upstreams:
+            raise BadUpstream(f"{address.model} of a server of the kind {address.server!r} is served already")
         upstream = UpstreamModel(address, self._slots, self._limits, self._tasks, self.changed.set)
-        model_id, manifest = self._store.add_manifest(upstream.manifest), upstream.manifest
         self._upstreams[model_id] = upstream
         upstream.start()
         facts: dict[str, Fact] = {**manifest.settings, "isolation": "declared"}

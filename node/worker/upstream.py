@@ -224,7 +224,6 @@ class UpstreamModel:
         changed: Callable[[], None],
     ) -> None:  # fmt: skip
         self.manifest = address.manifest()
-        self.model_id = self.manifest.model_id()
         self.server = UpstreamServer(address, 2 * slots + 1)
         self._slots = FairSlots(slots, limits.jobs_queued)
         self._limits = limits
