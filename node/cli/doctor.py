@@ -122,6 +122,36 @@ def _configuration(folder: Path, _sell: bool) -> Iterator[Finding]:
         yield Finding("configuration", False, True, str(error), f"edit {path}")
 
 
+def _upstreams(folder: Path, sell: bool) -> Iterator[Finding]:
+    import asyncio
+    import os
+
+    from node.config.loading import load_config
+    from node.worker.errors import WorkerError
+    from node.worker.upstream import UpstreamAddress, UpstreamServer
+    from protocol.primitives.errors import UserError
+
+    async def probe(address: UpstreamAddress) -> None:
+        async with UpstreamServer(address, 1) as server:
+            await server.probe()
+
+    try:
+        models = load_config(folder / "config.toml", os.environ).config.provider.models
+    except UserError:
+        return  # told already, or there is none
+    for model in models:
+        if not model.upstream:
+            continue
+        address = UpstreamAddress(model.upstream, model.model, model.server, model.weights, model.api_key_file)
+        name = f"upstream {model.model}"
+        try:
+            asyncio.run(probe(address))
+            yield Finding(name, True, sell, f"{model.upstream} answers; isolation is declared, never proved")
+        except WorkerError as error:
+            remedy = "start the server, or correct its entry in provider.models"
+            yield Finding(name, False, sell, error.reason, remedy)
+
+
 def _model_store(_folder: Path, sell: bool) -> Iterator[Finding]:
     from node.worker.models import ModelStore
 
@@ -174,6 +204,7 @@ CHECKS: tuple[Callable[[Path, bool], Iterator[Finding]], ...] = (
     _keystore,
     _configuration,
     _selling_libraries,
+    _upstreams,
     _model_store,
     _sandbox,
 )

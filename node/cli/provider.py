@@ -19,7 +19,7 @@ from node.runtime.control import ProviderModelView, ProviderView
 from protocol.primitives.units import Amount
 
 if TYPE_CHECKING:
-    from node.config.settings import NodeConfig
+    from node.config.settings import NodeConfig, ProviderModel
 
 MEBIBYTE = 1 << 20
 REDRAW = "\033[H\033[2J"
@@ -138,11 +138,32 @@ def ticks(seconds: float, clock: Callable[[], float], wait: Callable[[float], No
     multiple=True,
     help="Model to sell (repeatable): name or id of one in the store, or name or path of a description.",
 )
+@click.option(
+    "--upstream",
+    default="",
+    metavar="URL",
+    help="Sell models of this OpenAI-compatible server (http://127.0.0.1:8000/v1); --model is its name for one.",
+)
+@click.option(
+    "--server",
+    type=click.Choice(["vllm", "llama-server", "ollama", "other"]),
+    default="other",
+    show_default=True,
+    help="What the upstream server is.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of mode 0600 with the upstream server's key.",
+)
 @click.option("--slots", type=click.IntRange(1, 64), help="Jobs at the same time.")
 @config_options
 @passphrase_options
 def run(
     models: tuple[str, ...],
+    upstream: str,
+    server: str,
+    api_key_file: Path | None,
     slots: int | None,
     config: Path | None,
     listen: str | None,
@@ -154,25 +175,66 @@ def run(
     """Run this user's node as a provider until SIGTERM or Ctrl-C; `mercat join` makes the node.
 
     Without --model it sells what its configuration names. Prices are those of the configuration, or the usual ones.
+    With --upstream it sells models of a server that you run; their isolation is declared, never proved.
     """
     from node.cli.node import run_from_file
+
+    if upstream:
+        sold = upstream_models(upstream, models, server, api_key_file)
+    elif api_key_file is not None or server != "other":
+        raise click.UsageError("--server and --api-key-file go with --upstream")
+    else:
+        sold = ()
 
     path = config_file(config)
     flags = flag_settings(listen, seeds, settings)
     if slots is not None:
         flags["provider.slots"] = str(slots)
     note("selling once the sandbox is proved and the models are loaded; see: mercat provider status --watch")
-    run_from_file(path, flags, passphrase_file, passphrase_fd, lambda loaded: as_provider(loaded, models))
+    run_from_file(
+        path, flags, passphrase_file, passphrase_fd,
+        lambda loaded: as_provider(loaded, () if sold else models, sold),
+    )  # fmt: skip
 
 
-def as_provider(config: "NodeConfig", models: tuple[str, ...]) -> "NodeConfig":
-    """The same node as a provider of these models; of those that it sells anyway if none is named."""
+def upstream_models(
+    url: str, models: tuple[str, ...], server: str, key_file: Path | None
+) -> "tuple[ProviderModel, ...]":
+    """Models of an upstream server, by its own names for them. Raises ``CommandFailed`` on what can't be used."""
+    from node.cli.failures import CommandFailed, ExitCode
+    from node.config.settings import ProviderModel
+    from node.worker.errors import BadUpstream
+    from node.worker.upstream import UpstreamAddress, check_address, read_key
+
+    if not models:
+        raise click.UsageError("name what the server has: mercat provider run --upstream URL --model NAME")
+    key_path = key_file.absolute() if key_file is not None else None
+    try:
+        for model in models:
+            check_address(UpstreamAddress(url, model, server, key_file=key_path))
+        if key_path is not None:
+            read_key(key_path)
+    except BadUpstream as error:
+        raise CommandFailed(error.reason, ExitCode.USAGE, "bad_upstream") from None
+    return tuple(ProviderModel(upstream=url, model=name, server=server, api_key_file=key_path) for name in models)
+
+
+def as_provider(
+    config: "NodeConfig", models: tuple[str, ...], upstream: "tuple[ProviderModel, ...]" = ()
+) -> "NodeConfig":
+    """The same node as a provider of these models; of those that it sells anyway if none is named.
+
+    Upstream models replace what the configuration names; one that it names already keeps its prices.
+    """
     import msgspec
 
     from node.cli.failures import CommandFailed, ExitCode
     from node.config.settings import ProviderModel, Role
 
     sold = config.provider.models
+    if upstream:
+        priced = {(model.upstream, model.model): model for model in sold if model.upstream}
+        sold = tuple(priced.get((model.upstream, model.model)) or model for model in upstream)
     if models:
         known = {model.description: model for model in sold}
         paths = [_reference(config, model) for model in models]
