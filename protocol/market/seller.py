@@ -40,7 +40,7 @@ from protocol.market.seller_books import SellerBooks
 from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_delivery import Selling
 from protocol.market.seller_intake import Intake
-from protocol.market.seller_job import SALE_EXPIRIES, Piece, SellerJob, SellerState
+from protocol.market.seller_job import SALE_EXPIRIES, TAKES, Piece, SaleInput, SellerJob, SellerState
 from protocol.messages.effects import Delete, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, open_as
 from protocol.messages.kinds import MessageKind
@@ -154,21 +154,23 @@ class Seller:
     def work_prefilled(self, job: MessageId, input_units: int, now: Now) -> list[MarketEffect]:
         """The worker has processed the input and metered it."""
         known = self._core.jobs.get(job)
-        return self._selling.prefilled(known, input_units, now) if known is not None else []
+        if known is None or SaleInput.PREFILLED not in TAKES[known.state]:
+            return []
+        return self._selling.prefilled(known, input_units, now)
 
     def work_piece(
         self, job: MessageId, payload: bytes, units: int, finish: FinishReason, now: Now
     ) -> list[MarketEffect]:
         """The worker has one more piece of output: ``units`` of it since the last piece."""
         known = self._core.jobs.get(job)
-        if known is None or not known.working:
+        if known is None or SaleInput.PIECE not in TAKES[known.state]:
             return []
         return self._selling.piece(known, Piece(payload, units, finish), now)
 
     def work_failed(self, job: MessageId, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
         """The worker can't go on with a job."""
         known = self._core.jobs.get(job)
-        if known is None or not known.working:
+        if known is None or SaleInput.WORK_FAILED not in TAKES[known.state]:
             return []
         return self._core.fail(known, fault, reason, now, ours=True)
 

@@ -11,7 +11,7 @@ from protocol.market.records import NO_REQUEST, ReceiptRecord, Side, receipt_row
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import Taken
 from protocol.market.seller_core import SellerCore
-from protocol.market.seller_job import Piece, SellerJob, SellerState
+from protocol.market.seller_job import TAKES, Piece, SaleInput, SellerJob, SellerState
 from protocol.messages.effects import Now, PullWork, Put, Send, SignAndSend, Table
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Chunk, FaultKind, FinishReason, Voucher
@@ -34,8 +34,6 @@ class Selling:
 
     def prefilled(self, job: SellerJob, input_units: int, now: Now) -> list[MarketEffect]:
         """The worker has processed the input: release chunk 0."""
-        if job.state is not SellerState.PREFILL:
-            return []
         job.pulling = False
         most = job.agreement.input_units_max
         if input_units > most:
@@ -68,7 +66,7 @@ class Selling:
             return []
         job = core.jobs.get(lane.job) if lane.job is not None else None
         # [IGNORE] for a chunk that is not out yet
-        if job is not None and job.state not in (SellerState.AWAIT_VOUCHER, SellerState.AWAIT_FINAL):
+        if job is not None and SaleInput.VOUCHER not in TAKES[job.state]:
             return []
         due = job.progress.due if job is not None else None
         chunk = job.progress.chunks - 1 if job is not None else 0

@@ -1,11 +1,13 @@
 """One job of the seller's: its states as tables, and what is known of it.
 
-Law: every state has a deadline and an outcome for when it passes, and a job moves only along ``SALES``. Before PREFILL
-a job is an arrival at the ``Intake``: bid, agreement and input come in any order and are judged together.
+Law: every state has a deadline (``SALE_LASTS``), an outcome for when it passes and who has what money then
+(``SALE_EXPIRIES``), and takes the inputs in ``TAKES`` alone; a job moves only along ``SALES``. Before PREFILL it is an
+arrival at the ``Intake``: bid, agreement and input come in any order and are judged together.
 
     PREFILL → AWAIT_VOUCHER → WORKING → AWAIT_VOUCHER → … → AWAIT_FINAL → DONE;  every state → FAILED, CANCELLED
 """
 
+from collections.abc import Callable
 from enum import Enum
 
 from msgspec import Struct
@@ -14,7 +16,7 @@ from protocol.market.records import CHUNKS, NO_REQUEST, JobRecord, JobStatements
 from protocol.messages.effects import Now
 from protocol.messages.market import Agreement, FaultKind, FinishReason, HistoryEntry
 from protocol.primitives.limits import TEXT_BYTES_MAX
-from protocol.primitives.units import Amount, MessageId, MonotonicMs, Salt, TimestampMs
+from protocol.primitives.units import Amount, DurationMs, MessageId, MonotonicMs, Salt, TimestampMs
 from protocol.settlement.chunks import Progress, progress_start
 
 
@@ -48,21 +50,69 @@ SALES: dict[SellerState, tuple[SellerState, ...]] = {
 }
 
 
+class SaleInput(Enum):
+    """What can happen to a job under way, beside its deadline."""
+
+    VOUCHER = "the buyer pays"
+    CANCELLATION = "the buyer wants no more"
+    PREFILLED = "the worker has processed the input"
+    PIECE = "the worker has more output"
+    WORK_FAILED = "the worker can't go on"
+
+
+TAKES: dict[SellerState, tuple[SaleInput, ...]] = {
+    SellerState.PREFILL: (SaleInput.CANCELLATION, SaleInput.PREFILLED, SaleInput.PIECE, SaleInput.WORK_FAILED),
+    SellerState.AWAIT_VOUCHER: (
+        SaleInput.VOUCHER,
+        SaleInput.CANCELLATION,
+        SaleInput.PIECE,
+        SaleInput.WORK_FAILED,
+    ),
+    SellerState.WORKING: (SaleInput.CANCELLATION, SaleInput.PIECE, SaleInput.WORK_FAILED),
+    SellerState.AWAIT_FINAL: (SaleInput.VOUCHER, SaleInput.CANCELLATION),
+}
+"""What a job takes in which state; anything else changes nothing. A piece that nobody asked for ends the job: a worker
+that breaks its order of pieces can't be metered."""
+
+
+class Earning(Enum):
+    """What the provider has worked for in the end when a state's deadline passes, or the job fails in it."""
+
+    NOTHING = "nothing was released, nothing is earned"
+    PAID = "what was paid is earned once output was released; the input's price alone is owed back"
+    RELEASED = "all that was released is earned; at most its last chunk is not paid"
+
+
 class SaleExpiry(Struct, frozen=True):
     """What a state's passed deadline means; ``ours`` when the provider is the one who was late."""
 
     fault: FaultKind
     reason: str
     ours: bool
+    earning: Earning
 
 
 SALE_EXPIRIES: dict[SellerState, SaleExpiry] = {
-    SellerState.PREFILL: SaleExpiry(FaultKind.PROVIDER, "processing the input took longer than agreed", True),
-    SellerState.WORKING: SaleExpiry(FaultKind.PROVIDER, "the worker took longer than agreed", True),
-    SellerState.AWAIT_VOUCHER: SaleExpiry(FaultKind.NETWORK, "the buyer did not pay the last chunk in time", False),
-    SellerState.AWAIT_FINAL: SaleExpiry(FaultKind.NETWORK, "the buyer did not acknowledge the receipt in time", False),
+    SellerState.PREFILL: SaleExpiry(
+        FaultKind.PROVIDER, "processing the input took longer than agreed", True, Earning.NOTHING
+    ),
+    SellerState.WORKING: SaleExpiry(FaultKind.PROVIDER, "the worker took longer than agreed", True, Earning.PAID),
+    SellerState.AWAIT_VOUCHER: SaleExpiry(
+        FaultKind.NETWORK, "the buyer did not pay the last chunk in time", False, Earning.RELEASED
+    ),
+    SellerState.AWAIT_FINAL: SaleExpiry(
+        FaultKind.NETWORK, "the buyer did not acknowledge the receipt in time", False, Earning.RELEASED
+    ),
 }
 """The default outcome of every state that is not an end."""
+
+SALE_LASTS: dict[SellerState, Callable[[Agreement], DurationMs]] = {
+    SellerState.PREFILL: lambda agreement: agreement.first_output_ms,
+    SellerState.AWAIT_VOUCHER: lambda agreement: agreement.stall_ms,
+    SellerState.WORKING: lambda agreement: agreement.stall_ms,
+    SellerState.AWAIT_FINAL: lambda agreement: agreement.stall_ms,
+}
+"""How long every state that is not an end lasts, by the agreement alone; never longer than its ``total_ms``."""
 
 
 class Piece(Struct, frozen=True):
@@ -168,9 +218,7 @@ class SellerJob:
 
     def deadline_of(self, state: SellerState, now: Now) -> MonotonicMs:
         """When ``state``, entered now, ends by itself; never after the job's own end."""
-        prefill = state is SellerState.PREFILL
-        lasts = self.agreement.first_output_ms if prefill else self.agreement.stall_ms
-        return MonotonicMs(min(now.monotonic_ms + lasts, self.total_until))
+        return MonotonicMs(min(now.monotonic_ms + SALE_LASTS[state](self.agreement), self.total_until))
 
     def record(self, fault: FaultKind | None = None, reason: str = "") -> JobRecord:
         """The job as its row."""
