@@ -303,7 +303,7 @@ class Person:
         self.buyer = Buyer(self.account, self.node, self.town.ledger, self.book, self.buyer_policy)
         self.seller = Seller(self.account, self.node, self.town.ledger, self.seller_policy)
         if self.sells:
-            self.seller.set_models([SERVED])
+            self.seller.set_models([self.town.served])
 
     def rows(self, table: Table) -> list[bytes]:
         return [value for (kept_in, _), value in sorted(self.disk.items()) if kept_in is table]
@@ -322,7 +322,8 @@ HOUSEKEEPING_MS = 1_000
 class Town:
     """Everything, single-stepped."""
 
-    def __init__(self, buyers: int = 1, sellers: int = 1) -> None:
+    def __init__(self, buyers: int = 1, sellers: int = 1, served: ModelOffer = SERVED) -> None:
+        self.served = served
         self.now = Now(MonotonicMs(1_000), TimestampMs(NETWORK_MS))
         self.ledger = PlainLedger()
         self.watch = Watch()
@@ -339,7 +340,7 @@ class Town:
             self.ledger.balances[buyer.account] = 1_000_000_000
         for seller in self.sellers:
             seller.sells = True
-            seller.seller.set_models([SERVED])
+            seller.seller.set_models([served])
         self.publish()
 
     @property
@@ -371,7 +372,7 @@ class Town:
                 isolation="strong",
                 slots_total=seller.seller_policy.slots,
                 slots_free=seller.seller.slots_free(),
-                models=(SERVED,),
+                models=(self.served,),
             )
             offer_id = message_id(MessageKind.OFFER, seller.account, encode(offer))
             for person in self.people.values():
