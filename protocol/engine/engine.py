@@ -14,7 +14,13 @@ from protocol.engine.anchors import anchors_in
 from protocol.engine.channel_log import channel_lines
 from protocol.engine.checks import message_checks
 from protocol.engine.events import PeerMisbehaved, TransactionDecided, TransactionFailed
-from protocol.engine.judging import BALLOT_LIFETIME_MS, DISPATCH_LIFETIME_MS, TRANSACTION_LIFETIME_MS, Judge
+from protocol.engine.judging import (
+    BALLOT_LIFETIME_MS,
+    DISPATCH_LIFETIME_MS,
+    TRANSACTION_LIFETIME_MS,
+    Judge,
+    relayed_until,
+)
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.engine.own_transactions import OwnTransactions
 from protocol.engine.payouts import Payouts
@@ -77,7 +83,7 @@ class Engine:
         self.buyer = buyer
         self.seller = seller
         self.own = own
-        self.trade = Trade(node, account, replica, buyer, seller, own)
+        self.trade = Trade(node, account, replica, buyer, seller, own, book.paces)
         self.shop = self.trade.shop
         replica.gossips = True
         self.body_wanted = False
@@ -179,7 +185,7 @@ class Engine:
         return [
             *self._keep_links(),
             *self.replica.start(happened.nonce, now),
-            *self.trade.start(now),
+            *self.trade.start(happened.nonce, now),
             SetTimer(HOUSEKEEPING_TIMER, MonotonicMs(now.monotonic_ms + HOUSEKEEPING_MS)),
         ]
 
@@ -243,6 +249,8 @@ class Engine:
         )
         if envelope.kind is MessageKind.OFFER and ruled.judgement is ACCEPTED:
             effects += self.trade.book_changed(now)
+        if isinstance(payload, Bid) and ruled.judgement is ACCEPTED:
+            effects += self.trade.bid_heard(envelope_id(envelope), payload, AccountId(envelope.sender), now)
         return effects
 
     def _put_off(self, happened: inputs.BodyOffered, admission: Admission, now: Now) -> list[Effect]:
@@ -281,6 +289,12 @@ class Engine:
             case MessageKind.BID if self.trade.takes_demand(envelope_id(envelope)):
                 assert isinstance(payload, Bid)
                 return self.gossip.publish(envelope_bytes, envelope_id(envelope), payload.expires_at, now)
+            case MessageKind.BID if isinstance(payload, Bid) and payload.auction is not None:
+                told_until = relayed_until(payload, now)
+                return [
+                    *self.trade.signed(envelope, payload, envelope_bytes, now),
+                    *self.gossip.publish(envelope_bytes, envelope_id(envelope), told_until, now),
+                ]
             case MessageKind.NODE_RECORD:
                 return []
             case _:

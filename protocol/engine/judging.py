@@ -64,12 +64,26 @@ BALLOTS_PER_AUTHORITY_MAX = 256
 """Ballots of one authority that are relayed while the tip stays: an honest one signs two a view."""
 
 
+class _Heard(NamedTuple):
+    """A bid and how long it matters to anybody but its buyer."""
+
+    bid: Bid
+    until: TimestampMs
+
+
 class Ruled(NamedTuple):
     """A verdict, how long an accepted object lives, and what follows from accepting it."""
 
     judgement: Judgement
     expires_at: TimestampMs
     effects: list[Effect]
+
+
+def relayed_until(bid: Bid, now: Now) -> TimestampMs:
+    """How long a bid travels: until it expires, or until its auction must be over for whoever hears of it now."""
+    if bid.auction is None:
+        return bid.expires_at
+    return TimestampMs(min(bid.expires_at, now.wall_ms + bid.auction.seal_ms + bid.auction.reveal_ms))
 
 
 class Judge:
@@ -79,7 +93,7 @@ class Judge:
         self._replica = replica
         self._book = book
         self._facts = facts
-        self._bids: dict[AccountId, dict[bytes, Bid]] = {}
+        self._bids: dict[AccountId, dict[bytes, _Heard]] = {}
         self._ballots: dict[PublicKey, int] = {}
         """Ballots of each authority that were relayed since the tip last changed."""
         self._ballots_tip = replica.tip
@@ -98,7 +112,7 @@ class Judge:
             case Offer():
                 return Ruled(self.offer(envelope, payload, now), payload.expires_at, [])
             case Bid():
-                return Ruled(self._bid(envelope, payload, now), payload.expires_at, [])
+                return Ruled(self._bid(envelope, payload, now), relayed_until(payload, now), [])
             case VoteBody() | FinalBody():
                 return self._ballot(peer, envelope, payload, envelope_bytes, now)
             case Dispatch() | Inquiry() | Testimony():
@@ -131,7 +145,7 @@ class Judge:
         if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
             return ignore("expires too far ahead", retryable=True)
         # [IGNORE] more live bids than an account may have
-        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.expires_at > now.wall_ms}
+        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.until > now.wall_ms}
         if live:
             self._bids[buyer] = live
         if len(live) >= BIDS_PER_ACCOUNT_MAX:
@@ -139,20 +153,20 @@ class Judge:
         # [IGNORE] buyer can't pay it, or has nothing at all (retryable: this node may lag)
         if self._paying_power(buyer) < max(1, bid.price_ceiling):
             return ignore("buyer can't pay the ceiling", retryable=True)
-        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = bid
+        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = _Heard(bid, relayed_until(bid, now))
         return ACCEPTED
 
     def expire(self, now: Now) -> None:
         """Forget bids whose time is over: their accounts may never bid again."""
         for buyer, bids in tuple(self._bids.items()):
-            if all(bid.expires_at <= now.wall_ms for bid in bids.values()):
+            if all(heard.until <= now.wall_ms for heard in bids.values()):
                 del self._bids[buyer]
 
     def bids(self, now: Now) -> list[tuple[AccountId, Bid]]:
         """Bids of buyers that wait for an offer, the first to expire first."""
-        live = [(buyer, bid) for buyer, bids in self._bids.items() for bid in bids.values()]
+        live = [(buyer, heard) for buyer, bids in self._bids.items() for heard in bids.values()]
         return sorted(
-            ((buyer, bid) for buyer, bid in live if bid.expires_at > now.wall_ms),
+            ((buyer, heard.bid) for buyer, heard in live if heard.until > now.wall_ms),
             key=lambda entry: (entry[1].expires_at, entry[1].unique),
         )
 

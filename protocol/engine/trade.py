@@ -18,12 +18,13 @@ from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
 from protocol.market.records import JobRecord
 from protocol.market.requests import MarketEffect, WantTransaction
+from protocol.market.pace import Paces
 from protocol.market.seller import Seller
 from protocol.messages import wire
 from protocol.messages.effects import Disconnect, Effect, Notify, Now, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, message_id
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Timeline, TimelineRequest
+from protocol.messages.market import Bid, Timeline, TimelineRequest
 from protocol.messages.transactions import Action
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.hashing import Domain, digest
@@ -37,6 +38,8 @@ BUYERS_KINDS = (
     MessageKind.FAILURE,
 )
 """What a seller signs and a buyer receives."""
+    MessageKind.QUOTE_SEAL,
+    MessageKind.QUOTE,
 
 SELLERS_KINDS = (MessageKind.BID, MessageKind.AGREEMENT, MessageKind.VOUCHER, MessageKind.CANCELLATION)
 """What a buyer signs and a seller receives."""
@@ -46,7 +49,14 @@ class Trade:
     """One node's buying and selling. Effects are returned in order; none of them is carried out here."""
 
     def __init__(
-        self, node: NodeId, account: AccountId, replica: Replica, buyer: Buyer, seller: Seller, own: OwnTransactions
+        self,
+        node: NodeId,
+        account: AccountId,
+        replica: Replica,
+        buyer: Buyer,
+        seller: Seller,
+        own: OwnTransactions,
+        paces: Paces,
     ) -> None:
         self.buyer = buyer
         self.seller = seller
@@ -57,6 +67,7 @@ class Trade:
         self._own = own
         self._wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._demand: dict[MessageId, None] = {}
+        self._paces = paces
         """Bids that are being signed for gossip."""
         self._wishes = 0
 
@@ -73,9 +84,9 @@ class Trade:
             *self._carry(self.seller, self.seller.restore(seller_lanes, row, now), now),
         ]
 
-    def start(self, now: Now) -> list[Effect]:
-        """The node starts."""
-        return self._carry(self.seller, self.seller.start(now), now)
+    def start(self, secret: Hash, now: Now) -> list[Effect]:
+        """The node starts; ``secret`` is fresh and random."""
+        return self._carry(self.seller, self.seller.start(now, secret), now)
 
     def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
         """A link stands."""
@@ -163,6 +174,10 @@ class Trade:
 
     def book_changed(self, now: Now) -> list[Effect]:
         """The order book took an offer."""
+    def bid_heard(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> list[Effect]:
+        """A bid came by gossip, from an account that can pay it."""
+        return self._carry(self.seller, self.seller.bid_heard(bid_id, bid, buyer, now), now)
+
         return self._carry(self.buyer, self.buyer.book_changed(now), now)
 
     def serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
@@ -244,6 +259,9 @@ class Trade:
 
     def _want(self, room: Buyer | Seller, want: WantTransaction) -> list[Effect]:
         action: Action = want.action
+                case Notify() if room is self.buyer:
+                    self._paces.observe(effect.event, now)
+                    effects.append(effect)
         self._wishes += 1
         request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), want.subject, encode(action))
         self._wants[request] = (room, want.subject)

@@ -62,6 +62,12 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     """Between two chunks, and between a chunk and its voucher."""
     total_ms: DurationMs = DurationMs(600_000)
     """All attempts together."""
+    auction_ms: DurationMs = DurationMs(0)
+    """How long to collect sealed quotes before the first choice; 0: the posted prices will do."""
+    auction_addresses: tuple[str, ...] = ()
+    """Where providers may dial this node with their quotes."""
+    replication: int = 1
+    """Of so many replicas this is one."""
 
 
 class LaneTerms(Struct, frozen=True):
@@ -82,7 +88,7 @@ def make_bid(request: JobRequest, now: TimestampMs) -> Bid:
         price_ceiling=request.price_ceiling,
         expires_at=TimestampMs(now + request.total_ms),
         verification=request.verification,
-        replication=1,
+        replication=request.replication,
         unique=request.unique,
     )
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from protocol.market.agreement import JobRequest
+from protocol.market.buyer_auction import Bidding
 from protocol.market.buyer_books import BuyerBooks
 from protocol.market.buyer_core import ROOM, BuyerCore, timer_key
 from protocol.market.buyer_delivery import Delivery
@@ -53,6 +54,8 @@ from protocol.messages.market import (
     Chunk,
     Failure,
     FaultKind,
+    Quote,
+    QuoteSeal,
     Receipt,
     Refusal,
     Voucher,
@@ -78,6 +81,7 @@ class Buyer:
         self._core = BuyerCore(own, own_node, ledger, order_book, policy or BuyerPolicy())
         self._opening = Opening(self._core)
         self._delivery = Delivery(self._core, self._opening)
+        self._bidding = Bidding(self._core, self._opening)
         self._comparison = BuyerComparison(self._core)
 
     def start_job(self, request: JobRequest, now: Now) -> list[MarketEffect]:
@@ -91,7 +95,7 @@ class Buyer:
         job = BuyerJob(request, now)
         core.requests[request.request] = job
         job.note(now.wall_ms, job.state.value, "requested")
-        return self._opening.choose(job, now)
+        return self._bidding.begin(job, now)
 
     def cancel(self, request: Hash, reason: str, now: Now) -> list[MarketEffect]:
         """The asker wants no more. Too late once everything was delivered: then the job ends as it would have."""
@@ -103,7 +107,14 @@ class Buyer:
     def receive(
         self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now
     ) -> list[MarketEffect]:
-        """A provider's statement; only the agreement's provider is listened to."""
+        """A provider's statement; outside an auction only the agreement's provider is listened to."""
+        match payload:
+            case QuoteSeal():
+                return self._bidding.sealed(AccountId(envelope.sender), payload, now)
+            case Quote():
+                return self._bidding.revealed(AccountId(envelope.sender), payload, now)
+            case _:
+                pass
         if not isinstance(payload, Acceptance | Refusal | Chunk | Receipt | Failure):
             return []
         job = self._core.by_job.get(payload.job)
@@ -132,6 +143,7 @@ class Buyer:
                 bidder = self._core.by_bid.get(envelope_id(envelope))
                 if bidder is not None:
                     bidder.bid_bytes = envelope_bytes
+                    return self._bidding.bid_signed(bidder, now)
             case Agreement():
                 job = self._core.by_job.get(envelope_id(envelope))
                 if job is not None and job.attempt is not None:
@@ -152,6 +164,8 @@ class Buyer:
         if now.monotonic_ms < job.deadline:
             return self._delivery.link_stays_lost(job, now)
         expiry = EXPIRIES[job.state] if now.monotonic_ms < job.total_until else TIME_LIMIT_OVER
+        if job.state is BuyerState.AUCTIONING:
+            return self._bidding.window_over(job, now)
         if job.state is BuyerState.CHOOSING:
             return self._opening.choose(job, now)
         if job.state not in _OPENING:

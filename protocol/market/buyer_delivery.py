@@ -156,7 +156,11 @@ class Delivery:
             and len(job.reconciled) < RECONCILIATIONS_MAX
         ):
             return self._reconcile(job, attempt, refusal, now)
-        return self.attempt_failed(job, refusal.fault, refusal.reason or "refused", now, tell=False)
+        fault, reason = refusal.fault, refusal.reason or "refused"
+        promised = job.auction is not None and job.auction.promised(attempt.agreement.offer, reason)
+        if fault is FaultKind.CAPACITY and promised:
+            fault, reason = FaultKind.PROVIDER, f"provider does not keep its quote: {reason}"
+        return self.attempt_failed(job, fault, reason, now, tell=False)
 
     def failed(self, job: BuyerJob, failure: Failure, now: Now) -> list[MarketEffect]:
         """The provider can't go on."""

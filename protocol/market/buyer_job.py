@@ -3,8 +3,8 @@
 Law: every state has a deadline (``LASTS``), an outcome for when it passes and who is paid then (``EXPIRIES``), and
 listens to the provider's statements in ``HEARD`` alone; a request moves only along ``TRANSITIONS``.
 
-    CHOOSING → CONNECTING → OPENING_CHANNEL → OFFERED → PREFILLING → STREAMING → SETTLING → DONE
-        ↑____________ next provider, behind what was delivered by now ______|            FAILED, CANCELLED
+    AUCTIONING → CHOOSING → CONNECTING → OPENING_CHANNEL → OFFERED → PREFILLING → STREAMING → SETTLING → DONE
+                     ↑____________ next provider, behind what was delivered by now ______|            FAILED, CANCELLED
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from enum import Enum
 from msgspec import Struct
 
 from protocol.market.agreement import JobRequest
+from protocol.market.auction import Auction
 from protocol.market.continuation import Asked, Continuity
 from protocol.market.events import NO_JOB, JobText
 from protocol.market.matching import Match
@@ -22,7 +23,13 @@ from protocol.messages.effects import Now
 from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, FaultKind, HistoryEntry, Receipt, Refusal
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import UserError
-from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, TEXT_BYTES_MAX
+from protocol.primitives.limits import (
+    AUCTION_WINDOW_MS_MAX,
+    CHUNK_UNITS_MAX,
+    JOB_INPUT_BYTES_MAX,
+    REPLICAS_MAX,
+    TEXT_BYTES_MAX,
+)
 from protocol.primitives.units import (
     AMOUNT_MAX,
     AccountId,
@@ -53,6 +60,7 @@ class RequestInvalid(UserError):
 class BuyerState(Enum):
     """Where a request is."""
 
+    AUCTIONING = "auctioning"
     CHOOSING = "choosing"
     CONNECTING = "connecting"
     OPENING_CHANNEL = "opening channel"
@@ -82,6 +90,7 @@ class Expiry(Struct, frozen=True):
 
 
 EXPIRIES: dict[BuyerState, Expiry] = {
+    BuyerState.AUCTIONING: Expiry(FaultKind.CAPACITY, "nobody quoted a price in time"),
     BuyerState.CHOOSING: Expiry(FaultKind.CAPACITY, "no offer came that would do"),
     BuyerState.CONNECTING: Expiry(FaultKind.NETWORK, "provider could not be reached"),
     BuyerState.OPENING_CHANNEL: Expiry(FaultKind.NETWORK, "the ledger did not fund the channel in time"),
@@ -93,6 +102,7 @@ EXPIRIES: dict[BuyerState, Expiry] = {
 """The default outcome of every state that is not an end."""
 
 LASTS: dict[BuyerState, Callable[[JobRequest, BuyerPolicy], DurationMs]] = {
+    BuyerState.AUCTIONING: lambda request, policy: request.auction_ms,
     BuyerState.CHOOSING: lambda request, policy: request.choose_ms,
     BuyerState.CONNECTING: lambda request, policy: policy.connect_ms,
     BuyerState.OPENING_CHANNEL: lambda request, policy: policy.funding_ms,
@@ -118,7 +128,8 @@ TIME_LIMIT_OVER = Expiry(FaultKind.USER, "the job's time limit is over")
 _ENDS = (BuyerState.FAILED, BuyerState.CANCELLED)
 _RETRY = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL, BuyerState.OFFERED)
 TRANSITIONS: dict[BuyerState, tuple[BuyerState, ...]] = {
-    BuyerState.CHOOSING: (*_RETRY, *_ENDS),
+    BuyerState.AUCTIONING: (BuyerState.CHOOSING, *_ENDS),
+    BuyerState.CHOOSING: (BuyerState.AUCTIONING, *_RETRY, *_ENDS),
     BuyerState.CONNECTING: (*_RETRY, *_ENDS),
     BuyerState.OPENING_CHANNEL: (*_RETRY, *_ENDS),
     BuyerState.OFFERED: (*_RETRY, BuyerState.PREFILLING, *_ENDS),
@@ -192,6 +203,7 @@ class BuyerJob:
         "asked",
         "attempt",
         "attempts",
+        "auction",
         "bid",
         "bid_bytes",
         "bid_payload",
@@ -223,6 +235,7 @@ class BuyerJob:
         self.state = BuyerState.CHOOSING
         self.bid: MessageId = NO_JOB
         self.bid_bytes = b""
+        self.auction: Auction | None = None
         self.bid_payload = b""
         self.match: Match | None = None
         self.attempt: Attempt | None = None
@@ -321,6 +334,8 @@ def check_request(request: JobRequest) -> None:
         (1 <= request.chunk_units <= CHUNK_UNITS_MAX, f"chunks hold 1 to {CHUNK_UNITS_MAX} units"),
         (0 <= request.seed < 2**63, "seed is out of range"),
         (0 <= request.temperature_milli <= 10_000, "temperature is out of range"),
+        (0 <= request.auction_ms <= 2 * AUCTION_WINDOW_MS_MAX, "an auction lasts 20 s at most"),
+        (1 <= request.replication <= REPLICAS_MAX, f"replicas must be 1 to {REPLICAS_MAX}"),
         (all(0 < duration <= 2**40 for duration in durations), "deadlines must be above zero"),
         (all(len(text) <= TEXT_BYTES_MAX for text in texts), f"texts are limited to {TEXT_BYTES_MAX} letters"),
     ):

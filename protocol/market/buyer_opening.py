@@ -91,7 +91,9 @@ class Opening:
             provider=request.provider,
             excluded=excluded,
             demoted=tuple(last),
+            quoted=job.auction.quoted(now) if job.auction is not None else (),
             weights=core.policy.weights,
+            region_preferred=core.policy.region_preferred,
         )
 
     def advance(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
@@ -104,6 +106,8 @@ class Opening:
                 return []
             effects = core.enter(job, BuyerState.CONNECTING, "no link to the provider yet", now)
             return [*effects, Dial(offer.node, offer.addresses)]
+        if job.auction is not None and job.auction.lapsed(match.terms, now):
+            return self.choose(job, now)  # the ledger took longer than the quote lasts: by posted prices, then
         lane = self._find_lane(job, match.live.account, match.price_at_limits)
         if lane is not None:
             return self._offer(job, *lane, now)

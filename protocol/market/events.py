@@ -63,6 +63,32 @@ class JobText(Message, frozen=True):
     finish: FinishReason
 
 
+class QuoteSealed(Message, frozen=True):
+    """A provider has sealed a quote for the request's auction."""
+
+    request: HashField
+    provider: AccountIdField
+
+
+class QuoteRevealed(Message, frozen=True):
+    """A provider has revealed what it asks, at the request's limits, and what it expects of itself."""
+
+    request: HashField
+    provider: AccountIdField
+    price_at_limits: AmountField
+    slot_held: bool
+    first_output_ms: Count
+    output_unit_us: Count
+
+
+class AuctionClosed(Message, frozen=True):
+    """The auction is over: so many providers sealed a quote, so many revealed one that counts."""
+
+    request: HashField
+    sealed: Count
+    revealed: Count
+
+
 class AttemptFailed(Message, frozen=True):
     """One provider refused or failed; another one is tried."""
 

@@ -11,6 +11,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol.market.offer_index import Leaf, OfferClass, OfferIndex, Terms
 from protocol.market.order_book import LiveOffer, OrderBook
@@ -28,7 +29,7 @@ from protocol.market.ranking import (
 )
 from protocol.market.reputation import explores
 from protocol.messages.effects import Now
-from protocol.messages.market import ModelOffer
+from protocol.messages.market import ModelOffer, Prices
 from protocol.primitives.errors import AmountOutOfRange
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.units import (
@@ -39,6 +40,7 @@ from protocol.primitives.units import (
     Hash,
     MessageId,
     ModelId,
+    MonotonicMs,
     WorkUnits,
     format_credits,
 )
@@ -50,6 +52,17 @@ ISOLATION_ORDER = ("none", "declared", "fallback", "strong", "strong+")
 MODEL_NOT_SERVED = "model not served"
 
 _account = attrgetter("account")
+
+
+class Quoted(Struct, frozen=True):
+    """A provider's own price for one bid, in place of its posted one. It binds the provider until ``until``."""
+
+    account: AccountId
+    terms: MessageId
+    """The id of the signed quote: what an agreement at this price names."""
+    prices: Prices
+    until: MonotonicMs
+    slot_held: bool
 
 
 class Want(Struct, frozen=True, kw_only=True):
@@ -72,6 +85,8 @@ class Want(Struct, frozen=True, kw_only=True):
     demoted: tuple[AccountId, ...] = ()
     """Providers that failed another request lately: taken only when there is no other."""
     weights: Weights = Weights()
+    quoted: tuple[Quoted, ...] = ()
+    """What an auction brought."""
     region_preferred: str = ""
     """Counts in the score; others are taken too."""
 
@@ -118,7 +133,11 @@ def quote(book: OrderBook, want: Want, now: Now, *, whole_book: bool = True) -> 
     ranked = tuple(search.in_order(search.classes(refused) + search.singles(refused)))
     index = search.index
     others = book.live() if whole_book else book.offers_for(want.model)
-    refused += [NoMatch(live.account, _why_not(live, want)) for live in others if live.account not in index]
+    refused += [
+        NoMatch(live.account, _why_not(live, want))
+        for live in others
+        if live.account not in index and not search.is_quoted(live.account)
+    ]
     if whole_book:
         refused += [NoMatch(account, reason) for account, reason in book.not_counting(now)]
     refused.sort(key=_account)
@@ -152,19 +171,22 @@ def match_offer(live: LiveOffer, want: Want) -> Match | NoMatch:
     # [limits] takes inputs and outputs that large
     if (reason := _why_not_so_much(served.input_units_max, served.output_units_max, want)) is not None:
         return NoMatch(live.account, reason)
-    # [price] the most that it can cost stays under the ceiling
+    # [price] the most that it can cost stays under the ceiling, by its quote if there is one
+    quoted = next((quoted for quoted in want.quoted if quoted.account == live.account), None)
+    if quoted is not None:
+        served = replace(served, prices=quoted.prices)
     try:
         price_at_limits = amount_due(served.prices, want.input_units_max, want.output_units_max)
     except AmountOutOfRange:
         price_at_limits = Amount(AMOUNT_MAX)
     if price_at_limits > want.price_ceiling:
         return NoMatch(live.account, _too_dear(price_at_limits))
-    # [slots] room for one more job
-    if live.offer.slots_free == 0:
+    # [slots] room for one more job, be it one that waits for this buyer
+    if live.offer.slots_free == 0 and (quoted is None or not quoted.slot_held):
         return NoMatch(live.account, "no free slots")
     input_units, output_units = _expected_units(want)
     expected = amount_due(served.prices, input_units, output_units)
-    return Match(live, served, price_at_limits, expected, live.id)
+    return Match(live, served, price_at_limits, expected, live.id if quoted is None else quoted.terms)
 
 
 def isolation_suffices(offered: str, wanted: str) -> bool:
@@ -242,7 +264,7 @@ class _Candidate(Struct, frozen=True, gc=False):
     reputation: int
     region: int
     members: Sequence[AccountId]
-    single: bool = False
+    single: Match | None = None
     demoted: bool = False
     expected_ms: DurationMs | None = None
 
@@ -268,11 +290,16 @@ class _Search:
         self._expected = _expected_units(want)
         self._limits = int(want.input_units_max), int(want.output_units_max)
         self._paces: Mapping[AccountId, Pace] = book.paces.of(want.model)
-        named = (want.buyer, *want.excluded, *want.demoted, *self._paces)
+        self._quoted = dict.fromkeys(quoted.account for quoted in want.quoted)
+        named = (want.buyer, *want.excluded, *want.demoted, *self._paces, *self._quoted)
         self._named = dict.fromkeys(named if want.provider is None else (*named, want.provider))
         """Accounts that are judged one by one."""
         self._usual_ms = usual_time(pace.expected_ms(self._expected[1]) for pace in self._paces.values())
         self._begin = int.from_bytes(digest(Domain.MATCH_TIE, want.unique)[:8], "big")
+
+    def is_quoted(self, account: AccountId) -> bool:
+        """True if the provider has quoted a price of its own, so that it was judged whatever its offer says."""
+        return account in self._quoted
 
     # All of them
 
@@ -298,7 +325,7 @@ class _Search:
         found: list[_Candidate] = []
         for account in self._named:
             live = self._book.offer_of(account)
-            if live is None or account not in self.index:
+            if live is None or (account not in self.index and account not in self._quoted):
                 continue
             outcome = match_offer(live, self._want)
             if isinstance(outcome, NoMatch):
@@ -342,16 +369,18 @@ class _Search:
 
     def _matches(self, candidate: _Candidate, scored: Scores, members: Iterable[AccountId]) -> Iterator[Match]:
         for account in members:
-            if candidate.single or account not in self._named:
+            if candidate.single is not None or account not in self._named:
                 yield self._match(account, candidate, scored)
 
     def _match(self, account: AccountId, candidate: _Candidate, scored: Scores) -> Match:
+        if candidate.single is not None:
+            return replace(candidate.single, scores=scored, expected_ms=candidate.expected_ms)
         live = self._book.offer_of(account)
         assert live is not None
         served = live.model(self._want.model)
         assert served is not None
         limits, expected = Amount(candidate.price_at_limits), Amount(candidate.price)
-        return Match(live, served, limits, expected, live.id, scored, candidate.expected_ms)
+        return Match(live, served, limits, expected, live.id, scored)
 
     def _scored(self, candidate: _Candidate, cheapest: int) -> Scores:
         price = price_score(candidate.price, cheapest)
@@ -374,7 +403,7 @@ class _Search:
             self._book.standing_of(live.account).counted(self._exploring),
             region_score(offer.region, self._want.region_preferred),
             (live.account,),
-            True,
+            match,
             live.account in self._want.demoted,
             expected_ms,
         )

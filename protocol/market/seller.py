@@ -41,6 +41,7 @@ from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_delivery import Selling
 from protocol.market.seller_intake import Intake
 from protocol.market.seller_job import SALE_EXPIRIES, TAKES, Piece, SaleInput, SellerJob, SellerState
+from protocol.market.seller_quoting import QUOTE_TIMER, Quoting
 from protocol.messages.effects import Delete, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, open_as
 from protocol.messages.kinds import MessageKind
@@ -63,6 +64,7 @@ from protocol.primitives.units import (
     AccountId,
     Amount,
     ChannelId,
+    Hash,
     MessageId,
     MonotonicMs,
     NodeId,
@@ -87,6 +89,7 @@ class Seller:
         self._selling = Selling(self._core)
         self._comparison = SellerComparison(self._core, self._intake)
         self._redemption = Redemption(self._core.books, self._core.policy)
+        self._quoting = Quoting(self._core)
         self._to_tell: dict[NodeId, list[Failure]] = {}
         self._looked_at: MonotonicMs | None = None
         """When channels were last looked through for redemptions."""
@@ -99,8 +102,10 @@ class Seller:
         """How many more jobs this node takes now."""
         return self._core.slots_free()
 
-    def start(self, now: Now) -> list[MarketEffect]:
-        """Begin to look after redemptions."""
+    def start(self, now: Now, secret: Hash | None = None) -> list[MarketEffect]:
+        """Begin to look after redemptions. Without a ``secret``, random bytes of this process, no quote is sealed."""
+        if secret is not None:
+            self._quoting.start(secret)
         return [self._redeem_timer(now)]
 
     def receive(
@@ -125,6 +130,10 @@ class Seller:
                 return self._selling.cancelled(job, payload.reason, now)
             case _:
                 return []
+
+    def bid_heard(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> list[MarketEffect]:
+        """A bid came by gossip, from an account that can pay it."""
+        return self._quoting.heard(bid_id, bid, buyer, now)
 
     def receive_input(self, peer: NodeId, job_input: JobInput, now: Now) -> list[MarketEffect]:
         """The input of an agreement that came, or is about to."""
@@ -156,6 +165,7 @@ class Seller:
         known = self._core.jobs.get(job)
         if known is None or SaleInput.PREFILLED not in TAKES[known.state]:
             return []
+        self._quoting.job_prefilled(known, now)
         return self._selling.prefilled(known, input_units, now)
 
     def work_piece(
@@ -165,6 +175,7 @@ class Seller:
         known = self._core.jobs.get(job)
         if known is None or SaleInput.PIECE not in TAKES[known.state]:
             return []
+        self._quoting.job_advanced(job, units, finish is not FinishReason.NONE, now)
         return self._selling.piece(known, Piece(payload, units, finish), now)
 
     def work_failed(self, job: MessageId, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
@@ -181,6 +192,8 @@ class Seller:
         if key.name == _REDEEM_TIMER.name:
             return [*self._due_redemptions(now), self._redeem_timer(now)]
         job_id = MessageId(key.subject)
+        if key.name == QUOTE_TIMER:
+            return self._quoting.timer(job_id, now)
         if key.name == "hold":
             return self._intake.expired(job_id, now)
         job = self._core.jobs.get(job_id)
@@ -199,12 +212,13 @@ class Seller:
         for job in self._core.jobs.values():
             if job.agreement.buyer_node == peer:
                 effects.extend(Send(peer, Direct(sent)) for sent in job.unanswered)
-        return [*effects, *self._comparison.link_up(peer)]
+        return [*effects, *self._comparison.link_up(peer), *self._quoting.link_up(peer, now)]
 
     def link_down(self, peer: NodeId, now: Now) -> list[MarketEffect]:
         """A link is lost: jobs on it run into their deadlines unless it comes back."""
         self._intake.forget_peer(peer)
         self._comparison.link_down(peer)
+        self._quoting.link_down(peer)
         return []
 
     def compare(self, peer: NodeId, buying: tuple[JobStanding, ...], now: Now) -> list[MarketEffect]:

@@ -7,6 +7,7 @@ step in which its job ends.
 from protocol.market.events import SaleEnded, SlotsChanged
 from protocol.market.ledger_view import LedgerView
 from protocol.market.policies import SellerPolicy
+from protocol.market.quotes_held import QuotesHeld
 from protocol.market.records import ReceiptRecord
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import SellerBooks
@@ -38,12 +39,17 @@ class SellerCore:
         self.pending: dict[tuple[ChannelId, Lane], ReceiptRecord] = {}
         """Issued receipts that no voucher has committed to yet."""
         self.slots_taken = 0
+        self.quotes = QuotesHeld(policy.quotes, policy.slots)
         self.ended: dict[MessageId, tuple[NodeId, Failure]] = {}
         """Jobs that ended here and with what words, should their buyers' nodes have missed them."""
 
     def slots_free(self) -> int:
         """How many more jobs this node can take now."""
         return max(0, self.policy.slots - self.slots_taken)
+
+    def slots_unpromised(self) -> int:
+        """How many of them wait for nobody."""
+        return max(0, self.slots_free() - self.quotes.slots_held())
 
     def take_slot(self) -> MarketEffect:
         """One more job has the worker."""

@@ -7,7 +7,9 @@ ledger may cure waits for the next block, what nothing can cure is refused at on
 from collections.abc import Iterable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from protocol.market.auction import NO_FREE_SLOTS
 from protocol.market.events import SaleAccepted, SaleRefused
 from protocol.market.records import seller_debt
 from protocol.market.requests import MarketEffect
@@ -196,10 +198,13 @@ class Intake:
         proposal = Proposal(arrival.job, arrival.peer, agreement, arrival.signer, held.bid, held.signer)
         check_parties(proposal, core.own, core.own_node)
         check_bid(proposal, now, core.policy)
-        check_service(agreement, core.models.get(agreement.model), core.policy)
-        # [CAPACITY] a slot is free
-        if core.slots_free() == 0:
-            raise TermsRefused(FaultKind.CAPACITY, "no free slots")
+        served, quote = core.models.get(agreement.model), core.quotes.named_by(agreement, now)
+        if served is not None and quote is not None:
+            served = replace(served, prices=quote.prices)
+        check_service(agreement, served, core.policy)
+        # [CAPACITY] a slot is free, be it one that waits for this buyer
+        if core.slots_unpromised() == 0 and (quote is None or not quote.slot_held):
+            raise TermsRefused(FaultKind.CAPACITY, NO_FREE_SLOTS)
         lane = core.books.lane(agreement.channel, agreement.lane)
         # [USER] the lane was this buyer's before
         if lane is not None and lane.buyer != agreement.buyer:
@@ -223,6 +228,8 @@ class Intake:
             now,
         )
         settled = self._settle(arrival)
+        if (quote := core.quotes.named_by(agreement, now)) is not None:
+            core.quotes.used(quote, now)
         job.model_name = core.models[agreement.model].name
         core.jobs[job.job] = job
         core.pending.pop((agreement.channel, agreement.lane), None)

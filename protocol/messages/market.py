@@ -20,6 +20,7 @@ from protocol.primitives.limits import (
     LOGPROBS_MAX,
     MODELS_PER_OFFER_MAX,
     SCHEMA_BYTES_MAX,
+    REPLICAS_MAX,
     SETTINGS_BYTES_MAX,
     TEXT_BYTES_MAX,
 )
@@ -115,7 +116,8 @@ class Bid(Message, frozen=True):
     price_ceiling: AmountField
     expires_at: TimestampField
     verification: Text
-    replication: Annotated[int, Meta(ge=1, le=16)]
+    replication: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)]
+    """Of so many equal jobs at different providers this is one."""
     unique: HashField
     """Random bytes: two equal bids are still two bids."""
     auction: AuctionTerms | None = None

@@ -43,6 +43,9 @@ OPEN_JOBS_MAX = 128
 AUCTION_WINDOW_MS_MAX = 10_000
 """An auction keeps a job waiting for two windows at most; gossip reaches everybody in two seconds."""
 
+REPLICAS_MAX = 16
+"""Providers that do the same job for one buyer to be compared: each holds a channel and an output."""
+
 AUCTION_SEALS_MAX = 64
 """Providers that take part in one auction, the first that come: more would hardly be cheaper."""
 
