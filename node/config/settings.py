@@ -22,6 +22,8 @@ Milliseconds = Annotated[int, Meta(ge=1, le=2**40)]
 Units = Annotated[int, Meta(ge=1, le=2**40)]
 Weight = Annotated[int, Meta(ge=0, le=WEIGHT_MAX)]
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
+Rate = Annotated[int, Meta(ge=1_000, le=2**40)]
+"""Bytes a second; below a kilobyte nothing would ever arrive."""
 Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
 
@@ -158,6 +160,26 @@ class BuyerConfig(Section, frozen=True):
     """Put a provider's signed failure on the ledger, where others see it, if the attempt cost as much as the report."""
 
 
+class Sharing(Enum):
+    """Which stored models a node gives to peers that ask for them."""
+
+    SERVED = "served"
+    """Those that it serves, those that its account published, and those that it pulled from peers."""
+    ALL = "all"
+    NONE = "none"
+
+
+class ModelsConfig(Section, frozen=True):
+    """How models travel between this node and its peers."""
+
+    share: Sharing = Sharing.SERVED
+    upload_bytes_per_second: Rate | None = None
+    """To all peers together; None: as much as they take."""
+    upload_per_peer_bytes_per_second: Rate | None = None
+    download_bytes_per_second: Rate | None = None
+    """Of one pull from all its sources; None: as much as they give."""
+
+
 class LedgerConfig(Section, frozen=True):
     """How much of the ledger's past this node keeps, and what it serves to nodes that come later."""
 
@@ -188,6 +210,7 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     provider: ProviderConfig = ProviderConfig()
     buyer: BuyerConfig = BuyerConfig()
     ledger: LedgerConfig = LedgerConfig()
+    models: ModelsConfig = ModelsConfig()
 
     @property
     def control_socket(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import msgspec
 
+from node.runtime.model_views import PullEvent, PullRequest
 from node.runtime.motion_bodies import SubjectBody
 from node.runtime.record_bodies import RecordView
 from node.runtime.timeline_views import WhyView
@@ -492,6 +493,10 @@ class NodeControl(Protocol):
 
     async def publish(self, manifest: str, timeout_ms: int) -> TransactionView:
         """Register a manifest as published by this node's account."""
+        ...
+
+    def pull_model(self, request: PullRequest) -> AsyncIterator[tuple[PullEvent, ...]]:
+        """Pull a model from peers; closing the iterator ends the pull, and what came stays for the next one."""
         ...
 
     def ledger(self) -> LedgerView: ...

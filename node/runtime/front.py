@@ -16,6 +16,7 @@ from node.config.settings import Role
 from node.runtime import control, governance_desk, ledger_views, market_views
 from node.runtime.control import ControlError
 from node.runtime.job_stream import JobStream
+from node.runtime.model_views import PullEvent, PullRequest
 from node.runtime.motion_bodies import SubjectBody
 from node.runtime.proof_files import ProofDesk
 from node.runtime.receipt_files import ReceiptDesk
@@ -292,6 +293,10 @@ class Front:
     async def publish(self, manifest: str, timeout_ms: int) -> control.TransactionView:
         """Register a manifest as published by this node's account; returns once a block holds it."""
         return await self._want(ledger_views.register_action(self._state, manifest.encode()), timeout_ms)
+
+    def pull_model(self, request: PullRequest) -> AsyncIterator[tuple[PullEvent, ...]]:
+        """Pull a model from peers into this node's store; the pull ends when nobody listens any more."""
+        return self._node.models.pull(request)
 
     async def open_motion(self, subject: SubjectBody, timeout_ms: int) -> control.MotionView:
         """Put something to vote; returns once a block holds it."""

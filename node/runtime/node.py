@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import threading
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -26,6 +27,7 @@ from node.runtime.executor import EffectExecutor
 from node.runtime.faults import FaultyTransport
 from node.runtime.front import Front
 from node.runtime.housekeeping import keep_house
+from node.runtime.model_desk import ModelDesk
 from node.runtime.provider import ProviderShelf
 from node.runtime.signer import Signer
 from node.runtime.snapshots import SnapshotDesk
@@ -39,7 +41,6 @@ from node.transport.identity import NodeIdentity
 from node.transport.peer_store import PeerStore
 from node.transport.transport import Transport
 from node.worker.limits import DEFAULT_LIMITS
-from node.worker.models import ModelStore
 from node.worker.supervisor import WorkerSupervisor
 from protocol.engine.inputs import LinkUp, Started
 from protocol.messages.effects import CommitBlock
@@ -77,6 +78,7 @@ class Node:
         self._stack = AsyncExitStack()
         self._log: EventLogger = event_logger("node")
         self._record = b""
+        self.identity = NodeIdentity(bytes(keys.node))
         self.started_at = read_clock()
         self.announcements = Announcements()
         self.shelf: ProviderShelf | None = None
@@ -145,6 +147,7 @@ class Node:
         self.snapshots = SnapshotDesk(files, self.store, config.ledger)
         self._stack.callback(self.snapshots.close)
         self.engine.replica.resume_snapshot(self.snapshots.fetched())
+        self.models = ModelDesk(self)
         supervisor = await self._open_workers()
         self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         loop = self.loop = EngineLoop(
@@ -183,16 +186,24 @@ class Node:
     async def _open_workers(self) -> WorkerSupervisor | None:
         if Role.PROVIDER not in self.config.roles:
             return None
-        self._models = ModelStore(self.config.model_store, bytes_max=self.config.provider.model_store_bytes)
         provider = self.config.provider
         limits = dataclasses.replace(DEFAULT_LIMITS, batch_max=provider.batch_max)
-        supervisor = WorkerSupervisor(self._models, slots=provider.slots, limits=limits, isolation=provider.isolation)
+        supervisor = WorkerSupervisor(
+            self.models.store, slots=provider.slots, limits=limits, isolation=provider.isolation
+        )
         return await self._stack.enter_async_context(supervisor)
 
     def _sell(self, supervisor: WorkerSupervisor) -> None:
         self.loop.work = WorkPump(supervisor, self._tasks, self.loop.feed)
-        self.shelf = ProviderShelf(self.config, supervisor, self._models)
+        self.shelf = ProviderShelf(self.config, supervisor, self.models.store, self.models.obtain)
         self._background.append(self._tasks.create_task(self.shelf.open(self.addresses, self.loop.feed)))
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """A task beside the node's own, which ends when the node stops at the latest."""
+        task = self._tasks.create_task(work)
+        self._background.append(task)
+        task.add_done_callback(self._background.remove)
+        return task
 
     # Links
 
@@ -201,7 +212,7 @@ class Node:
         log = event_logger("transport")
         make = FaultyTransport if self._genesis.development else Transport
         transport = make(
-            NodeIdentity(bytes(self.keys.node)),
+            self.identity,
             self._genesis_hash,
             host,
             port,
@@ -213,6 +224,8 @@ class Node:
             peer_store=PeerStore(self.config.state / "peers", self._genesis_hash),
             seeds=self.config.seeds,
             loopback_only=self._genesis.development,
+            library=self.models.library(),
+            pieces=self.models.policy(),
         )
         if isinstance(transport, FaultyTransport):
             transport.arm(self._signer)

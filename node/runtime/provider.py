@@ -5,7 +5,7 @@ Law: nothing is offered before it has been loaded in the sandbox on this machine
 the node is about to stop. A node that can't get its isolation says what is missing and does not sell.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from node.clock import read_clock
 from node.config.descriptions import description_path, is_model_id
 from node.config.settings import NodeConfig, ProviderModel
 from node.runtime.control import ProviderModelView
+from node.runtime.model_sources import PullFailed
 from node.telemetry import EventLogger, event_logger
 from node.worker.errors import IsolationUnavailable, WorkerError
 from node.worker.models import ModelId as StoredModelId
@@ -33,6 +34,13 @@ _BACK_S = 5.0
 """A model whose worker is started again within so long stays offered: a job waits for it that long."""
 
 
+Obtain = Callable[[ModelId, int], Awaitable[None]]
+"""Has a model in the store, waiting so many milliseconds for somebody who gives it."""
+
+_OBTAIN_MS = 60_000
+"""A node that has just started hears of live offers within this time."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """One model as far as it has come; `offer` once it was loaded."""
@@ -46,7 +54,11 @@ class _Entry:
 class ProviderShelf:
     """The models of one provider and how far each has come."""
 
-    def __init__(self, config: NodeConfig, supervisor: WorkerSupervisor, store: ModelStore) -> None:
+    def __init__(
+        self, config: NodeConfig, supervisor: WorkerSupervisor, store: ModelStore, obtain: Obtain | None = None
+    ) -> None:
+        """`obtain` fetches a model that is named by its id and not in the store."""
+        self._obtain = obtain
         self._config = config
         self._supervisor = supervisor
         self._store = store
@@ -75,6 +87,10 @@ class ProviderShelf:
                 await self._supervisor.changed.wait()
                 self._supervisor.changed.clear()
                 self._offer_anew(addresses, feed)
+
+    def serves(self, model_id: str) -> bool:
+        """Whether a model is loaded here to be sold."""
+        return any(entry.loaded is not None and entry.loaded.model_id == model_id for entry in self._entries.values())
 
     def withdraw(self, feed: Callable[[Input], None]) -> None:
         """Take no more jobs; those that run go on."""
@@ -164,7 +180,7 @@ class ProviderShelf:
             model_id = await self._stored(entry)
             holds.enter_context(held(self._store, model_id))
             loaded = await self._supervisor.load(model_id)
-        except (WorkerError, OSError, ValueError) as error:
+        except (WorkerError, PullFailed, OSError, ValueError) as error:
             self._entries[key] = _Entry(key, f"failed: {error}")
             self._log.warning("model_failed", model=key, reason=str(error))
             return
@@ -188,6 +204,8 @@ class ProviderShelf:
 
     async def _stored(self, entry: ProviderModel) -> StoredModelId:
         if is_model_id(entry.description):
+            if self._obtain is not None:
+                await self._obtain(ModelId(bytes.fromhex(entry.description)), _OBTAIN_MS)
             return StoredModelId(entry.description)
         description = load_description(description_path(entry.description))
         return await add_described(self._store, description)

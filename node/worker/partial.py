@@ -18,7 +18,7 @@ from node.worker.errors import CorruptModel, StoreFull
 from node.worker.limits import MEBIBYTE
 from node.worker.models import Manifest, ModelFile, ModelId, ModelStore
 from node.worker.pieces import HASH_BYTES, PIECE_BYTES, disk_room, hash_stream, piece_root, piece_size, pieces_of
-from node.worker.quota import make_room, pulling, pulls
+from node.worker.quota import make_room, pulled_mark, pulling, pulls
 
 SPARE_BYTES = 64 * MEBIBYTE
 """A pull leaves so much of the disk free: the node's own journals live there too."""
@@ -197,6 +197,14 @@ class PartialModel:
             for number, file in enumerate(self.manifest.files):
                 _part(self._folder, number).replace(self._store.file_path(file))
                 self._store.keep_piece_list(file, self._lists[number])
+            mark = pulled_mark(self._store, self.manifest.model_id())
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch()
             model_id = self._store.add_manifest(self.manifest)
             shutil.rmtree(self._folder)
         return model_id
+
+
+def was_pulled(store: ModelStore, model_id: str) -> bool:
+    """Whether a stored model came from peers: then it may be given on."""
+    return pulled_mark(store, model_id).exists()

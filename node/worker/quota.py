@@ -119,6 +119,7 @@ def _forget(store: ModelStore, model_id: ModelId) -> None:
         with path.open("rb") as manifest:
             fcntl.flock(manifest, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+            pulled_mark(store, model_id).unlink(missing_ok=True)
     except FileNotFoundError:
         raise UnknownModel(f"no model {model_id} in the store") from None
     except BlockingIOError:
@@ -152,6 +153,11 @@ def _named(store: ModelStore) -> dict[str, None]:
             for file in store.manifest(model_id).files:
                 named |= {file.blake3: None, file.pieces: None}
     return named
+
+
+def pulled_mark(store: ModelStore, model_id: str) -> Path:
+    """The file that says that a model came from peers."""
+    return store.directory / "pulled" / model_id
 
 
 def pulls(store: ModelStore) -> Path:

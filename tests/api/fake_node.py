@@ -46,6 +46,7 @@ from node.runtime.control import (
     TransactionView,
     VoteView,
 )
+from node.runtime.model_views import PullEvent, PullRequest, PullSourceView
 from node.runtime.motion_bodies import SubjectBody
 from node.runtime.record_bodies import FactView, RecordView, ScoreView
 from node.runtime.timeline_views import AttemptView, LineView, WhyView
@@ -157,6 +158,20 @@ class FakeNode:
         """The stream is kept here too, so only closing it ends it, not its last reference."""
         self.streams.append(self._run(request))
         return self.streams[-1]
+
+    async def pull_model(self, request: PullRequest) -> AsyncIterator[tuple[PullEvent, ...]]:
+        self.calls.append(("pull", request))
+        if request.model == "nobody":
+            raise ControlError("no_source", "nobody on offer has it", 5)
+        liar = PullSourceView("mcnode1liar", "sent a corrupt piece: piece 3 of a.onnx", True, True, 5, 0)
+        giver = PullSourceView("mcnode1giver", "asked", False, False, 60, 2)
+        begun = PullEvent(
+            "progress", "ab" * 32, "pulling", "tiny", "1", "onnx", "MIT", OTHER, 100, 40, 10, (liar, giver)
+        )
+        yield (begun,)
+        if request.model == "broken":
+            raise ControlError("store_full", "a.onnx can't be stored: No space left on device")
+        yield (msgspec.structs.replace(begun, event="finished", stage="in the store", bytes_done=100),)
 
     async def _run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
         self.requests.append(request)
