@@ -16,9 +16,9 @@ from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
 from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
+from protocol.market.pace import Paces
 from protocol.market.records import JobRecord
 from protocol.market.requests import MarketEffect, WantTransaction
-from protocol.market.pace import Paces
 from protocol.market.seller import Seller
 from protocol.messages import wire
 from protocol.messages.effects import Disconnect, Effect, Notify, Now, SignAndSend, Table, TimerKey
@@ -36,10 +36,10 @@ BUYERS_KINDS = (
     MessageKind.CHUNK,
     MessageKind.RECEIPT,
     MessageKind.FAILURE,
-)
-"""What a seller signs and a buyer receives."""
     MessageKind.QUOTE_SEAL,
     MessageKind.QUOTE,
+)
+"""What a seller signs and a buyer receives."""
 
 SELLERS_KINDS = (MessageKind.BID, MessageKind.AGREEMENT, MessageKind.VOUCHER, MessageKind.CANCELLATION)
 """What a buyer signs and a seller receives."""
@@ -65,9 +65,9 @@ class Trade:
         self._account = account
         self._replica = replica
         self._own = own
+        self._paces = paces
         self._wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._demand: dict[MessageId, None] = {}
-        self._paces = paces
         """Bids that are being signed for gossip."""
         self._wishes = 0
 
@@ -172,12 +172,12 @@ class Trade:
         """This node's user wants no more of it."""
         return self._carry(self.buyer, self.buyer.cancel(request, reason, now), now)
 
-    def book_changed(self, now: Now) -> list[Effect]:
-        """The order book took an offer."""
     def bid_heard(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> list[Effect]:
         """A bid came by gossip, from an account that can pay it."""
         return self._carry(self.seller, self.seller.bid_heard(bid_id, bid, buyer, now), now)
 
+    def book_changed(self, now: Now) -> list[Effect]:
+        """The order book took an offer."""
         return self._carry(self.buyer, self.buyer.book_changed(now), now)
 
     def serve(self, happened: inputs.Serve, now: Now) -> list[Effect]:
@@ -253,15 +253,15 @@ class Trade:
                     effects += self._want(room, effect)
                 case Notify(event=SlotsChanged() as changed):
                     effects += self.shop.slots_changed(changed.slots_free, now)
+                case Notify() if room is self.buyer:
+                    self._paces.observe(effect.event, now)
+                    effects.append(effect)
                 case _:
                     effects.append(effect)
         return effects
 
     def _want(self, room: Buyer | Seller, want: WantTransaction) -> list[Effect]:
         action: Action = want.action
-                case Notify() if room is self.buyer:
-                    self._paces.observe(effect.event, now)
-                    effects.append(effect)
         self._wishes += 1
         request = digest(Domain.MARKET_WISH, self._wishes.to_bytes(8, "big"), want.subject, encode(action))
         self._wants[request] = (room, want.subject)
