@@ -16,6 +16,7 @@ from node.cli.failures import EXIT_CODES_TEXT, CommandFailed, ExitCode
 SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Buy": {
         "run": ("node.cli.run:run", "Run a model on somebody's machine."),
+        "batch": ("node.cli.batch:batch", "Run every line of a file, over many providers."),
         "quote": ("node.cli.market:quote", "Who would take a job, at what price, and why others would not."),
         "models": ("node.cli.market:models", "Models that are offered now."),
         "offers": ("node.cli.market:offers", "Every live offer."),
