@@ -18,6 +18,7 @@ from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
 from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
+from protocol.market.pace import Paces
 from protocol.market.records import JobRecord
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
@@ -25,7 +26,7 @@ from protocol.messages import wire
 from protocol.messages.effects import Disconnect, Effect, Notify, Now, Put, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, message_id
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Timeline, TimelineRequest
+from protocol.messages.market import Bid, Timeline, TimelineRequest
 from protocol.messages.transactions import Action
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.hashing import Domain, digest
@@ -37,6 +38,8 @@ BUYERS_KINDS = (
     MessageKind.CHUNK,
     MessageKind.RECEIPT,
     MessageKind.FAILURE,
+    MessageKind.QUOTE_SEAL,
+    MessageKind.QUOTE,
 )
 """What a seller signs and a buyer receives."""
 
@@ -48,7 +51,14 @@ class Trade:
     """One node's buying and selling. Effects are returned in order; none of them is carried out here."""
 
     def __init__(
-        self, node: NodeId, account: AccountId, replica: Replica, buyer: Buyer, seller: Seller, own: OwnTransactions
+        self,
+        node: NodeId,
+        account: AccountId,
+        replica: Replica,
+        buyer: Buyer,
+        seller: Seller,
+        own: OwnTransactions,
+        paces: Paces,
     ) -> None:
         self.buyer = buyer
         self.seller = seller
@@ -57,6 +67,7 @@ class Trade:
         self._account = account
         self._replica = replica
         self._own = own
+        self._paces = paces
         self._wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._demand: dict[MessageId, None] = {}
         """Bids that are being signed for gossip."""
@@ -75,9 +86,9 @@ class Trade:
             *self._carry(self.seller, self.seller.restore(seller_lanes, row, now), now),
         ]
 
-    def start(self, now: Now) -> list[Effect]:
-        """The node starts."""
-        return self._carry(self.seller, self.seller.start(now), now)
+    def start(self, secret: Hash, now: Now) -> list[Effect]:
+        """The node starts; ``secret`` is fresh and random."""
+        return self._carry(self.seller, self.seller.start(now, secret), now)
 
     def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
         """A link stands."""
@@ -163,6 +174,10 @@ class Trade:
         """This node's user wants no more of it."""
         return self._carry(self.buyer, self.buyer.cancel(request, reason, now), now)
 
+    def bid_heard(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> list[Effect]:
+        """A bid came by gossip, from an account that can pay it."""
+        return self._carry(self.seller, self.seller.bid_heard(bid_id, bid, buyer, now), now)
+
     def book_changed(self, now: Now) -> list[Effect]:
         """The order book took an offer."""
         return self._carry(self.buyer, self.buyer.book_changed(now), now)
@@ -244,6 +259,9 @@ class Trade:
                     effects.append(effect)
                 case Notify(event=SlotsChanged() as changed):
                     effects += self.shop.slots_changed(changed.slots_free, now)
+                case Notify() if room is self.buyer:
+                    self._paces.observe(effect.event, now)
+                    effects.append(effect)
                 case _:
                     effects.append(effect)
         if kept_statements and room is self.buyer and self.buyer.policy.report_failures:
