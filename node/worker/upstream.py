@@ -265,7 +265,7 @@ class UpstreamModel:
         """A job found the server gone: it is not offered until it answers again."""
         self._failures += 1
         if self._watching is None:
-            self._enter("restarting", error.reason)
+            self._absent(error)
             self.start()
 
     def view(self) -> PoolView:
@@ -283,9 +283,7 @@ class UpstreamModel:
             try:
                 await self.server.probe()
             except UpstreamUnavailable as error:
-                # Not a moment's absence, as a worker's is: nothing says when it comes back, so it is not offered.
-                self._resumes_at = asyncio.get_running_loop().time() + PAUSE_MAX_S
-                self._enter("restarting", error.reason)
+                self._absent(error)
                 await asyncio.sleep(pause)
                 pause = min(PAUSE_MAX_S, pause * 2)
                 continue
@@ -293,6 +291,11 @@ class UpstreamModel:
             self._resumes_at = 0.0
             self._enter("ready", "")
             return
+
+    def _absent(self, error: WorkerError) -> None:
+        """Not a moment's absence, as a worker's is: nothing says when it comes back, so it is not offered."""
+        self._resumes_at = asyncio.get_running_loop().time() + PAUSE_MAX_S
+        self._enter("restarting", error.reason)
 
     def _enter(self, state: PoolState, reason: str) -> None:
         self._state, self._reason = state, reason
