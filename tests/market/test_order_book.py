@@ -168,7 +168,8 @@ def test_offers_whose_bond_is_gone_are_dropped() -> None:
     consider(book, OFFER, name="kept")
     consider(book, OFFER, name="gone")
     bonds = {AccountId(identity("kept")): BOND}
-    assert book.drop_unbonded(lambda account: bonds.get(account, Amount(0)), BOND, NOW) == (AccountId(identity("gone")),)
+    gone = book.drop_unbonded(lambda account: bonds.get(account, Amount(0)), BOND, NOW)
+    assert gone == (AccountId(identity("gone")),)
     assert [live.account for live in book.offers()] == [AccountId(identity("kept"))]
 
 
