@@ -198,10 +198,11 @@ def _simulate_markets(output: Output, seeds: range) -> None:
             str(outcome.finished),
             str(outcome.failed),
             str(outcome.cancelled),
+            str(outcome.continued),
             str(sum(outcome.faults.values())),
             outcome.trace_hash[:16],
         )
         for outcome in outcomes
     ]
-    headers = ("SEED", "BLOCKS", "JOBS DONE", "FAILED", "CANCELLED", "FAULTS", "TRACE")
+    headers = ("SEED", "BLOCKS", "JOBS DONE", "FAILED", "CANCELLED", "WENT ON", "FAULTS", "TRACE")
     output.show(outcomes, table(headers, rows), (outcome.trace_hash for outcome in outcomes))

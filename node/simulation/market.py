@@ -64,7 +64,7 @@ class MarketOptions:
     buyers: int = 2
     jobs_per_buyer: int = 10
     cancelled_share: float = 0.15
-    failing_share: float = 0.02
+    failing_share: float = 0.05
     """Each step of a worker fails with this probability."""
     faulty_ms: int = 25_000
     profile: Profile = MARKET_PROFILE
@@ -80,6 +80,8 @@ class MarketOutcome:
     finished: int
     failed: int
     cancelled: int
+    continued: int
+    """Agreements that went on behind another provider's output."""
     faults: dict[str, int]
 
 
@@ -150,7 +152,7 @@ class MarketWorld(World):
 
     def _serve(self, number: int) -> Serve:
         prices = Prices(Amount(500), Amount(10_000), Amount(40_000 + number))
-        served = ModelOffer(MODEL, "simulated", "echo", "echo 1", "", prices, WorkUnits(512), WorkUnits(512))
+        served = ModelOffer(MODEL, "simulated", "echo", "echo 1", "", prices, WorkUnits(1024), WorkUnits(1024))
         return Serve((served,), 2, "strong", "", ("127.0.0.1:7400",))
 
     def _engine(self, keys: MemberKeys, disk: SimulatedDisk) -> Engine:
@@ -196,6 +198,7 @@ class MarketWorld(World):
             stall_ms=DurationMs(3_000),
             total_ms=DurationMs(20_000),
         )
+        self.market_checkers.requested(request, body, job.price_ceiling)
         buyer.feed(StartJob(job))
         if self.dice.random() < self.market.cancelled_share:
             later = self.dice.randint(1, 400)
@@ -242,6 +245,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.finished,
         checkers.failed,
         checkers.cancelled,
+        checkers.continued,
         dict(sorted(world.around.strikes.items())),
     )
 

@@ -1,17 +1,21 @@
 """What must hold of money that changes hands off the ledger, seen from above.
 
 Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
-releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next.
+releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next. A
+buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
+verified chunks to the unit, all attempts together under the ceiling.
 """
 
 from collections.abc import Iterable
+
+from msgspec import Struct, field
 
 from node.simulation.checkers import Violation
 from node.simulation.disk import SimulatedDisk
 from protocol.ledger.blocks import decode_block
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.signatures import open_transaction
-from protocol.market.events import JobCancelled, JobFailed, JobFinished
+from protocol.market.events import JobCancelled, JobFailed, JobFinished, JobPrefilled, JobText
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
@@ -20,9 +24,21 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Agreement, Chunk, Voucher
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
-from protocol.primitives.units import ChannelId, MessageId
+from protocol.primitives.units import Amount, ChannelId, Hash, MessageId
+from protocol.settlement.pricing import amount_due
 
 LaneName = tuple[ChannelId, int]
+
+
+class _Requested(Struct):
+    """One request: what it should give, what was shown of it, and what each of its jobs was metered at."""
+
+    body: bytes
+    ceiling: Amount
+    text: bytes = b""
+    pieces: int = 0
+    input_units: dict[MessageId, int] = field(default_factory=dict)
+    output_units: dict[MessageId, int] = field(default_factory=dict)
 
 
 class MarketCheckers:
@@ -34,12 +50,21 @@ class MarketCheckers:
         self._dues: dict[MessageId, dict[int, int]] = {}
         """Job → chunk index → what the job has cost with that chunk."""
         self._vouchers: dict[tuple[LaneName, int], bytes] = {}
+        self._requests: dict[Hash, _Requested] = {}
+        self.continued = 0
+        """Jobs that went on behind another provider's output."""
+
+    def requested(self, request: Hash, body: bytes, ceiling: Amount) -> None:
+        """Somebody asks for an echo of ``body``."""
+        self._requests[request] = _Requested(body, ceiling)
 
     def on_sign(self, account: bytes, kind: MessageKind, payload: bytes) -> None:
         """An account is about to sign a statement of the market."""
         match kind:
             case MessageKind.AGREEMENT:
-                self._agreements[message_id(kind, account, payload)] = decode(payload, Agreement)
+                agreement = decode(payload, Agreement)
+                self._agreements[message_id(kind, account, payload)] = agreement
+                self.continued += agreement.continues is not None
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
             case _:
@@ -52,14 +77,46 @@ class MarketCheckers:
     def on_event(self, name: str, event: Message) -> None:
         """Somebody was told how a job ended."""
         match event:
+            case JobPrefilled():
+                self._requests[event.request].input_units[event.job] = event.input_units
+            case JobText():
+                self._on_text(event)
             case JobFinished():
                 self.finished += 1
+                self._on_end(event)
+                if self._requests[event.request].text != self._requests[event.request].body:
+                    raise Violation("a job finished with half of its text")
             case JobFailed():
                 self.failed += 1
+                self._on_end(event)
             case JobCancelled():
                 self.cancelled += 1
+                self._on_end(event)
             case _:
                 pass
+
+    def _on_text(self, text: JobText) -> None:
+        asked = self._requests[text.request]
+        asked.pieces += 1
+        asked.text += text.payload
+        if text.index != asked.pieces or text.output_units != len(asked.text):
+            raise Violation(f"piece {text.index} of {text.output_units} units came as number {asked.pieces}")
+        if not asked.body.startswith(asked.text):
+            raise Violation(f"the text has a gap or a repeat before byte {len(asked.text)}")
+        asked.output_units[text.job] = asked.output_units.get(text.job, 0) + len(text.payload)
+
+    def _on_end(self, end: JobFinished | JobFailed | JobCancelled) -> None:
+        asked = self._requests[end.request]
+        cost = sum(
+            amount_due(self._agreements[job].prices, units, asked.output_units.get(job, 0))
+            for job, units in asked.input_units.items()
+        )
+        if end.paid != cost:
+            raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}")
+        if end.paid > asked.ceiling:
+            raise Violation(f"a request paid {end.paid}, its ceiling was {asked.ceiling}")
+        if end.output_units != len(asked.text):
+            raise Violation(f"a request counts {end.output_units} units, {len(asked.text)} were shown")
 
     def _on_chunk(self, chunk: Chunk, disk: SimulatedDisk) -> None:
         dues = self._dues.setdefault(chunk.job, {})

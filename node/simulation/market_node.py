@@ -27,9 +27,10 @@ PIECE_MS = (2, 80)
 
 class _Work(Struct):
     body: bytes
+    prefix: int
     chunk_units: int
     output_units_max: int
-    position: int = 0
+    produced: int = 0
     prefilled: bool = False
 
 
@@ -89,7 +90,8 @@ class MarketNode(SimulatedNode):
         match effect:
             case OpenWork():
                 payload = decode(effect.payload, JobPayload)
-                self._work[effect.job] = _Work(payload.body, effect.chunk_units, effect.output_units_max)
+                prefix = len(payload.prefix)
+                self._work[effect.job] = _Work(payload.body, prefix, effect.chunk_units, effect.output_units_max)
             case PullWork():
                 life, span = self.life, PIECE_MS if self._prefilled(effect.job) else PREFILL_MS
                 self._around.timeline.after(self._dice.randint(*span), lambda: self._deliver_piece(life, effect.job))
@@ -113,10 +115,11 @@ class MarketNode(SimulatedNode):
             self.feed(WorkFailed(job, FaultKind.PROVIDER, "the worker died"))
         elif not work.prefilled:
             work.prefilled = True
-            self.feed(WorkPrefilled(job, WorkUnits(len(work.body))))
+            self.feed(WorkPrefilled(job, WorkUnits(len(work.body) + work.prefix)))
         else:
-            end = min(work.position + work.chunk_units, len(work.body), work.output_units_max)
-            piece, work.position = work.body[work.position : end], end
-            done = end in (len(work.body), work.output_units_max)
+            start = work.prefix + work.produced
+            end = min(start + work.chunk_units, len(work.body), work.prefix + work.output_units_max)
+            piece, work.produced = work.body[start:end], end - work.prefix
+            done = end in (len(work.body), work.prefix + work.output_units_max)
             finish = FinishReason.DONE if done else FinishReason.NONE
             self.feed(WorkPiece(job, piece, WorkUnits(len(piece)), finish))

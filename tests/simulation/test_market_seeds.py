@@ -2,6 +2,7 @@
 
 import pytest
 
+from node.simulation import market_node
 from node.simulation.disk import Durable, SimulatedDisk
 from node.simulation.market import MarketOptions, run_market_seed
 from node.simulation.profiles import PROFILES
@@ -12,15 +13,17 @@ SEEDS = range(10)
 
 
 def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
-    finished = failed = cancelled = 0
+    finished = failed = cancelled = continued = 0
     for seed in SEEDS:
         outcome = run_market_seed(seed)
         finished += outcome.finished
         failed += outcome.failed
         cancelled += outcome.cancelled
+        continued += outcome.continued
     assert finished > 90
     assert failed > 3, "faults must bite"
     assert cancelled > 3
+    assert continued > 3, "providers must die mid-stream"
 
 
 def test_without_faults_every_job_that_is_not_cancelled_finishes() -> None:
@@ -46,4 +49,11 @@ def forget(monkeypatch: pytest.MonkeyPatch, table: Table) -> None:
 def test_a_provider_that_does_not_write_down_what_it_was_paid_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, Table.SELLER_LANE)
     with pytest.raises(SimulationFailed, match=r"seed \d+: .*was released while"):
+        run_market_seed(0)
+
+
+def test_a_provider_that_begins_anew_behind_anothers_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = market_node._Work
+    monkeypatch.setattr(market_node, "_Work", lambda body, prefix, units, most: work(body, 0, units, most))
+    with pytest.raises(SimulationFailed, match=r"the text has a gap or a repeat before byte \d+"):
         run_market_seed(0)
