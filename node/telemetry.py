@@ -67,7 +67,7 @@ def configure_events(stream: TextIO, level: str, as_json: bool) -> None:
             *([_one_line] if as_json else text),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from node.runtime.control import RunEvent
 from node.runtime.motion_bodies import SubjectBody
 from protocol.primitives.units import AMOUNT_MAX
 
@@ -85,3 +86,38 @@ class ErrorBody(msgspec.Struct, frozen=True):
     """The body of every answer that is not a success."""
 
     error: ErrorView
+
+
+SESSION_RUNS_MAX = 256
+"""Jobs of one session at a time; as many as wait for a provider's ledger at most."""
+
+
+class SessionRun(Body, frozen=True, tag="run"):
+    """Run a job under a number of the client's choice, which the answers carry."""
+
+    number: int
+    request: msgspec.Raw
+    """A ``RunRequest``; one that is none ends this run and no other."""
+    brief: bool = False
+    """Tell of output, retries and the end alone."""
+
+
+class SessionCancel(Body, frozen=True, tag="cancel"):
+    """Cancel a job of this session; unknown numbers are fine."""
+
+    number: int
+
+
+SessionAsk = SessionRun | SessionCancel
+"""What a client of a session may send: one in each frame."""
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is new of one run; a frame holds a list of these."""
+
+    number: int
+    events: tuple[RunEvent, ...] = ()
+    error: ErrorView | None = None
+    """Why the run is over without an event that says so."""
+    ended: bool = False
+    """Nothing more comes of this run: its number is free."""

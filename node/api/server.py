@@ -31,6 +31,7 @@ from node.api.requests import (
     VoteBody,
     WaitBody,
 )
+from node.api.session import serve_session
 from node.api.streams import stream_lines
 from node.runtime.control import JOBS_LISTED, QUOTE_ROWS, ControlError, FaultsView, NodeControl, RunEvent, RunRequest
 from node.runtime.model_views import PullEvent, PullRequest
@@ -112,6 +113,7 @@ class ControlRoutes:
             web.post("/v1/quote", self.quote),
             web.post("/v1/run", self.run),
             web.post("/v1/pull", self.pull_model),
+            web.get("/v1/session", self.session),
             _read("/v1/jobs", lambda request: control.jobs(_count_max(request))),
             _read("/v1/jobs/{job}", lambda request: control.job(request.match_info["job"])),
             web.get("/v1/jobs/{job}/why", self.why),
@@ -166,6 +168,10 @@ class ControlRoutes:
     async def why(self, request: web.Request) -> web.StreamResponse:
         """What this node, the other party and the ledger have recorded of a job."""
         return _answer(await self._control.why(request.match_info["job"]))
+
+    async def session(self, request: web.Request) -> web.StreamResponse:
+        """Many jobs over one WebSocket."""
+        return await serve_session(request, self._control)
 
     async def receipt(self, request: web.Request) -> web.StreamResponse:
         """The receipt file, as it is to be stored and verified."""

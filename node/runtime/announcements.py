@@ -12,12 +12,12 @@ from node.runtime.event_stream import EventStream
 from node.telemetry import EventLogger, event_logger
 from protocol.engine.events import OfferPublished, PeerMisbehaved
 from protocol.engine.telling import TimelineTold
-from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleRefused
+from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleAccepted, SaleRefused
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Hash
 
-_QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished, TimelineTold)
+_QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished, SaleAccepted, TimelineTold)
 """Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
 
 _PEERS_MAKE = (PeerMisbehaved, SaleRefused)

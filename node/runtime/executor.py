@@ -45,7 +45,11 @@ _WATERMARK_EVERY = 16
 
 _INLINE_ROWS_MAX = 128
 _INLINE_COMMIT_S = 0.002
-_COMMITS_AVERAGED = 8
+_FORGET = 1.2
+"""How fast a disk is shows in its fastest commits: others met a busy machine. Each commit lets the best one count so
+much less, so that a disk which turns slow is taken for slow after a dozen."""
+_PROBE_EVERY = 16
+"""So often a slow disk is looked at again from the loop: in a thread of a busy process every commit is slow."""
 
 _COMPANY_S = 0.005
 """So long do rows that nobody waits for wait for others. What a crash in between takes is what it would have taken had
@@ -95,7 +99,8 @@ class EffectExecutor:
         self._failure: Exception | None = None
         self._checkpointing: Future[None] | None = None
         self._commit_s = 1.0
-        """What small commits have taken lately; the first ones go to a thread until the disk has shown what it is."""
+        """What a small commit takes; the first ones go to a thread until the disk has shown what it is."""
+        self._in_thread = 0
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -195,7 +200,7 @@ class EffectExecutor:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
         durable: list[Durable] = [effect for effect in batch if isinstance(effect, _DURABLE)]
         blocks = any(isinstance(effect, CommitBlock | SignAndSend) and _needs_disk(effect) for effect in batch)
-        if blocks or len(durable) > _INLINE_ROWS_MAX or self._commit_s >= _INLINE_COMMIT_S:
+        if blocks or len(durable) > _INLINE_ROWS_MAX or self._is_slow():
             self._batch = batch
             self._wake.set()
             return
@@ -246,7 +251,13 @@ class EffectExecutor:
         self._shorten_log()
 
     def _took(self, seconds: float) -> None:
-        self._commit_s += (seconds - self._commit_s) / _COMMITS_AVERAGED
+        self._commit_s = min(seconds, _FORGET * self._commit_s)
+
+    def _is_slow(self) -> bool:
+        if self._commit_s < _INLINE_COMMIT_S:
+            return False
+        self._in_thread += 1
+        return self._in_thread % _PROBE_EVERY != 0
 
     def _shorten_log(self) -> None:
         if self._store.wants_checkpoint and (self._checkpointing is None or self._checkpointing.done()):

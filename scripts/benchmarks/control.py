@@ -1,4 +1,4 @@
-"""A program that uses a node's control API over one persistent connection, as a long-running client would."""
+"""A program that uses a node's control API as a long-running client would: jobs over one session, the rest by HTTP."""
 
 import time
 from pathlib import Path
@@ -7,6 +7,7 @@ import aiohttp
 import msgspec
 
 from node.api.requests import SendBody, WaitBody
+from node.cli.session import JobSession
 from node.runtime.control import JobView, RunEvent, RunRequest, SupplyView
 
 SECONDS_MAX = 120.0
@@ -24,22 +25,23 @@ class Control:
             connector=aiohttp.UnixConnector(str(path), limit=connections),
             timeout=aiohttp.ClientTimeout(total=SECONDS_MAX),
         )
+        self._jobs = JobSession(path)
 
     async def __aenter__(self) -> "Control":
+        await self._jobs.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self._jobs.__aexit__(None, None, None)
         await self._session.close()
 
-    async def run(self, request: RunRequest) -> list[tuple[float, RunEvent]]:
-        """Run a job to its end: every event with the time since the request was sent, in seconds."""
+    async def run(self, request: RunRequest, *, brief: bool = False) -> list[tuple[float, RunEvent]]:
+        """Run a job to its end: every event with the time since the request was sent, in seconds; with ``brief`` only
+        what was delivered, and the end."""
         started = time.perf_counter()
         events: list[tuple[float, RunEvent]] = []
-        async with self._session.post("http://node/v1/run", data=msgspec.json.encode(request)) as response:
-            if response.status != 200:
-                raise RequestFailed((await response.read()).decode())
-            async for line in response.content:
-                events.append((time.perf_counter() - started, msgspec.json.decode(line, type=RunEvent)))
+        async for event in self._jobs.run(request, brief=brief):
+            events.append((time.perf_counter() - started, event))
         if events[-1][1].event != "finished":
             raise RequestFailed(str(events[-1][1]))
         return events
