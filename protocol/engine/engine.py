@@ -83,7 +83,7 @@ class Engine:
         self.buyer = buyer
         self.seller = seller
         self.own = own
-        self.trade = Trade(node, account, replica, buyer, seller, own, book.paces)
+        self.trade = Trade(node, account, replica, buyer, seller, own, book)
         self.shop = self.trade.shop
         replica.gossips = True
         self.body_wanted = False

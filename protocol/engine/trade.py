@@ -18,8 +18,9 @@ from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
 from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
-from protocol.market.pace import Paces
+from protocol.market.order_book import OrderBook
 from protocol.market.records import JobRecord
+from protocol.market.replication import Replication
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages import wire
@@ -58,16 +59,17 @@ class Trade:
         buyer: Buyer,
         seller: Seller,
         own: OwnTransactions,
-        paces: Paces,
+        book: OrderBook,
     ) -> None:
         self.buyer = buyer
         self.seller = seller
+        self.replication = Replication(buyer, book)
         self.shop = Shop(node)
         self.telling = Telling(account)
         self._account = account
         self._replica = replica
         self._own = own
-        self._paces = paces
+        self._paces = book.paces
         self._wants: dict[Hash, tuple[Buyer | Seller, bytes]] = {}
         self._demand: dict[MessageId, None] = {}
         """Bids that are being signed for gossip."""
@@ -167,11 +169,15 @@ class Trade:
 
     def start_job(self, request: JobRequest, now: Now) -> list[Effect]:
         """This node's user wants a job done."""
+        if request.replication > 1:
+            return self._carry(self.buyer, self.replication.start(request, now), now)
         effects = self._carry(self.buyer, self.buyer.start_job(request, now), now)
         return [*effects, *self._tell_demand(request, now)]
 
     def cancel_job(self, request: Hash, reason: str, now: Now) -> list[Effect]:
         """This node's user wants no more of it."""
+        if self.replication.owns(request):
+            return self._carry(self.buyer, self.replication.cancel(request, reason, now), now)
         return self._carry(self.buyer, self.buyer.cancel(request, reason, now), now)
 
     def bid_heard(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> list[Effect]:
@@ -248,6 +254,8 @@ class Trade:
         return [SignAndSend(MessageKind.BID, payload)]
 
     def _carry(self, room: Buyer | Seller, wanted: list[MarketEffect], now: Now) -> list[Effect]:
+        if room is self.buyer:
+            wanted = self.replication.follow(wanted, now)
         effects: list[Effect] = []
         kept_statements = False
         for effect in wanted:

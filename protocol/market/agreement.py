@@ -67,7 +67,9 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     auction_addresses: tuple[str, ...] = ()
     """Where providers may dial this node with their quotes."""
     replication: int = 1
-    """Of so many replicas this is one."""
+    """The same job at so many different providers; their outputs are compared."""
+    replicas_min: int = 1
+    """So many at least; with fewer the request is refused, or fails."""
 
 
 class LaneTerms(Struct, frozen=True):

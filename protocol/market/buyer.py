@@ -297,6 +297,11 @@ class Buyer:
         return job.record(self._core.own) if job is not None else None
 
     @property
+    def own(self) -> AccountId:
+        """The account that buys."""
+        return self._core.own
+
+    @property
     def policy(self) -> BuyerPolicy:
         """How this node buys."""
         return self._core.policy

@@ -336,6 +336,7 @@ def check_request(request: JobRequest) -> None:
         (0 <= request.temperature_milli <= 10_000, "temperature is out of range"),
         (0 <= request.auction_ms <= 2 * AUCTION_WINDOW_MS_MAX, "an auction lasts 20 s at most"),
         (1 <= request.replication <= REPLICAS_MAX, f"replicas must be 1 to {REPLICAS_MAX}"),
+        (1 <= request.replicas_min <= request.replication, "the least number of replicas is above their number"),
         (all(0 < duration <= 2**40 for duration in durations), "deadlines must be above zero"),
         (all(len(text) <= TEXT_BYTES_MAX for text in texts), f"texts are limited to {TEXT_BYTES_MAX} letters"),
     ):

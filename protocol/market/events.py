@@ -89,6 +89,67 @@ class AuctionClosed(Message, frozen=True):
     revealed: Count
 
 
+class ReplicaAgreed(Message, frozen=True):
+    """A provider took one of the replicas. ``request`` is the group's here and in the events below."""
+
+    request: HashField
+    replica: Count
+    job: MessageIdField
+    provider: AccountIdField
+    price_ceiling: AmountField
+
+
+class ReplicaText(Message, frozen=True):
+    """Output of the first replica, before it is compared; ``attempt`` tells a second provider's from a first one's."""
+
+    request: HashField
+    attempt: Count
+    payload: bytes
+    output_units: WorkUnitsField
+
+
+class ReplicaFailed(Message, frozen=True):
+    """A provider failed at a replica; another one gets it if there is one."""
+
+    request: HashField
+    replica: Count
+    provider: AccountIdField
+    fault: FaultKind
+    reason: Text
+
+
+class ReplicaFinished(Message, frozen=True):
+    """A replica is delivered, paid and receipted."""
+
+    request: HashField
+    replica: Count
+    job: MessageIdField
+    provider: AccountIdField
+    amount: AmountField
+    output_units: WorkUnitsField
+    output_commitment: HashField
+
+
+class ReplicaOutcome(Message, frozen=True):
+    """One replica's output beside that of the majority, or beside the first one's where there is no majority."""
+
+    replica: Count
+    job: MessageIdField
+    provider: AccountIdField
+    output_commitment: HashField
+    agrees: bool
+    differs_at: Count | None
+    """Place of the first byte that differs; ``None`` where none does."""
+
+
+class ReplicasCompared(Message, frozen=True):
+    """What the comparison says: ``agreeing`` replicas have the majority's output, 0 without a majority."""
+
+    request: HashField
+    agreeing: Count
+    outcomes: tuple[ReplicaOutcome, ...]
+
+
 class AttemptFailed(Message, frozen=True):
     """One provider refused or failed; another one is tried."""
 

@@ -45,6 +45,24 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """Put a provider's signed failure on the ledger, if the attempt cost at least what the report does."""
 
 
+class QuotePolicy(Struct, frozen=True, kw_only=True):
+    """How this node answers auctions. By default at its posted prices."""
+
+    answer: bool = True
+    discount_permille: int = 0
+    """Taken off the posted prices while all slots are free, less in proportion while some are taken."""
+    floor_permille: int = 0
+    """Never less than this part of the posted prices."""
+    request_floor: Amount = Amount(0)
+    input_per_thousand_floor: Amount = Amount(0)
+    output_per_thousand_floor: Amount = Amount(0)
+    """Never less than what the work costs this node."""
+    valid_ms: DurationMs = DurationMs(2_000)
+    """How long a quote binds this node once it is revealed."""
+    slots_held_permille: int = 500
+    """Part of the slots, one at least, that may wait for buyers who were promised one. 0: none."""
+
+
 class SellerPolicy(Struct, frozen=True, kw_only=True):
     """How this node sells."""
 
@@ -68,6 +86,7 @@ class SellerPolicy(Struct, frozen=True, kw_only=True):
     output_bytes_max: int = 8 * 1024 * 1024
     reconcile_ms: DurationMs = DurationMs(5_000)
     """How often open jobs that are quiet are compared with the buyer's."""
+    quotes: QuotePolicy = QuotePolicy()
     verifications: tuple[str, ...] = ("none",)
     """Verification policies that this node takes part in."""
     redeem_amount: Amount = Amount(10 * CREDIT)

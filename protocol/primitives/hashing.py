@@ -42,6 +42,7 @@ class Domain(Enum):
     CHUNK = b"mercat/chunk/1\0"
     JOB_ID = b"mercat/job-id/1\0"
     MATCH_TIE = b"mercat/match-tie/1\0"
+    REPLICA = b"mercat/replica/1\0"
     QUOTE_SEAL = b"mercat/quote-seal/1\0"
     QUOTE_NONCE = b"mercat/quote-nonce/1\0"
     GOSSIP_DRAW = b"mercat/gossip-draw/1\0"
