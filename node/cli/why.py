@@ -4,14 +4,14 @@ Law: no line is left out for people but chunks that came one after the other, wh
 signed statement. What strangers wrote never steers the terminal.
 """
 
-import datetime
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 
 import click
 
-from node.cli.jobs import job_id
+from node.cli.jobs import job_id, time_text
 from node.cli.options import Session, with_node
 from node.cli.output import credits_text, printable, short, styled
 from node.runtime.timeline_views import AttemptView, LineView, WhyView
@@ -19,6 +19,9 @@ from protocol.primitives.units import format_credits
 
 WIDTH_MIN = 72
 _TELLERS = {("buyer",): "buyer", ("provider",): "provider", ("buyer", "provider"): "both", ("ledger",): "ledger"}
+_BEFORE_WHAT = 35
+"""Columns before what happened, and two for what goes on there in the next line."""
+
 _BOLD, _DIM, _RED, _PLAIN = "\033[1m", "\033[2m", "\033[31m", "\033[0m"
 
 
@@ -37,16 +40,17 @@ def why(session: Session, job: str) -> None:
 
 
 def why_lines(view: WhyView, width: int, color: bool) -> Iterator[str]:
-    """The text for people, no line wider than ``width`` but those that tell reasons."""
+    """The text for people; the timeline is no wider than ``width``."""
     job = next((attempt.job for attempt in reversed(view.attempts) if attempt.job), view.request)
-    head = f"job {short(job, 16)}  {view.model}  {view.state}  paid {credits_text(view.paid)}"
+    began = next((line.at for line in view.lines if line.height is None), 0)
+    head = f"job {short(job, 16)}  {view.model}  {view.state}  paid {credits_text(view.paid)}  {time_text(began)}"
     yield _style(printable(head), _BOLD, color)
     if view.reason:
         yield printable(f"because: {view.reason}")
     if len(view.attempts) > 1 or view.state != "done":
         yield from (_attempt_text(attempt) for attempt in view.attempts)
     yield ""
-    yield from _table(view, width, color)
+    yield from _table(view, width, began, color)
     yield ""
     for attempt in view.attempts:
         for contradiction in attempt.contradictions:
@@ -65,20 +69,20 @@ def _attempt_text(attempt: AttemptView) -> str:
     )
 
 
-def _table(view: WhyView, width: int, color: bool) -> Iterator[str]:
-    if not view.lines:
-        return
-    began = next((line.at for line in view.lines if line.height is None), view.lines[0].at)
-    yield _style(f"{'TIME':<12}  {'SAID BY':<8}  {'PAID':>9}  WHAT    (seconds since {_moment(began)})", _BOLD, color)
+def _table(view: WhyView, width: int, began: int, color: bool) -> Iterator[str]:
+    yield _style(_row("SECONDS", "SAID BY", "PAID", "WHAT"), _BOLD, color)
     paid, several = 0, len(view.attempts) > 1
     for line in view.lines:
         shown = format_credits(line.paid) if line.paid != paid and line.height is None else ""
         paid = line.paid if line.height is None else paid
-        room = width - 12 - 8 - 9 - 6
-        what = _what(line, several)
-        text = what if len(what) <= room else what[: room - 1] + "…"
-        row = f"{_time(line, began):<12}  {_TELLERS.get(line.tellers, '?'):<8}  {shown:>9}  {text}"
-        yield _style(row, _DIM, color and line.tellers == ("ledger",))
+        said_by, style = _TELLERS.get(line.tellers, "?"), color and line.tellers == ("ledger",)
+        first, *others = textwrap.wrap(_what(line, several), max(20, width - _BEFORE_WHAT)) or [""]
+        yield _style(_row(_time(line, began), said_by, shown, first), _DIM, style)
+        yield from (_style(_row("", "", "", f"  {other}"), _DIM, style) for other in others)
+
+
+def _row(time: str, said_by: str, paid: str, what: str) -> str:
+    return f"{time:<11}  {said_by:<8}  {paid:>8}  {what}"
 
 
 def _what(line: LineView, several: bool) -> str:
@@ -95,11 +99,6 @@ def _time(line: LineView, began: int) -> str:
     if line.until == line.at or len(first) > 6:
         return first
     return f"{first}–{(line.until - began) / 1000:.1f}"
-
-
-def _moment(timestamp_ms: int) -> str:
-    moment = datetime.datetime.fromtimestamp(timestamp_ms / 1000, tz=datetime.UTC).astimezone()
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{timestamp_ms % 1000:03d}"
 
 
 def _of(attempt: AttemptView, view: WhyView) -> str:

@@ -193,16 +193,16 @@ class Store:
         return None if found is None else bytes(found[0])
 
     def newest(self, table: Table, count_max: int) -> list[bytes]:
-        """The values that were written last, the latest first."""
+        """The values whose keys were first written last, the latest first."""
         return self._by_age(table, "DESC", count_max)
 
     def oldest(self, table: Table, count_max: int) -> list[bytes]:
-        """The values that were not written for longest, the oldest first."""
+        """The values whose keys were written first, the oldest first."""
         return self._by_age(table, "ASC", count_max)
 
     def _by_age(self, table: Table, order: str, count_max: int) -> list[bytes]:
         with self._reading() as connection:
-            # Whatever is written again gets a new row id, the highest of its table.
+            # Row ids rise, and a row that is written again keeps its own.
             query = f"SELECT value FROM {table_name(table)} ORDER BY rowid {order} LIMIT ?"
             found = connection.execute(query, (count_max,)).fetchall()
         return [bytes(value) for (value,) in found]

@@ -233,12 +233,9 @@ def noted(history: list[HistoryEntry], entry: HistoryEntry) -> None:
         return
     history.append(entry)
     if len(history) > HISTORY_ENTRIES_MAX:
-        gone = history.pop(_HISTORY_HEAD)
-        left_out = 1
-        if gone.state == LEFT_OUT:
-            left_out += gone.chunks
-            gone = history.pop(_HISTORY_HEAD)
-        history.insert(_HISTORY_HEAD, replace(gone, state=LEFT_OUT, cause="", chunks=left_out))
+        first, second = history.pop(_HISTORY_HEAD), history.pop(_HISTORY_HEAD)
+        left_out = 1 + (first.chunks if first.state == LEFT_OUT else 1)
+        history.insert(_HISTORY_HEAD, replace(second, state=LEFT_OUT, cause="", chunks=left_out))
 
 
 def ended_by_restart(record: JobRecord, state: str, fault: FaultKind, reason: str, paid: Amount, at: int) -> JobRecord:
