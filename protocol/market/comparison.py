@@ -104,10 +104,8 @@ class BuyerComparison:
                 voucher = core.books.last_voucher(lane)
                 assert voucher is not None
                 effects.append(core.send_voucher(voucher, peer))
-            known = core.by_job.get(standing.job)
-            if known is not None and known.attempt is not None and known.attempt.node == peer:
-                continue
-            if answers < ANSWERS_MAX:
+            # What is signed about a live job could be carried to the other party: nothing is, whoever asks.
+            if standing.job not in core.by_job and answers < ANSWERS_MAX:
                 answers += 1
                 cancellation = Cancellation(standing.job, 0, _UNKNOWN)
                 effects.append(SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (peer,)))
@@ -162,8 +160,9 @@ class SellerComparison:
         answers = 0
         for standing in buying:
             job = self._core.jobs.get(standing.job)
-            if job is not None and job.agreement.buyer_node == peer:
-                if job.progress.chunks > standing.chunks or job.receipt_out:
+            if job is not None:
+                # Nothing is said or signed about a live job to anybody but its buyer's node.
+                if job.agreement.buyer_node == peer and (job.progress.chunks > standing.chunks or job.receipt_out):
                     effects += [Send(peer, Direct(said)) for said in job.unanswered]
             elif answers < ANSWERS_MAX and not self._intake.holds(standing.job):
                 answers += 1
@@ -174,7 +173,8 @@ class SellerComparison:
         told = self._core.ended.get(standing.job)
         if told is not None and told[0] == peer:
             return told[1]
-        return Failure(standing.job, FaultKind.PROVIDER, 0, _UNKNOWN)
+        # Not the provider's fault: a job that ended well is as unknown as one that never was.
+        return Failure(standing.job, FaultKind.NETWORK, 0, _UNKNOWN)
 
     def _standing(self, job: SellerJob) -> JobStanding:
         agreement = job.agreement
