@@ -24,6 +24,7 @@ TARGETS = {
         "node.resident_mebibytes/accounts=2000",
     },
     "gossip": set[str](),
+    "pieces": {"pieces.pull.rate/statistic=median"},
     "market": {
         "gossip.offer.bytes_per_node.most_to_least/by=nodes",
         "gossip.offer.spread.p100/nodes=40,offers=40",
