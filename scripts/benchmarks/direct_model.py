@@ -34,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The runtime's library describes every model at length on standard error."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
@@ -78,7 +78,7 @@ def _answer(runtime: GgufRuntime, ask: Ask, number: int) -> Answer:
 def main() -> None:
     """Serve until standard input closes."""
     model_id = sys.stdin.readline().strip()
-    with _quietly():
+    with quietly():
         runtime = _load(model_id, 2)
     print("ready", flush=True)
     for number, line in enumerate(sys.stdin):
