@@ -24,6 +24,18 @@ TARGETS = {
         "node.resident_mebibytes/accounts=2000",
     },
     "gossip": set[str](),
+    "worker": {
+        "worker.noop.p50",
+        "worker.start.p50/warm=1",
+        "worker.start_over_plain.p50/model=echo",
+        "worker.model_copies/workers=3",
+        "worker.onnx_to_runtime/at_once=16",
+        "worker.gguf_to_runtime/streams=1",
+        "worker.gguf.first_token_overhead.p50",
+        "worker.gguf.cancel.p50/while=reading",
+        "worker.gguf.cancel.p50/while=writing",
+        "worker.gguf_to_server/streams=8",
+    },
     "pieces": {"pieces.pull.rate/statistic=median"},
     "market": {
         "gossip.offer.bytes_per_node.most_to_least/by=nodes",
@@ -35,6 +47,7 @@ TARGETS = {
         for role in ("authority", "provider", "buyer")
     },
 }
+SLOW = ("ledger", "worker")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +86,7 @@ def _check_fields(name: str, result: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name == "ledger" else name for name in sorted(TARGETS)]
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in sorted(TARGETS)]
 )
 def test_benchmark_ends_with_one_json_object_of_the_promised_fields(name: str) -> None:
     ended = bench(name, "--quick")
