@@ -104,7 +104,7 @@ def _config_option(what: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@click.argument("subject", type=click.Choice(["account", "channel", "model"]))
+@click.argument("subject", type=click.Choice(["account", "record", "channel", "model"]))
 @click.argument("address")
 @_output_option
 @timeout_option(30.0, "Seconds to wait for a block that the state can be proven from.")
@@ -112,7 +112,7 @@ def _config_option(what: str) -> Callable[[Command], Command]:
 def proof(session: Session, subject: str, address: str, path: Path, timeout: float) -> None:
     """Write a proof of what an account (mc1…) or a channel (hex) holds, or who registered a model (hex or mcmodel1…).
 
-    `mercat verify` checks it offline.
+    `record` proves what an account (mc1…) has settled and what was reported of it. `mercat verify` checks it offline.
     """
     _write(session, path, session.client.proof(subject, address, int(timeout * 1000)))
 

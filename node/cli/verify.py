@@ -69,9 +69,15 @@ class ProofView(msgspec.Struct, frozen=True):
     registered: bool | None
     publisher: str | None
     registered_height: int | None
+    provider_jobs: int | None
+    provider_volume: int | None
+    provider_failures: int | None
+    buyer_jobs: int | None
+    buyer_volume: int | None
+    buyer_failures: int | None
 
 
-_ADDRESSES = {"account": AddressKind.ACCOUNT, "model": AddressKind.MODEL}
+_ADDRESSES = {"account": AddressKind.ACCOUNT, "record": AddressKind.ACCOUNT, "model": AddressKind.MODEL}
 
 
 class _Format(msgspec.Struct):
@@ -94,7 +100,7 @@ class Trust:
 
 
 def is_proof(content: bytes) -> bool:
-    """True for a proof of an account, channel or model, false for anything else, receipts included."""
+    """True for a proof of an account, record, channel or model, false for anything else, receipts included."""
     try:
         return msgspec.json.decode(content, type=_Format).format.startswith("mercat-proof")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -132,6 +138,12 @@ def verify_proof_file(content: bytes, trust: Trust) -> ProofView:
         registered=registration is not None if file.subject == "model" and proven.failed is None else None,
         publisher=format_address(AddressKind.ACCOUNT, registration.publisher) if registration else None,
         registered_height=registration.height if registration else None,
+        provider_jobs=proven.as_provider.jobs if proven.as_provider else None,
+        provider_volume=proven.as_provider.volume if proven.as_provider else None,
+        provider_failures=proven.as_provider.failures if proven.as_provider else None,
+        buyer_jobs=proven.as_buyer.jobs if proven.as_buyer else None,
+        buyer_volume=proven.as_buyer.volume if proven.as_buyer else None,
+        buyer_failures=proven.as_buyer.failures if proven.as_buyer else None,
     )
 
 
@@ -155,6 +167,12 @@ def proof_text(view: ProofView) -> str:
             ("bond", credits_text(view.bond)),
         ]
         pairs += [("unlocking", credits_text(view.bond_unlocking))] if view.bond_unlocking else []
+    for role, jobs, volume, failures in (
+        ("provider", view.provider_jobs, view.provider_volume, view.provider_failures),
+        ("buyer", view.buyer_jobs, view.buyer_volume, view.buyer_failures),
+    ):
+        if jobs is not None and volume is not None:
+            pairs.append((f"as {role}", f"{jobs} jobs for {credits_text(volume)}, {failures} failures"))
     if view.channel_open is False:
         pairs.append(("state", "there is no such channel"))
     if view.deposit is not None and view.redeemed is not None:

@@ -98,10 +98,13 @@ class ProofDesk:
 def _subject(subject: str, identity: str) -> tuple[Subject, AccountId | ChannelId | ModelId]:
     if subject == "account":
         return "account", account_argument(identity)
+    if subject == "record":
+        return "record", account_argument(identity)
     if subject == "model":
         return "model", model_argument(identity)
     if subject != "channel":
-        raise ControlError("bad_subject", f"an account, a channel or a model can be proven, not a {subject!r}", 2)
+        provable = "an account, a record, a channel or a model"
+        raise ControlError("bad_subject", f"{provable} can be proven, not a {subject!r}", 2)
     try:
         unique = bytes.fromhex(identity)
     except ValueError:

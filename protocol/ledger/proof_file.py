@@ -1,4 +1,4 @@
-"""Proof and checkpoint files: an account, a channel or a model's publisher as authorities vouch for it, offline.
+"""Proof and checkpoint files: an account, its record, a channel or a model's publisher, as authorities vouch for it.
 
 Law: what a proof file says is in the rows, which are kept as the state keeps them; nothing in the file only repeats
 something else, so a changed byte breaks a named check. Unknown fields are refused. A row is as it was after the last
@@ -36,6 +36,7 @@ from protocol.ledger.rows import (
     Registration,
 )
 from protocol.ledger.state_tree import DEPTH_MAX, RowProof, verify_row
+from protocol.ledger.track_rows import NO_TRACK, TRACK_PREFIX, Role, Track
 from protocol.messages.blocks import DecidedHeader, Header, Succession
 from protocol.messages.consensus import Certificate
 from protocol.messages.genesis import Genesis, Membership, genesis_hash
@@ -49,12 +50,13 @@ PROOF_FILE_BYTES_MAX = 96 * 1024 * 1024
 
 Hex = Annotated[str, Meta(pattern="^([0-9a-f]{2})*\\Z")]
 Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}\\Z")]
-Subject = Literal["account", "channel", "model"]
+Subject = Literal["account", "channel", "model", "record"]
 
 _PREFIXES: dict[Subject, tuple[bytes, ...]] = {
     "account": (ACCOUNT_PREFIX, BOND_PREFIX),
     "channel": (CHANNEL_PREFIX,),
     "model": (MODEL_PREFIX,),
+    "record": (TRACK_PREFIX + bytes((Role.PROVIDER,)), TRACK_PREFIX + bytes((Role.BUYER,))),
 }
 
 
@@ -71,14 +73,14 @@ class RowPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProofFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An account (its balance and its bond), a channel or a model's registration, with all that shows it."""
+    """An account (balance and bond), its track record, a channel or a model's registration, with all that shows it."""
 
     format: Literal["mercat-proof-1"]
     genesis: Hex32
     subject: Subject
     id: Hex32
     rows: Annotated[tuple[RowPart, ...], Meta(min_length=1, max_length=2)]
-    """For an account its row and its bond's; for anything else its row."""
+    """For an account its row and its bond's, for a record those of both roles; for anything else its row."""
     header: Hex
     certificate: Hex
     successions: Annotated[tuple[Hex, ...], Meta(max_length=SUCCESSIONS_MAX)]
@@ -112,6 +114,9 @@ class Proven(NamedTuple):
     """``None`` in a proof for a channel: there was none with this id."""
     registration: Registration | None
     """``None`` in a proof for a model: nobody had registered it."""
+    as_provider: Track | None
+    as_buyer: Track | None
+    """In a proof for a record ``NO_TRACK`` where nothing was settled; ``None`` in any other."""
 
     @property
     def failed(self) -> str | None:
@@ -253,6 +258,8 @@ def verify_proof(file: ProofFile, genesis: Genesis, checkpoint: TrustedHeader | 
         bond=case.bond if holds else None,
         channel=case.channel if holds else None,
         registration=case.registration if holds else None,
+        as_provider=case.as_provider if holds else None,
+        as_buyer=case.as_buyer if holds else None,
     )
 
 
@@ -270,6 +277,8 @@ class _Case:
         self.bond: Bond | None = None
         self.channel: Channel | None = None
         self.registration: Registration | None = None
+        self.as_provider: Track | None = None
+        self.as_buyer: Track | None = None
 
     @property
     def checkpoint_height(self) -> Height:
@@ -283,6 +292,8 @@ class _Case:
                 return (self.channel_row,)
             case "model":
                 return (self.model_row,)
+            case "record":
+                return self.provider_row, self.buyer_row
             case _:
                 assert_never(self.file.subject)
 
@@ -337,6 +348,20 @@ class _Case:
             return f"nobody had registered this model after block {self.checkpoint_height}"
         self.registration = decode(value, Registration)
         return f"registered in block {self.registration.height}"
+
+    def provider_row(self) -> str:
+        self.as_provider, shown = self._track(0)
+        return shown
+
+    def buyer_row(self) -> str:
+        self.as_buyer, shown = self._track(1)
+        return shown
+
+    def _track(self, position: int) -> tuple[Track, str]:
+        value = self._row(position)
+        track = NO_TRACK if value is None else decode(value, Track)
+        shown = f"{track.jobs} jobs for {track.volume} base units, {track.failures} failures"
+        return track, f"{'nothing settled' if value is None else shown} after block {self.checkpoint_height}"
 
 
 __all__ = [

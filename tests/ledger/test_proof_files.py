@@ -23,9 +23,10 @@ from protocol.ledger.proof_file import (
 )
 from protocol.ledger.registry import REGISTER_FEES
 from protocol.ledger.rows import NO_ACCOUNT, NO_BOND, Registration
+from protocol.ledger.track_rows import NO_TRACK, Role, track_id
 from protocol.messages.blocks import DecidedHeader, Header, Succession
 from protocol.messages.consensus import Certificate
-from protocol.messages.transactions import ChannelOpen, ModelRegister
+from protocol.messages.transactions import ChannelOpen, ChannelRedeem, ModelRegister
 from protocol.primitives.codec import decode
 from protocol.primitives.hashing import content_hash
 from protocol.primitives.units import AccountId, Amount, ChannelId, Height, ModelId, TimestampMs
@@ -49,6 +50,7 @@ class Notary(Assembly):
         self.act("alice", ChannelOpen(account_of("bob"), Amount(5_000)))
         self.model = ModelId(content_hash(MANIFEST))
         self.act("bob", ModelRegister(self.model, len(MANIFEST), MANIFEST), FEE * REGISTER_FEES)
+        self.act("bob", ChannelRedeem(self.channel, (self.voucher(self.channel, "alice", "bob", 1, 777),)))
         self.decide(change(remove=(3,), add=(8,)))
         while self.state.height % CHECKPOINT_INTERVAL != 1 or self.state.height < CHECKPOINT_INTERVAL:
             self.tick()
@@ -105,6 +107,22 @@ def test_a_channel_is_proven_and_so_is_its_absence(notary: Notary) -> None:
     assert (absent.failed, absent.channel) == (None, None)
     with pytest.raises(ProofFileInvalid, match="channel"):
         verify_account(notary.proof("channel", notary.channel), notary.genesis)
+
+
+def test_a_track_record_is_proven_in_both_roles_and_so_is_that_there_is_none(notary: Notary) -> None:
+    content = notary.proof("record", account_of("bob"))
+    proven = verify_proof(read_proof_file(content), notary.genesis)
+    assert proven.failed is None
+    assert proven.as_provider == notary.state.track(track_id(Role.PROVIDER, account_of("bob")))
+    assert proven.as_provider is not None
+    assert (proven.as_provider.volume, proven.as_provider.failures) == (777, 0)
+    assert proven.as_buyer == NO_TRACK
+    absent = verify_proof(read_proof_file(notary.proof("record", AccountId(bytes(32)))), notary.genesis)
+    assert (absent.failed, absent.as_provider, absent.as_buyer) == (None, NO_TRACK, NO_TRACK)
+    hidden = json.loads(content)
+    hidden["rows"][0]["value"] = None
+    refused = verify_proof(read_proof_file(json.dumps(hidden).encode()), notary.genesis)
+    assert (refused.failed, refused.as_provider) == ("provider_row", None)
 
 
 def test_a_models_publisher_is_proven_and_so_is_that_there_is_none(notary: Notary) -> None:
