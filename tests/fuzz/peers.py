@@ -24,12 +24,24 @@ from protocol.messages.consensus import Certificate
 from protocol.messages.envelope import Envelope, open_envelope
 from protocol.messages.kinds import MessageKind, payload_type
 from protocol.messages.peers import PROTOCOL_VERSION, Hello
+from protocol.messages.pieces import (
+    LENGTH_BYTES,
+    Granted,
+    ManifestWanted,
+    PieceGreeting,
+    PieceListWanted,
+    PieceWanted,
+    Refused,
+    decode_piece_message,
+    encode_piece_message,
+    piece_message_length,
+)
 from protocol.messages.quorum import AuthoritySet, certificate_checks
 from protocol.messages.transactions import Transaction
 from protocol.messages.wire import encode_message, join_frame, split_frame
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.errors import RemoteProtocolError
-from protocol.primitives.units import AccountId, Amount, Height, NodeId, PublicKey, Signature, TimestampMs
+from protocol.primitives.units import AccountId, Amount, Height, ModelId, NodeId, PublicKey, Signature, TimestampMs
 from tests.engine.generated import Generator
 from tests.fuzz import live_engine
 from tests.fuzz.dice import InputDice
@@ -62,6 +74,23 @@ def frames() -> list[bytes]:
     """Each wire message alone, and all together."""
     encoded = [encode_message(message) for message in (*examples.WIRE, *live_engine.honest_words()[0])]
     return [*(join_frame([each]) for each in encoded), join_frame(encoded[:64])]
+
+
+def decode_any_piece_message(content: bytes) -> None:
+    """One spelling, as in frames."""
+    message = decode_piece_message(content[LENGTH_BYTES:])
+    assert piece_message_length(content[:LENGTH_BYTES]) > 0
+    assert encode_piece_message(message)[LENGTH_BYTES:] == content[LENGTH_BYTES:]
+
+
+def piece_messages() -> list[bytes]:
+    """Each message among pieces."""
+    model = ModelId(bytes(32))
+    messages = (
+        PieceGreeting(examples.GENESIS_HASH), ManifestWanted(model), PieceListWanted(model, 1),
+        PieceWanted(model, 1, 300), Granted(1 << 20), Refused("no", True),
+    )  # fmt: skip
+    return [encode_piece_message(message) for message in messages]
 
 
 def open_any_envelope(content: bytes) -> None:

@@ -25,7 +25,8 @@ class Target(NamedTuple):
 
 
 TARGETS: dict[str, Target] = {
-    "frame": Target(peers.split_any_frame, peers.ERRORS, peers.frames, 140),
+    "frame": Target(peers.split_any_frame, peers.ERRORS, peers.frames, 124),
+    "piece_message": Target(peers.decode_any_piece_message, peers.ERRORS, peers.piece_messages, 16),
     "envelope": Target(peers.open_any_envelope, peers.ERRORS, peers.envelopes, 136),
     "payload": Target(peers.decode_any_payload, peers.ERRORS, peers.payloads, 140),
     "greeting": Target(peers.greet_anybody, peers.ERRORS, peers.greetings, 40),
