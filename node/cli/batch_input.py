@@ -162,7 +162,8 @@ class InputFile:
         form, body = _input(model.runtime, _messages(row, settings, defaults.system))
         if len(body) > JOB_INPUT_BYTES_MAX - 4096:
             raise LineInvalid(f"the input has {len(body)} bytes; the limit is 1 MiB")
-        output_units = settings.max_completion_tokens or settings.max_tokens or defaults.output_units_max
+        most = (settings.max_completion_tokens, settings.max_tokens, defaults.output_units_max)
+        output_units = next(units for units in most if units is not None)
         temperature, seed = settings.temperature, settings.seed
         temperature_milli = defaults.temperature_milli if temperature is None else round(temperature * 1000)
         seed = defaults.seed if seed is None else seed
