@@ -13,7 +13,7 @@ import msgspec
 from node.cli.failures import CommandFailed
 from node.cli.jobs import time_text
 from node.cli.options import GENESIS_VARIABLE, with_output
-from node.cli.output import Output, credits_text, fields, table
+from node.cli.output import Output, credits_text, fields, printable, table
 from protocol.primitives.addresses import AddressKind, format_address
 
 
@@ -39,6 +39,9 @@ class VerifyView(msgspec.Struct, frozen=True):
     buyer: str | None
     provider: str | None
     model: str | None
+    runtime_build: str | None
+    settings: str | None
+    """What the provider says that it ran, and by which settings its output can be repeated."""
     input_units: int | None
     output_units: int | None
     amount: int | None
@@ -216,6 +219,8 @@ def verify_file(content: bytes, trust: Trust) -> VerifyView:
         buyer=format_address(AddressKind.ACCOUNT, facts.buyer) if facts else None,
         provider=format_address(AddressKind.ACCOUNT, facts.provider) if facts else None,
         model=format_address(AddressKind.MODEL, facts.model) if facts else None,
+        runtime_build=facts.runtime_build if facts else None,
+        settings=facts.settings if facts else None,
         input_units=facts.input_units if facts else None,
         output_units=facts.output_units if facts else None,
         amount=facts.amount if facts else None,
@@ -231,6 +236,7 @@ def verify_text(view: VerifyView) -> str:
             ("provider", view.provider or ""),
             ("buyer", view.buyer or ""),
             ("model", view.model or ""),
+            ("runtime", printable(view.runtime_build or "")),
             ("work", f"{view.input_units} units in, {view.output_units} out"),
             ("paid", credits_text(view.amount)),
         ]
