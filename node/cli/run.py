@@ -12,9 +12,12 @@ import click
 import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
+from node.cli.job_terms import JobTerms, with_terms
 from node.cli.market import print_quote
 from node.cli.options import CREDITS, Session, timeout_option, with_node
 from node.cli.output import Output, Progress, credits_text, note, printable, short
+from node.cli.replica_report import TOLD
+from node.cli.replica_report import told as in_words
 from node.runtime.control import ModelView, RunEvent, RunRequest
 from protocol.primitives.limits import JOB_INPUT_BYTES_MAX
 from protocol.primitives.units import Amount
@@ -38,6 +41,8 @@ class RunResult(msgspec.Struct, frozen=True):
     output_base64: str | None
     facts: dict[str, Fact]
     receipt_file: str | None
+    market: tuple[dict[str, Fact], ...] = ()
+    """What was told of quotes and replicas, in order."""
 
 
 class OutputWriter:
@@ -197,14 +202,12 @@ def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
 @timeout_option(120, "Seconds for the whole job.")
 @click.option("--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Write the receipt file here.")
 @click.option("--settle", is_flag=True, help="Wait until the ledger has the receipt.")
-@click.option("--provider", default="", metavar="ADDRESS", help="Only this provider's account.")
-@click.option("--region", default="", help="Only providers of this region.")
-@click.option("--isolation", default="", help="At least this level of isolation, such as strong.")
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for an offer that would do.")
 @click.option("--dry-run", is_flag=True, help="Only say who would take the job, and for how much.")
 @with_node
+@with_terms
 def run(
     session: Session,
+    terms: JobTerms,
     model: str,
     prompt: str | None,
     system: str | None,
@@ -218,10 +221,6 @@ def run(
     timeout: float,
     receipt: Path | None,
     settle: bool,
-    provider: str,
-    region: str,
-    isolation: str,
-    wait: float,
     dry_run: bool,
 ) -> None:
     """Run MODEL on PROMPT (or standard input) on somebody's machine.
@@ -241,25 +240,28 @@ def run(
         temperature_milli=round(temperature * 1000),
         stop=stop,
         timeout_ms=round(timeout * 1000),
-        provider=provider,
-        region=region,
-        isolation=isolation,
-        wait_ms=round(wait * 1000),
     )
+    request = terms.on(request)
     if dry_run:
         print_quote(session.output, session.client.quote(request))
         return
     writer = OutputWriter(collect=session.output.as_json, is_text=input_format in ("chat", "text"))
-    facts = _stream(session, request, writer, timeout)
-    receipt_file = _keep_receipt(session, str(facts.get("job", "")), receipt, settle, timeout)
+    told: list[RunEvent] = []
+    facts = _stream(session, request, writer, timeout, told, early=terms.stream and terms.replicas > 1)
+    receipt_file = _keep_receipts(session, facts, told, receipt, settle, timeout)
     if session.output.as_json:
-        _print_result(session.output, bytes(writer.collected), facts, receipt_file)
+        _print_result(session.output, bytes(writer.collected), facts, receipt_file, told)
     if facts.get("finish") == "failed":
         raise CommandFailed("the program ended with an error; see its output", ExitCode.JOB_FAILED, "program_failed")
 
 
-def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout: float) -> dict[str, Fact]:
-    """Follow the job to its end; its facts. Raises ``CommandFailed`` unless it finished."""
+def _stream(
+    session: Session, request: RunRequest, writer: OutputWriter, timeout: float, told: list[RunEvent], early: bool
+) -> dict[str, Fact]:
+    """Follow the job to its end; its facts. What is told of quotes and replicas is added to ``told``.
+
+    With ``early`` the first replica's output is written as it comes. Raises ``CommandFailed`` unless it finished.
+    """
     facts: dict[str, Fact] = {}
     progress = Progress(enabled=not session.output.quiet)
     began = time.monotonic()
@@ -268,8 +270,13 @@ def _stream(session: Session, request: RunRequest, writer: OutputWriter, timeout
         with contextlib.closing(events):
             for event in _until(events, began + timeout + GRACE_SECONDS):
                 progress.clear()
-                if event.event == "output":
-                    writer.write(event.payload)
+                if event.event in ("output", "replica_output"):
+                    if (event.event == "replica_output") is early:
+                        writer.write(event.payload)
+                    continue
+                if event.event in TOLD:
+                    told.append(event)
+                    session.output.note(in_words(event))
                     continue
                 if event.event != "progress":
                     facts.update(event.facts)
@@ -328,6 +335,19 @@ def _cancel(session: Session, facts: dict[str, Fact]) -> None:
         note(f"{view.state}: {view.output_units} output units, paid {credits_text(view.amount)}")
 
 
+def _keep_receipts(
+    session: Session, facts: dict[str, Fact], told: list[RunEvent], path: Path | None, settle: bool, timeout: float
+) -> str | None:
+    """The receipt of the job; of replicas, each under a name with its number."""
+    finished = [event.facts for event in told if event.event == "replica_finished"]
+    for replica in finished:
+        numbered = path.with_name(f"{path.stem}-{replica['replica']}{path.suffix}") if path is not None else None
+        _keep_receipt(session, str(replica["job"]), numbered, settle, timeout)
+    if finished:
+        return None if path is None else str(path.with_name(f"{path.stem}-N{path.suffix}"))
+    return _keep_receipt(session, str(facts.get("job", "")), path, settle, timeout)
+
+
 def _keep_receipt(session: Session, job: str, path: Path | None, settle: bool, timeout: float) -> str | None:
     if settle:
         height = session.client.settle(job, round(timeout * 1000)).height
@@ -339,9 +359,12 @@ def _keep_receipt(session: Session, job: str, path: Path | None, settle: bool, t
     return str(path)
 
 
-def _print_result(output: Output, content: bytes, facts: dict[str, Fact], receipt_file: str | None) -> None:
+def _print_result(
+    output: Output, content: bytes, facts: dict[str, Fact], receipt_file: str | None, told: list[RunEvent]
+) -> None:
     try:
         text, encoded = content.decode(), None
     except UnicodeDecodeError:
         text, encoded = None, base64.b64encode(content).decode()
-    output.show(RunResult(text, encoded, facts, receipt_file), "")
+    market = tuple({"event": event.event, **event.facts} for event in told)
+    output.show(RunResult(text, encoded, facts, receipt_file, market), "")

@@ -13,13 +13,20 @@ from msgspec import Meta
 
 from protocol.ledger.checkpoints import CHECKPOINT_INTERVAL
 from protocol.market.ranking import WEIGHT_MAX
-from protocol.primitives.limits import ADDRESSES_PER_NODE_MAX, CHUNK_UNITS_MAX, MODELS_PER_OFFER_MAX, TEXT_BYTES_MAX
+from protocol.primitives.limits import (
+    ADDRESSES_PER_NODE_MAX,
+    AUCTION_WINDOW_MS_MAX,
+    CHUNK_UNITS_MAX,
+    MODELS_PER_OFFER_MAX,
+    TEXT_BYTES_MAX,
+)
 from protocol.primitives.units import AMOUNT_MAX, CREDIT
 
 BaseUnits = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
 """An amount of money; 1,000,000 base units are one credit."""
 Milliseconds = Annotated[int, Meta(ge=1, le=2**40)]
 Units = Annotated[int, Meta(ge=1, le=2**40)]
+Permille = Annotated[int, Meta(ge=0, le=1000)]
 Weight = Annotated[int, Meta(ge=0, le=WEIGHT_MAX)]
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
 Rate = Annotated[int, Meta(ge=1_000, le=2**40)]
@@ -103,6 +110,24 @@ class RedeemPolicy(Section, frozen=True):
     age_ms: Milliseconds = 60_000
 
 
+class ProviderQuotes(Section, frozen=True):
+    """What a provider asks in auctions: by default its posted prices."""
+
+    answer: bool = True
+    discount_permille: Permille = 0
+    """Taken off the posted prices while all slots are free, less in proportion while some are taken."""
+    floor_permille: Permille = 0
+    """Never less than this part of the posted prices."""
+    request_floor: BaseUnits = 0
+    input_per_thousand_floor: BaseUnits = 0
+    output_per_thousand_floor: BaseUnits = 0
+    """Never less than what the work costs this provider."""
+    valid_ms: Milliseconds = 2_000
+    """How long a quote binds this provider once it is revealed."""
+    slots_held_permille: Permille = 500
+    """Part of the slots, one at least, that may wait meanwhile for buyers who were quoted a price. 0: none waits."""
+
+
 class ProviderConfig(Section, frozen=True):
     """What a provider sells and on which terms."""
 
@@ -125,6 +150,7 @@ class ProviderConfig(Section, frozen=True):
     """Rows that an ONNX worker may run as one for one buyer, where the model's manifest lets it; 1: each alone."""
     offer_ms: Milliseconds = 60_000
     """An offer lives so long; it is renewed before."""
+    quotes: ProviderQuotes = ProviderQuotes()
     redeem: RedeemPolicy = RedeemPolicy()
 
 
@@ -151,6 +177,8 @@ class BuyerConfig(Section, frozen=True):
     weights: BuyerWeights = BuyerWeights()
     region_preferred: Text = ""
     """Ranked higher by ``weights.region``; providers of other regions are taken too. Empty: none."""
+    auction_ms: Annotated[int, Meta(ge=0, le=2 * AUCTION_WINDOW_MS_MAX)] = 0
+    """How long to collect sealed quotes before a provider is chosen; 0: jobs go by posted prices."""
     chunk_units: ChunkUnits = 32
     accept_ms: Milliseconds = 5_000
     first_output_ms: Milliseconds = 60_000

@@ -19,7 +19,7 @@ from protocol.gossip.router import GossipRouter
 from protocol.ledger.mempool import Mempool
 from protocol.market.buyer import Buyer
 from protocol.market.order_book import OrderBook
-from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.policies import BuyerPolicy, QuotePolicy, SellerPolicy
 from protocol.market.ranking import Weights
 from protocol.market.seller import Seller
 from protocol.messages.effects import Effect, Table
@@ -96,8 +96,18 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
 
 def seller_policy(config: NodeConfig, parameters: Parameters) -> SellerPolicy:
     """The provider's settings as the market takes them; what costs more than it brings is not redeemed."""
-    provider = config.provider
+    provider, quotes = config.provider, config.provider.quotes
     return SellerPolicy(
+        quotes=QuotePolicy(
+            answer=quotes.answer,
+            discount_permille=quotes.discount_permille,
+            floor_permille=quotes.floor_permille,
+            request_floor=Amount(quotes.request_floor),
+            input_per_thousand_floor=Amount(quotes.input_per_thousand_floor),
+            output_per_thousand_floor=Amount(quotes.output_per_thousand_floor),
+            valid_ms=DurationMs(quotes.valid_ms),
+            slots_held_permille=quotes.slots_held_permille,
+        ),
         slots=provider.slots,
         chunk_units_max=provider.chunk_units,
         redeem_amount=Amount(provider.redeem.amount),

@@ -173,6 +173,12 @@ class RunRequest(View, frozen=True):
     """At least this level; empty: any."""
     wait_ms: int = 0
     """How long to wait for an offer when none would do now; the bid is gossiped meanwhile."""
+    auction_ms: int | None = None
+    """How long to collect sealed quotes first; 0: posted prices; ``None``: as the node's configuration says."""
+    replicas: int = 1
+    """Do the job at so many different providers and compare the outputs; ``price_max`` is for all together."""
+    replicas_min: int = 1
+    """With fewer the job is refused."""
     request: str = ""
     """The request's id, 64 hex digits, if its program wants to choose it; a name that is known is refused."""
 
@@ -201,6 +207,8 @@ class RunEvent(View, frozen=True):
     ``event`` is one of ``request`` (accepted by this node; ``facts.request`` is its id), ``progress`` (state, cause),
     ``agreed`` (provider, price),
     ``input`` (input units), ``output`` (``payload`` holds the next piece), ``retry`` (a provider fell out, why),
+    ``quote`` and ``auction`` (what sealed quotes came), ``replica_agreed``, ``replica_output`` (of the first replica,
+    not compared yet), ``replica_failed``, ``replica_finished``, ``replica_compared`` and ``compared``,
     ``finished`` (receipt id, units, amount, …), ``failed`` (fault, reason, paid) or ``cancelled`` (paid).
     """
 

@@ -151,7 +151,17 @@ class Wish:
             first_output_ms=DurationMs(buyer.first_output_ms),
             stall_ms=DurationMs(buyer.stall_ms),
             total_ms=DurationMs(min(buyer.total_ms, asked.timeout_ms)),
+            auction_ms=DurationMs(self._auction_ms()),
+            auction_addresses=self._node.addresses,
+            replication=asked.replicas,
+            replicas_min=asked.replicas_min,
         )
+
+    def _auction_ms(self) -> int:
+        """Replicas go by posted prices: each has a provider of its own from the start."""
+        if self.asked.replicas > 1:
+            return 0
+        return self._node.config.buyer.auction_ms if self.asked.auction_ms is None else self.asked.auction_ms
 
     def _provider(self) -> AccountId | None:
         return account_argument(self.asked.provider) if self.asked.provider else None

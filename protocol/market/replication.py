@@ -45,6 +45,10 @@ ATTEMPTS_MAX = 3
 _REASONS_TOLD_MAX = 16
 
 
+class TooFewProviders(RequestInvalid):
+    """Fewer different providers than wanted would do it; ``str`` says why the others would not."""
+
+
 class _State(Enum):
     RUNNING = "running"
     DONE = "done"
@@ -101,14 +105,14 @@ class Replication:
         return request in self._groups
 
     def start(self, request: JobRequest, now: Now) -> list[MarketEffect]:
-        """Begin a group of ``request.replication`` replicas. Raises ``RequestInvalid`` with the reasons when fewer than
-        ``request.replicas_min`` different providers would do it under the ceiling."""
+        """Begin a group of ``request.replication`` replicas. Raises ``RequestInvalid``, or ``TooFewProviders``
+        when fewer than ``request.replicas_min`` different ones would do it under the ceiling."""
         check_request(request)
         if request.request in self._groups:
             raise RequestInvalid("a request with this id is under way")
         matches = self._choose(request, now)
         if len(matches) < request.replicas_min:
-            raise RequestInvalid(self._too_few(request, matches, now))
+            raise TooFewProviders(self._too_few(request, matches, now))
         until = MonotonicMs(now.monotonic_ms + request.total_ms)
         group = _Group(request, until, [], {match.live.account: None for match in matches})
         self._groups[request.request] = group

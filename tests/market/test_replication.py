@@ -46,7 +46,7 @@ class GroupTown(Town):
 
     def begin(self, **changes: object) -> None:
         assert self.groups is not None
-        wanted = request(**{"replication": 3, "replicas_min": 3, **changes})
+        wanted = request(1, **{"replication": 3, "replicas_min": 3, **changes})
         self.do(self.buyer, self.groups.start(wanted, self.now))
         self.run()
 
