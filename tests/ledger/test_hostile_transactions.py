@@ -3,11 +3,13 @@
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from protocol.ledger.blocks import PendingTransaction, execute_block
 from protocol.ledger.errors import TransactionInvalid
 from protocol.ledger.mempool import Mempool, TransactionRejected
 from protocol.ledger.registry import REGISTER_FEES
+from protocol.ledger.tracks import REPORT_FEES
 from protocol.messages.consensus import VoteBody
 from protocol.messages.envelope import open_as
 from protocol.messages.genesis import AuthorityRecord
@@ -22,6 +24,7 @@ from protocol.messages.governance import (
     VersionChange,
 )
 from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Acceptance, Failure, FaultKind, Prices
 from protocol.messages.transactions import (
     MANIFEST_BYTES_MAX,
     MANIFEST_CARRIED_BYTES_MAX,
@@ -35,6 +38,7 @@ from protocol.messages.transactions import (
     ChannelRedeem,
     ChannelTopUp,
     EvidenceReport,
+    FailureReport,
     ModelRegister,
     MotionOpen,
     MotionVote,
@@ -50,11 +54,13 @@ from protocol.primitives.units import (
     BlockHash,
     ChannelId,
     Height,
+    MessageId,
     ModelId,
     NodeId,
     TimestampMs,
     View,
 )
+from tests.ledger.deal import Deal, id_of
 from tests.ledger.world import FEE, NAMES, Ledger, account_of, sealed
 
 
@@ -64,6 +70,7 @@ class Hostile:
     def __init__(self, dice: random.Random, ledger: Ledger) -> None:
         self.dice = dice
         self.ledger = ledger
+        self.terms = Deal().terms
         self.channels = [
             (ledger.open_channel(payer, payee, 10_000), payer, payee)
             for payer, payee in (("alice", "bob"), ("bob", "alice"), ("carol", "bob"))
@@ -130,6 +137,7 @@ class Hostile:
             MotionVote(MotionNumber(dice.choice((1, 2, 2**48))), self.authority(), True),
             EvidenceReport(self.statement(), self.statement()),
             self.registration(),
+            self.report(),
         )
         return dice.choice(actions)
 
@@ -139,8 +147,21 @@ class Hostile:
         model = self.dice.choice((ModelId(content_hash(manifest)), ModelId(bytes(32))))
         return ModelRegister(model, self.dice.choice((max(1, len(manifest)), MANIFEST_BYTES_MAX)), manifest)
 
+    def report(self) -> FailureReport:
+        """A failure, of which little fits together: signers, jobs, faults, times and prices are drawn apart."""
+        dice, network = self.dice, self.ledger.hash
+        far = replace(self.terms, prices=Prices(Amount(self.number()), Amount(self.number()), Amount(AMOUNT_MAX)))
+        created_at = TimestampMs(dice.choice((0, self.terms.created_at, self.terms.created_at + 1, 2**48)))
+        terms = replace(dice.choice((self.terms, far)), created_at=created_at, buyer=account_of(dice.choice(NAMES)))
+        agreed = sealed(network, dice.choice(NAMES), MessageKind.AGREEMENT, terms)
+        job = dice.choice((id_of(agreed), id_of(agreed), MessageId(bytes(32))))
+        accepted = sealed(network, dice.choice(("bob", "alice")), MessageKind.ACCEPTANCE, Acceptance(job, created_at))
+        fault = dice.choice((FaultKind.PROVIDER, FaultKind.PROVIDER, FaultKind.USER))
+        failed = sealed(network, dice.choice(("bob", "alice")), MessageKind.FAILURE, Failure(job, fault, 0, "\x1b"))
+        return FailureReport(agreed, dice.choice((accepted, accepted, accepted[:-1])), failed)
+
     def transaction(self, name: str, nonce: int) -> PendingTransaction:
-        fee = self.dice.choice((0, *[FEE] * 8, FEE + 2, FEE * REGISTER_FEES, AMOUNT_MAX))
+        fee = self.dice.choice((0, *[FEE] * 8, FEE + 2, FEE * REPORT_FEES, FEE * REGISTER_FEES, AMOUNT_MAX))
         valid_until = self.dice.choice((0, *[self.ledger.state.height + 1] * 4, *[2**48] * 4))
         return self.ledger.transaction(name, self.action(), nonce, fee, valid_until)
 
@@ -152,7 +173,7 @@ def test_mempool_and_blocks_take_or_refuse_any_transaction_and_keep_the_supply(s
     hostile = Hostile(dice, ledger)
     mempool = Mempool(ledger.genesis)
     taken = 0
-    for _ in range(40):
+    for _ in range(50):
         candidates: list[PendingTransaction] = []
         for _ in range(8):
             name = dice.choice(NAMES)
