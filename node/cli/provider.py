@@ -136,7 +136,8 @@ def ticks(seconds: float, clock: Callable[[], float], wait: Callable[[float], No
     "--model",
     "models",
     multiple=True,
-    help="Model to sell (repeatable): name or id of one in the store, or name or path of a description.",
+    help="Model to sell (repeatable): name of one in the store, name or path of a description, or any id: a model that "
+    "is not in the store is pulled from peers.",
 )
 @click.option(
     "--upstream",
@@ -247,12 +248,15 @@ def as_provider(
 
 
 def _reference(config: "NodeConfig", model: str) -> str:
-    """The id of a model in the node's store, or the path of a description. Raises ``CommandFailed``."""
+    """A model's id, which the node pulls if it lacks it, or the path of a description. Raises ``CommandFailed``."""
     from node.cli.failures import CommandFailed, ExitCode
     from node.config.descriptions import DescriptionMissing, model_reference
     from node.worker.errors import UnknownModel
     from node.worker.models import ModelStore
+    from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 
+    with contextlib.suppress(AddressInvalid):
+        return parse_address(AddressKind.MODEL, model).hex()
     try:
         return model_reference(model)
     except DescriptionMissing as missing:

@@ -7,7 +7,7 @@ names it.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from node.clock import read_clock
@@ -26,6 +26,7 @@ from node.worker.errors import BadDescription, CorruptModel, ModelError, ModelIn
 from node.worker.models import Manifest, ModelStore
 from node.worker.models import ModelId as StoredModelId
 from node.worker.partial import was_pulled
+from protocol.engine.inputs import Discredited
 from protocol.messages.genesis import genesis_hash
 from protocol.primitives.addresses import AddressInvalid
 from protocol.primitives.units import ModelId, NodeId
@@ -107,7 +108,7 @@ class ModelDesk:
         finally:
             self._leave(running)
 
-    async def pull(self, request: PullRequest) -> AsyncIterator[tuple[PullEvent, ...]]:
+    async def pull(self, request: PullRequest) -> AsyncGenerator[tuple[PullEvent, ...], None]:
         """Pull a model for this node's user and tell how it goes. Raises ``ControlError``."""
         model = self._named(request.model)
         named = [_source_argument(text) for text in request.sources]
@@ -228,6 +229,7 @@ class ModelDesk:
         for source in sources:
             if source.corrupt and source.node is not None:
                 self._log.warning("source_corrupt", source=source.name, reason=source.state)
+                self._node.loop.feed(Discredited(source.node, source.state))
                 self._distrusted[source.node] = read_clock().monotonic_ms + DISTRUST_MS
                 if len(self._distrusted) > DISTRUSTED_MAX:
                     del self._distrusted[next(iter(self._distrusted))]

@@ -129,6 +129,9 @@ class Engine:
                     Notify(PeerMisbehaved(happened.peer, happened.reason)),
                     Disconnect(happened.peer, happened.reason),
                 ]
+            case inputs.Discredited():
+                effects = [Notify(PeerMisbehaved(happened.peer, happened.reason))]
+                effects += self.gossip.conduct.misbehaved(happened.peer, happened.reason)
             case inputs.BodyOffered():
                 admission = self.gossip.offered(happened.peer, happened.envelope, now)
                 self.body_wanted = admission.judgement is None

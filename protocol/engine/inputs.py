@@ -62,6 +62,13 @@ class Misbehaved(_Input, frozen=True):
     reason: str
 
 
+class Discredited(_Input, frozen=True):
+    """What this peer gave us beside its link, such as a piece of a model, was false; its messages may be good."""
+
+    peer: NodeId
+    reason: str
+
+
 class BodyOffered(_Input, frozen=True):
     """A gossip body has arrived, its signature unchecked. The engine says in ``body_wanted`` whether to check it."""
 
@@ -183,6 +190,7 @@ Input = (
     | Received
     | Unexpected
     | Misbehaved
+    | Discredited
     | BodyOffered
     | BodyBroken
     | Signed
