@@ -10,6 +10,7 @@ A report is filed by the job's buyer, once: it remembers its latest ones, and be
 reported any more. It costs several least fees, because it carries four signatures.
 """
 
+from bisect import bisect_left
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -85,13 +86,21 @@ def _dealings(
     dealings: tuple[Dealing, ...], counterparty: AccountId, paid: Amount, now: LedgerTimeMs
 ) -> tuple[Dealing, ...]:
     """With ``paid`` more for one counterparty; of too many the one of least volume by now goes, a new one never."""
-    others = [dealing for dealing in dealings if dealing.counterparty != counterparty]
-    before = next((dealing for dealing in dealings if dealing.counterparty == counterparty), None)
-    volume = paid if before is None else faded(before.volume, now - before.settled_at) + paid
-    if len(others) == DEALINGS_MAX:
-        others.remove(min(others, key=lambda one: (faded(one.volume, now - one.settled_at), one.counterparty)))
-    changed = Dealing(counterparty, Amount(min(volume, AMOUNT_MAX)), now)
-    return tuple(sorted([*others, changed], key=lambda dealing: dealing.counterparty))
+    place = bisect_left(dealings, counterparty, key=_counterparty)
+    if place < len(dealings) and dealings[place].counterparty == counterparty:
+        before = dealings[place]
+        volume = faded(before.volume, now - before.settled_at) + paid
+        changed = Dealing(counterparty, Amount(min(volume, AMOUNT_MAX)), now)
+        return (*dealings[:place], changed, *dealings[place + 1 :])
+    grown = (*dealings[:place], Dealing(counterparty, paid, now), *dealings[place:])
+    if len(grown) <= DEALINGS_MAX:
+        return grown
+    least = min(dealings, key=lambda one: (faded(one.volume, now - one.settled_at), one.counterparty))
+    return tuple(one for one in grown if one is not least)
+
+
+def _counterparty(dealing: Dealing) -> AccountId:
+    return dealing.counterparty
 
 
 class Statements(NamedTuple):
