@@ -98,6 +98,26 @@ def test_job_runs_and_its_receipt_verifies_offline(cluster: Cluster, tmp_path: P
     assert refused["failed"] == "output_commitment"
 
 
+def test_a_providers_record_says_what_it_settled_and_where_each_figure_comes_from(cluster: Cluster) -> None:
+    nodes = existing_record(cluster.folder)
+    provider, buyer = nodes.named("provider-1"), nodes.named("buyer-1")
+    for named in (provider.account, provider.account[:10], provider.node, provider.node[:14]):
+        view = json.loads(cluster.mercat("provider", "show", named, "--json"))
+        assert view["account"] == provider.account
+    facts = {(fact["about"], fact["name"]): fact for fact in view["facts"]}
+    assert facts["provider", "jobs settled"]["value"] == 1
+    assert facts["provider", "volume"]["value"] > 0
+    assert f"after block {view['height']}, row 7470" in facts["provider", "volume"]["origin"]
+    assert facts["here", "jobs with this node"]["value"] >= 1
+    assert [score["role"] for score in view["scores"]] == ["provider", "buyer"]
+    assert view["scores"][0]["total"] == 500
+    paying = json.loads(cluster.mercat("provider", "show", buyer.account, "--json"))
+    paid = next(fact for fact in paying["facts"] if (fact["about"], fact["name"]) == ("buyer", "volume"))
+    assert paid["value"] == facts["provider", "volume"]["value"]
+    assert "1 job" in cluster.mercat("provider", "show", provider.node)
+    cluster.mercat("provider", "show", "mc1nobody", expect=1)
+
+
 def test_money_moves_and_none_is_lost(cluster: Cluster) -> None:
     provider = existing_record(cluster.folder).named("provider-1").account
     before = json.loads(cluster.mercat("wallet", "balance", provider, "--json"))["balance"]
