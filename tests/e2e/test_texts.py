@@ -4,11 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from node.worker.models import ModelStore
 from tests.e2e.network import Network, wait_until
 from tests.e2e.people import Person
 
 
+@pytest.mark.long
 def test_texts_come_back_as_embeddings_and_cost_their_tokens(network: Network, place: Path, store: ModelStore) -> None:
     person = Person.settle(place / "embedder")
     seeds = [network.record(f"authority-{number}").address for number in (1, 2)]
