@@ -106,7 +106,9 @@ def print_quote(output: Output, quote_view: QuoteView) -> None:
 
 
 def _time_text(row: QuoteRow) -> str:
-    return "?" if row.expected_ms is None else f"{row.expected_ms / 1000:.1f} s"
+    if row.expected_ms is None:
+        return "?"
+    return f"{row.expected_ms} ms" if row.expected_ms < 1000 else f"{row.expected_ms / 1000:.1f} s"
 
 
 def _scores_text(row: QuoteRow) -> str:
