@@ -468,6 +468,8 @@ class Worker:
         match frame:
             case Confined(settings) if not self._confined:
                 self._confined = True
+                if not settings.pop("invariant", 1):  # nobody may promise what this machine does not show
+                    self._decided.pop("canonical", None)
                 self.settings = {**settings, **self._decided}
                 if taken := sorted({*self.settings, *NODE_DECIDES} & set(self.manifest.settings)):
                     self.kill(f"{self.manifest.name}: its manifest may not set {taken[0]!r}", "start")

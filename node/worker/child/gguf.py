@@ -13,6 +13,7 @@ from node.worker.child.gguf_job import TextJob, TokenFacts
 from node.worker.child.gguf_pace import Pace
 from node.worker.child.gguf_sequences import Sequences
 from node.worker.child.llama import BATCH_ROWS, FLASH_ATTENTION, THREADS, DecodeFailed, Llama, Row
+from node.worker.child.llama_proof import prove
 from node.worker.child.runtime import (
     Broken,
     Event,
@@ -49,10 +50,12 @@ class GgufRuntime(Runtime):
 
     def prepare(self) -> dict[str, int | str]:
         self._llama = Llama()
+        self._invariant = prove(self._llama)
         return {
             "flash_attn": FLASH_ATTENTION,
             "n_ubatch": BATCH_ROWS,
             "n_threads": THREADS,
+            "invariant": int(self._invariant),
             "schema_rules": RULES,
             "processor": self._llama.processor.strip(" |"),
         }
@@ -69,7 +72,7 @@ class GgufRuntime(Runtime):
                 raise LoadFailed("unknown chat_template; known: " + ", ".join(TEMPLATES))
             self._template = TEMPLATES[template]
         self._llama.load(files[model], context_tokens, slots)
-        canonical = bool(settings.get("canonical"))
+        canonical = self._invariant and bool(settings.get("canonical"))
         self._sequences = Sequences(slots, self._llama.keep, remember=canonical)
         self._pace = Pace(follows_the_clock=canonical)
         return Loaded(self._llama.context_tokens)

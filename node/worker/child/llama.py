@@ -1,8 +1,9 @@
 """llama.cpp through its C interface: one loaded model and its context, sequences in, logits out.
 
 Two packages meet here: the shared object of one and the declarations of another, of neighbouring builds. Nothing
-guards that binary interface, so `self_test` compares the structures' defaults before they are trusted, and the first
-decode after loading must give finite logits; otherwise the worker refuses to serve.
+guards that binary interface, so `self_test` compares the structures' defaults before they are trusted, `llama_proof`
+asks for a known answer, and the first decode after loading must give finite logits; otherwise the worker refuses to
+serve.
 
 Law: flash attention on, batches of 32 rows, one thread. With these, logits are the same bits however a prompt is cut
 and whatever else is in the batch (measured for Q4_0, Q4_1, Q5_0 and Q8_0 weights), which is what makes an output
@@ -30,6 +31,7 @@ SYMBOLS = (
     "llama_init_from_model", "llama_model_get_vocab", "llama_vocab_n_tokens", "llama_vocab_is_eog", "llama_vocab_bos",
     "llama_vocab_get_add_bos", "llama_tokenize", "llama_token_to_piece", "llama_batch_init", "llama_decode",
     "llama_get_logits_ith", "llama_get_memory", "llama_memory_seq_rm", "llama_n_ctx_seq", "llama_print_system_info",
+    "llama_free", "llama_model_free", "llama_batch_free",
 )  # fmt: skip
 # Defaults that this build is known to have; a shifted field would show another number.
 MODEL_DEFAULTS: dict[str, int | float] = {
@@ -141,6 +143,12 @@ class Llama:
         self.context_tokens = min(context_tokens, int(library.llama_n_ctx_seq(self._context)))
         self._text_buffer = self._ffi.new("char[]", TOKEN_BYTES_MAX)
         self._first_answer()
+
+    def unload(self) -> None:
+        """Give the model and its context back."""
+        self._library.llama_batch_free(self._batch)
+        self._library.llama_free(self._context)
+        self._library.llama_model_free(self._model)
 
     def _first_answer(self) -> None:
         """One token through the model must give one finite number for each token of the vocabulary."""
