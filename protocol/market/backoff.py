@@ -30,6 +30,7 @@ class Backoff:
         self._policy = policy
         self._failed: dict[AccountId, _Failures] = {}
         self._full: dict[AccountId, MonotonicMs] = {}
+        self._forgiven: dict[AccountId, _Failures] = {}
 
     def failed(self, provider: AccountId, now: Now) -> None:
         """The provider failed a job or could not be reached."""
@@ -50,10 +51,29 @@ class Backoff:
         if len(self._full) > PROVIDERS_MAX:
             del self._full[next(iter(self._full))]
 
+    def forgive(self, provider: AccountId, now: Now) -> bool:
+        """Whether a claim that the provider disputes may be dropped now; if so, the next one not for twice as long.
+
+        Honest books differ at times: a link was lost at the wrong moment. Who always disputes gets one chunk 0 for
+        nothing, then another after a while that doubles without an end.
+        """
+        before = self._forgiven.get(provider)
+        if before is not None and now.monotonic_ms < before.until:
+            return False
+        count = before.count + 1 if before is not None else 1
+        lasts = self._policy.demoted_ms << min(count - 1, 32)
+        self._forgiven[provider] = _Failures(count, MonotonicMs(now.monotonic_ms + lasts))
+        if len(self._forgiven) > PROVIDERS_MAX:
+            del self._forgiven[min(self._forgiven, key=lambda each: self._forgiven[each].until)]
+        return True
+
     def succeeded(self, provider: AccountId) -> None:
-        """The provider finished a job: what was before is forgotten."""
+        """The provider finished a job: its failures are forgotten, and one claim that was dropped."""
         self._failed.pop(provider, None)
         self._full.pop(provider, None)
+        forgiven = self._forgiven.pop(provider, None)
+        if forgiven is not None and forgiven.count > 1:
+            self._forgiven[provider] = _Failures(forgiven.count - 1, forgiven.until)
 
     def demoted(self, now: Now) -> tuple[AccountId, ...]:
         """Providers that failed lately."""

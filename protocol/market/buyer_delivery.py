@@ -155,6 +155,11 @@ class Delivery:
             and job.reconciled.count(lane) < RECONCILIATIONS_PER_LANE_MAX
             and len(job.reconciled) < RECONCILIATIONS_MAX
         ):
+            if self._disputed(attempt, refusal) and (
+                self._opening.another(job, now) or not self._core.backoff.forgive(attempt.agreement.provider, now)
+            ):
+                # The claim stands: whoever would owe nothing by its own word alone could go on like this for ever.
+                return self.attempt_failed(job, FaultKind.PROVIDER, "provider disputes what it owes", now, tell=False)
             return self._reconcile(job, attempt, refusal, now)
         fault, reason = refusal.fault, refusal.reason or "refused"
         promised = job.auction is not None and job.auction.promised(attempt.agreement.offer, reason)
@@ -223,6 +228,15 @@ class Delivery:
         lane_put, voucher, _ = self._core.books.pay(agreement.channel, agreement.lane, due, None)
         attempt.paid = due
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
+
+    def _disputed(self, attempt: Attempt, refusal: Refusal) -> bool:
+        """The provider has our last voucher and says that it owes less than we do."""
+        agreement = attempt.agreement
+        lane = self._core.books.lane(agreement.channel, agreement.lane)
+        theirs = self._own_voucher(refusal, attempt)
+        if lane is None or theirs is None or theirs.sequence != lane.position.sequence:
+            return False
+        return refusal.debt < lane.position.cumulative - agreement.cumulative_start
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
         """Our books and the provider's differ: bring them together, then offer again on the same lane."""
