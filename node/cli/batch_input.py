@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from node.cli.failures import CommandFailed, ExitCode
-from node.cli.run import offered_model
+from node.cli.run import TEXT_RUNTIMES, offered_model
 from node.runtime.control import ModelView, RunRequest
 from protocol.primitives.limits import JOB_INPUT_BYTES_MAX
 
@@ -243,7 +243,7 @@ def _text(content: str | tuple[_Part, ...]) -> str:
 
 def _input(runtime: str, messages: list[list[str]]) -> tuple[str, bytes]:
     """Format and body as the model's runtime takes them."""
-    if runtime == "gguf":
+    if runtime in TEXT_RUNTIMES:
         return "chat", msgspec.msgpack.encode(messages)
     if len(messages) != 1 or messages[0][0] != "user":
         raise LineInvalid("this model takes one prompt, not a conversation")
