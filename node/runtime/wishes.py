@@ -15,7 +15,8 @@ from node.runtime.control import ControlError, RunRequest
 from node.runtime.ledger_views import account_argument, account_text
 from node.runtime.requests import request_name
 from protocol.market.agreement import JobRequest
-from protocol.market.matching import Ranking, Want, best_offer, quote
+from protocol.market.matching import Want
+from protocol.market.offer_search import Ranking, best_offer, quote
 from protocol.messages.market import JobPayload, ModelOffer
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 from protocol.primitives.codec import encode

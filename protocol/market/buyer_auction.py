@@ -13,7 +13,7 @@ from protocol.market.buyer_core import BuyerCore, timer_key
 from protocol.market.buyer_job import BuyerJob, BuyerState
 from protocol.market.buyer_opening import Opening
 from protocol.market.events import AuctionClosed, QuoteRevealed, QuoteSealed
-from protocol.market.matching import best_offer
+from protocol.market.offer_search import best_offer
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Dial, Notify, Now, SetTimer, SignAndSend
 from protocol.messages.envelope import message_id

@@ -9,7 +9,8 @@ from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
 from protocol.market.continuation import Asked, Continuity, asked_behind, continuity_of
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.matching import NoMatch, Want, best_offer, quote
+from protocol.market.matching import NoMatch, Want
+from protocol.market.offer_search import best_offer, quote
 from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.messages.effects import Dial, Now, Put, Send, SignAndSend, Table

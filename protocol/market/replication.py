@@ -30,7 +30,8 @@ from protocol.market.events import (
     ReplicasCompared,
     ReplicaText,
 )
-from protocol.market.matching import Match, Want, best_offer, quote
+from protocol.market.matching import Match, Want
+from protocol.market.offer_search import best_offer, quote
 from protocol.market.order_book import OrderBook
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Notify, Now

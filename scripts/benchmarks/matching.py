@@ -8,7 +8,8 @@ import random
 import time
 from collections.abc import Callable
 
-from protocol.market.matching import Want, best_offer, quote
+from protocol.market.matching import Want
+from protocol.market.offer_search import best_offer, quote
 from protocol.market.order_book import OrderBook
 from protocol.messages.effects import Now
 from protocol.messages.market import ModelOffer, Offer, Prices

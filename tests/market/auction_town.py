@@ -1,4 +1,4 @@
-"""A town with auctions: bids reach sellers by word of mouth, at once or late; each seller has its own price and policy."""
+"""A town with auctions: bids reach sellers by word of mouth, at once or late; each has its own price and policy."""
 
 from msgspec.structs import replace
 

@@ -5,7 +5,8 @@ from itertools import permutations
 import pytest
 from msgspec.structs import replace
 
-from protocol.market.matching import Match, NoMatch, Want, best_offer, isolation_suffices, quote
+from protocol.market.matching import Match, NoMatch, Want, isolation_suffices
+from protocol.market.offer_search import best_offer, quote
 from protocol.market.order_book import OrderBook
 from protocol.messages.effects import Now
 from protocol.messages.market import Offer, Prices
