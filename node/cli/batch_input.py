@@ -7,6 +7,7 @@ never in memory together.
 from array import array
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -116,13 +117,16 @@ class InputFile:
 
     def _scan(self) -> str:
         """Judge every line; the digest of the file."""
-        digest, seen, offset = blake2b(digest_size=32), set[int](), 0
+        digest, seen, offset, number = blake2b(digest_size=32), set[int](), 0, 0
         with self.path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
+            while raw := file.readline(LINE_BYTES_MAX + 1):
+                number += 1
                 digest.update(raw)
                 if raw.strip():
                     self._judge(number, offset, raw, seen)
                 offset += len(raw)
+                if len(raw) > LINE_BYTES_MAX and not raw.endswith(b"\n"):
+                    offset += _passed_over(file, digest)
         return digest.hexdigest()
 
     def _judge(self, number: int, offset: int, raw: bytes, seen: set[int]) -> None:
@@ -190,6 +194,17 @@ class InputFile:
             except CommandFailed as error:
                 raise LineInvalid(error.message) from None
         return found
+
+
+def _passed_over(file: BinaryIO, digest: blake2b) -> int:
+    """The rest of a line that is too long, piece by piece; its size."""
+    size = 0
+    while rest := file.readline(LINE_BYTES_MAX):
+        digest.update(rest)
+        size += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return size
 
 
 def _decoded(raw: bytes) -> _Row:

@@ -221,6 +221,8 @@ def contradictions(story: AttemptStory) -> tuple[str, ...]:
     they, taken = ("provider" if side is Side.BUYER else "buyer"), own.accepted_at > 0
     if not other.known:
         return (f"the {they} keeps nothing of a job that was agreed",) if taken else ()
+    if _end(own.state) == _end(other.state) == "":
+        return ()  # what is on its way is no difference
     found: list[str] = []
     if _end(own.state) != _end(other.state):
         found.append(f"the {they} says the job is {other.state}, for this node it is {own.state}")

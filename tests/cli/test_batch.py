@@ -207,6 +207,17 @@ def test_a_bad_line_is_named_before_anything_is_run(
     assert [row["id"] for row in results(folder)] == ["p0"]
 
 
+def test_a_line_without_an_end_is_named_and_the_next_one_is_found(
+    mercat: Mercat, market: Market, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.cli.batch_input.LINE_BYTES_MAX", 100)
+    path = folder / "prompts.jsonl"
+    path.write_text(f'{{"prompt": "{"x" * 250}"}}\n{{"prompt": "after"}}\n')
+    said = run(mercat, path, "--skip-bad")
+    assert "line 1: longer than 100 bytes" in said.err
+    assert [(row["line"], row["text"]) for row in results(folder)] == [(2, "AFTER")]
+
+
 def test_failed_lines_are_listed_and_run_again_on_request(mercat: Mercat, market: Market, folder: Path) -> None:
     path = written(folder, "one", "fail two", "three")
     said = run(mercat, path)

@@ -191,6 +191,11 @@ def test_attempts_follow_each_other_in_the_buyers_own_history() -> None:
     assert lines[-1].paid == 45
 
 
+def test_what_is_on_its_way_in_a_job_under_way_is_no_contradiction() -> None:
+    streaming = replace(BOUGHT, state="streaming", chunks=2)
+    assert contradictions(AttemptStory(1, streaming, told(SOLD, state="awaiting a voucher"))) == ()
+
+
 # The ledger
 
 
