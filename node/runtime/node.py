@@ -42,7 +42,7 @@ from node.transport.peer_store import PeerStore
 from node.transport.transport import Transport
 from node.worker.limits import DEFAULT_LIMITS
 from node.worker.supervisor import WorkerSupervisor
-from protocol.engine.inputs import LinkUp, Started
+from protocol.engine.inputs import LinkUp, Started, Unreachable
 from protocol.messages.effects import CommitBlock
 from protocol.messages.genesis import Genesis, genesis_hash
 from protocol.messages.kinds import MessageKind
@@ -224,6 +224,7 @@ class Node:
             peer_store=PeerStore(self.config.state / "peers", self._genesis_hash),
             seeds=self.config.seeds,
             loopback_only=self._genesis.development,
+            on_unreachable=lambda peer: self.loop.feed(Unreachable(peer)),
             library=self.models.library(),
             pieces=self.models.policy(),
         )

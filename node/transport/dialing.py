@@ -24,12 +24,18 @@ LASTING_LINK_SECONDS = 5.0
 """A link that stood so long makes the next delays start from the first again."""
 
 
+def _ignore(node: NodeId) -> None:
+    pass
+
+
 class _Target:
-    __slots__ = ("addresses", "keep", "task")
+    __slots__ = ("addresses", "again", "keep", "task")
 
     def __init__(self, addresses: tuple[str, ...], keep: bool) -> None:
         self.addresses = addresses
         self.keep = keep
+        self.again = False
+        """Asked for again after its link had ended, before the dial that made that link was over."""
         self.task: asyncio.Task[None] | None = None
 
 
@@ -45,7 +51,9 @@ class Dialer:
         spawn: Spawn,
         report: Report,
         own: NodeId,
+        unreachable: Callable[[NodeId], None] = _ignore,
     ) -> None:
+        """``unreachable`` is told each time that no address of a node that is dialed on purpose gave a link."""
         self._policy = policy
         self._store = store
         self._links = links
@@ -53,6 +61,7 @@ class Dialer:
         self._spawn = spawn
         self._report = report
         self._own = own
+        self._unreachable = unreachable
         self.dice = random.Random(policy.dice_seed)
         self._targets: dict[NodeId, _Target] = {}
         self._exploring: dict[NodeId, None] = {}
@@ -73,6 +82,7 @@ class Dialer:
         if target is not None:
             target.addresses = addresses or target.addresses
             target.keep = target.keep or keep
+            target.again = node not in self._links
             return
         if len(self._targets) >= DIAL_TARGETS_MAX:
             self._report("dial.refused", {"peer": node.hex(), "reason": "too many nodes to dial"})
@@ -95,6 +105,8 @@ class Dialer:
 
     def reconsider(self) -> None:
         """Links or known peers changed: look again whether more links are wanted."""
+        for node, target in self._targets.items():
+            target.again = target.again and node not in self._links
         self._wake.set()
         self._news.set()
         self._news = asyncio.Event()
@@ -109,6 +121,9 @@ class Dialer:
         while target.keep or failed_rounds < self._policy.rounds_max:
             if node in self._links:
                 await self._unlinked(node)
+                if target.again:
+                    target.again = False
+                    continue
                 if not target.keep:
                     break
             elif target.keep and not self._endpoints(node, target.addresses):
@@ -116,10 +131,15 @@ class Dialer:
                 continue
             elif await self._round(node, target.addresses, backoff):
                 failed_rounds = 0
+                if target.again:
+                    target.again = False
+                    continue
                 if not target.keep:
                     break
             else:
                 failed_rounds += 1
+                if node not in self._links:
+                    self._unreachable(node)
             await asyncio.sleep(backoff.next_ms(kept=target.keep) / 1000)
         else:
             self._report("dial.given_up", {"peer": node.hex(), "rounds": failed_rounds})

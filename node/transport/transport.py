@@ -61,6 +61,10 @@ def _nothing() -> None:
     pass
 
 
+def _nobody(node: NodeId) -> None:
+    pass
+
+
 class Transport:
     """All links of one node; an async context manager that owns every task it starts.
 
@@ -86,6 +90,7 @@ class Transport:
         dial: DialPolicy | None = None,
         link: LinkPolicy | None = None,
         loopback_only: bool = False,
+        on_unreachable: Callable[[NodeId], None] = _nobody,
         library: PieceLibrary | None = None,
         pieces: PiecePolicy | None = None,
     ) -> None:
@@ -109,7 +114,14 @@ class Transport:
         self._stopping = False
         self._encoded_last: tuple[WireMessage, bytes] | None = None
         self._dialer = Dialer(
-            self._dial_policy, peer_store, self._links, self._attempt, self._spawn, on_event, identity.node_id
+            self._dial_policy,
+            peer_store,
+            self._links,
+            self._attempt,
+            self._spawn,
+            on_event,
+            identity.node_id,
+            on_unreachable,
         )
         self._exchange = PeerExchange(peer_store, genesis_hash, self._dialer, self._dial_policy, on_event)
         self._neighbours = Neighbours(self._link_policy)

@@ -119,6 +119,8 @@ class Engine:
                 effects = self._link_up(happened, now)
             case inputs.LinkDown():
                 effects = self._link_down(happened.peer, now)
+            case inputs.Unreachable():
+                effects = self.trade.unreachable(happened.peer, now)
             case inputs.Received():
                 effects = self._received(happened.peer, happened.message, now)
                 effects += self._judge_use(happened, effects, now)

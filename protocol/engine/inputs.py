@@ -40,6 +40,12 @@ class LinkDown(_Input, frozen=True):
     peer: NodeId
 
 
+class Unreachable(_Input, frozen=True):
+    """A node that was dialed has given no link at any of its addresses; it may be dialed again."""
+
+    peer: NodeId
+
+
 class Received(_Input, frozen=True):
     """A message whose signatures all hold."""
 
@@ -187,6 +193,7 @@ Input = (
     Started
     | LinkUp
     | LinkDown
+    | Unreachable
     | Received
     | Unexpected
     | Misbehaved

@@ -108,6 +108,10 @@ class Trade:
             *self._carry(self.seller, self.seller.link_down(peer, now), now),
         ]
 
+    def unreachable(self, peer: NodeId, now: Now) -> list[Effect]:
+        """No link can be had to a peer now."""
+        return self._carry(self.buyer, self.buyer.unreachable(peer, now), now)
+
     def direct(
         self, peer: NodeId, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now
     ) -> list[Effect]:

@@ -10,6 +10,7 @@ arrive in the order in which they were sent (or not at all).
     signed(envelope, payload, envelope_bytes, now)            own BID, AGREEMENT, VOUCHER, CANCELLATION handed back
     timer(key, now)                                           keys with room == "buyer"
     link_up(peer, now), link_down(peer, now)
+    unreachable(peer, now)                                    a dial of this node gave no link
     compare(peer, selling, now)                               the peer's part of an OpenJobs
     housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
@@ -212,6 +213,19 @@ class Buyer:
             job.lost_since = now.monotonic_ms
             job.lost_until = MonotonicMs(now.monotonic_ms + core.policy.failover_ms)
             effects.append(SetTimer(timer_key(job), job.due_at()))
+        return effects
+
+    def unreachable(self, peer: NodeId, now: Now) -> list[MarketEffect]:
+        """A node was dialed in vain: whoever waits for it looks for somebody else at once, if anybody would do."""
+        effects: list[MarketEffect] = []
+        for job in tuple(self._core.requests.values()):
+            if job.match is None or job.match.live.offer.node != peer or peer in self._core.linked:
+                continue
+            if job.attempt is not None and job.lost_until is not None:
+                effects += self._delivery.link_stays_lost(job, now)
+            elif job.state is BuyerState.CONNECTING and self._opening.another(job, now):
+                expiry = EXPIRIES[BuyerState.CONNECTING]
+                effects += self._opening.unavailable(job, expiry.fault, expiry.reason, now)
         return effects
 
     def compare(self, peer: NodeId, selling: tuple[JobStanding, ...], now: Now) -> list[MarketEffect]:

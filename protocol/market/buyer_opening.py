@@ -50,8 +50,7 @@ class Opening:
     def behind(self, job: BuyerJob) -> Asked | None:
         """What the next provider would be asked for if the attempt ended now; ``None`` if there can be no next one."""
         attempt = job.attempt
-        assert attempt is not None
-        if not attempt.delivered or attempt.continuity is Continuity.STARTS_AGAIN:
+        if attempt is None or not attempt.delivered or attempt.continuity is Continuity.STARTS_AGAIN:
             return job.asked
         if attempt.continuity is Continuity.ENDS:
             return None

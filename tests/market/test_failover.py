@@ -261,3 +261,51 @@ def test_one_request_id_runs_once_at_a_time_and_requests_are_bounded() -> None:
     town.start(request(2))
     with pytest.raises(RequestInvalid, match="2 requests"):
         town.start(request(3))
+
+
+def test_refused_dial_moves_on_at_once_where_somebody_else_would_do_and_waits_where_nobody_would() -> None:
+    for sellers in (1, 2):
+        town = Town(sellers=sellers)
+        town.unreachable |= {seller.node for seller in town.sellers}
+        town.start(request())
+        town.run()
+        first = town.buyer.buyer._core.requests[request().request].match
+        assert first is not None
+        town.unreachable -= {seller.node for seller in town.sellers if seller.account != first.live.account}
+        town.do(town.buyer, town.buyer.buyer.unreachable(first.live.offer.node, town.now))
+        town.run()
+        assert len(finished(town)) == sellers - 1
+        if sellers == 1:
+            assert [record.state for record in town.buyer.buyer.jobs()] == ["connecting"]
+            town.unreachable.clear()
+            town.link(town.buyer, town.seller)
+            town.run()
+            assert len(finished(town)) == 1
+        else:
+            assert town.buyer.buyer.demoted(town.now) == (first.live.account,)
+
+
+def test_lost_link_that_can_not_be_had_again_is_not_waited_for() -> None:
+    town = Town(sellers=2)
+    for seller in town.sellers:
+        seller.worker = Worker(silent_from=2)
+    town.start(request())
+    town.run()
+    [agreement] = town.watch.agreements.values()
+    lost = next(seller for seller in town.sellers if seller.account == agreement.provider)
+    for seller in town.sellers:
+        seller.worker = Worker()
+    town.unreachable.add(lost.node)
+    town.unlink(town.buyer, lost)
+    town.do(town.buyer, town.buyer.buyer.unreachable(lost.node, town.now))
+    town.run()
+    [done] = finished(town)
+    assert done.receipt.provider != agreement.provider
+    assert done.output_units == 25
+
+
+def test_a_node_that_nobody_waits_for_may_be_unreachable() -> None:
+    town = Town()
+    town.start(request())
+    town.run()
+    assert town.buyer.buyer.unreachable(town.seller.node, town.now) == []

@@ -10,7 +10,7 @@ import uvloop
 
 from node.transport.policy import DialPolicy
 from protocol.messages.wire import TipNotice
-from protocol.primitives.units import Height
+from protocol.primitives.units import Height, NodeId
 from tests.transport.network import RecordingNode, identity_of, link_up, raw_link
 
 
@@ -97,6 +97,34 @@ async def test_node_to_stay_linked_to_is_dialed_again_soon_however_often_it_fail
     async with RecordingNode("a", dial=policy) as a:
         a.transport.dial(identity_of("b").node_id, (f"127.0.0.1:{port}",), keep=True)
         await a.until(lambda: len(a.reasons("dial.failed")) >= 25)  # doubled that often a delay would be hours
+
+
+async def test_node_that_is_asked_for_as_its_link_ends_is_dialed_again_at_once() -> None:
+    async with RecordingNode("a") as a, RecordingNode("b") as b:
+        note = a.transport._on_link_down
+
+        def dial_again(peer: NodeId, reason: str) -> None:
+            note(peer, reason)
+            a.transport.dial(b.node_id, (b.endpoint,), keep=False)
+
+        a.transport._on_link_down = dial_again
+        await link_up(a, b, keep=False)
+        for _ in range(2):
+            b.transport.disconnect(a.node_id, "a blink")
+            await a.until(lambda: a.linked() == [])
+            await a.until(lambda: a.linked() == [b.node_id])
+            await b.until(lambda: b.linked() == [a.node_id])
+
+
+async def test_each_round_of_dials_in_vain_is_told() -> None:
+    async with RecordingNode("b") as b:
+        gone = b.endpoint
+    told: list[NodeId] = []
+    async with RecordingNode("a") as a:
+        a.transport._dialer._unreachable = told.append
+        a.transport.dial(b.node_id, (gone,), keep=False)
+        await a.until(lambda: "dial.given_up" in [name for name, _ in a.events])
+    assert told == [b.node_id] * a.transport._dial_policy.rounds_max
 
 
 async def test_disconnected_peer_is_told_why_and_kept_out_while_banned() -> None:
