@@ -9,6 +9,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (Philox4x64
 Maddison et al., "A* Sampling".
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +18,14 @@ import numpy
 
 Logits = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float32]]
 Scores = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]
+Raw = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.uint64]]
+Tokens = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.intp]]
 Mask = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.bool_]]
 FRACTION_BITS = 52  # one fewer than a double holds, so that the half added stays exact and the result below 1
+NOISE_LEAST = -4.0  # what the smallest random numbers give; e to the power of more would overflow
+ROUNDING = 1e-6  # room for the rounding of two logarithms, which is far less
+FRONT = 3.0  # how far behind the best a token is in front all the same
+FEW = 32
 LOGPROB_LEAST = -9999.0  # JSON has no infinity
 LOGPROB_DECIMALS = 4  # what is told of a token; further digits would differ with the order of a sum
 
@@ -44,30 +52,77 @@ class Likelihood:
     logprob: float
 
 
-def gumbel_noise(count: int, seed: int, position: int) -> Scores:
-    """Noise for each token at one position; the same on every machine up to the rounding of the logarithm."""
-    generator = numpy.random.Philox(key=seed, counter=[0, 0, position, 0])
-    raw = generator.random_raw(count)
+def random_numbers(count: int, seed: int, position: int) -> Raw:
+    """A random number of 64 bits for each token at one position."""
+    raw: Raw = numpy.random.Philox(key=seed, counter=[0, 0, position, 0]).random_raw(count)
+    return raw
+
+
+def gumbel_noise(raw: Raw) -> Scores:
+    """Noise made of random numbers; the same on every machine up to the rounding of the logarithm."""
     uniform = ((raw >> numpy.uint64(64 - FRACTION_BITS)).astype(numpy.float64) + 0.5) * 2.0**-FRACTION_BITS
     noise: Scores = -numpy.log(-numpy.log(uniform))
     return noise
 
 
+def raw_of_noise(noise: float) -> int:
+    """A random number below which all give less noise than this."""
+    uniform = math.exp(-math.exp(-max(noise - ROUNDING, NOISE_LEAST)))
+    return max(0, math.floor(uniform * 2.0**FRACTION_BITS) - 2) << (64 - FRACTION_BITS)
+
+
+class _Race:
+    """Every token's score at one position: logit by temperature, and noise. Noise is made for those that need it."""
+
+    def __init__(self, logits: Logits, temperature_milli: int, seed: int, position: int) -> None:
+        self._scaled: Scores = logits.astype(numpy.float64) * (1000.0 / temperature_milli)
+        self._raw = random_numbers(len(logits), seed, position)
+
+    def scores(self, tokens: Tokens) -> Scores:
+        """Scores of these tokens."""
+        return self._scaled[tokens] + gumbel_noise(self._raw[tokens])
+
+    def winner(self) -> int:
+        """The token with the highest score of all.
+
+        Whoever is far behind without noise needs a random number above a bound to catch up with the best of those
+        in front; few have one, and only for those the logarithms are taken.
+        """
+        front = self._scaled.max() - FRONT
+        ahead = self._scaled >= front
+        best = float(self.scores(numpy.flatnonzero(ahead)).max())
+        ahead |= self._raw >= numpy.uint64(raw_of_noise(best - float(front)))
+        tokens = numpy.flatnonzero(ahead)
+        return int(tokens[numpy.argmax(self.scores(tokens))])
+
+
 def choose(logits: Logits, temperature_milli: int, seed: int, position: int, allowed: Allowed | None = None) -> int:
     """The token at this position. Raises NothingFits."""
-    scores: Logits | Scores = logits
-    if temperature_milli:
-        scaled = logits.astype(numpy.float64) * (1000.0 / temperature_milli)
-        scores = scaled + gumbel_noise(len(scaled), seed, position)
-    token = int(numpy.argmax(scores))
+    if not temperature_milli or not numpy.isfinite(logits.max()):
+        race, token = None, int(numpy.argmax(logits))
+    else:
+        race = _Race(logits, temperature_milli, seed, position)
+        token = race.winner()
     if allowed is None or allowed.allows(token):
         return token
     candidates = numpy.flatnonzero(allowed.possible())
-    for place in numpy.argsort(-scores[candidates], kind="stable"):
+    scores = race.scores(candidates) if race is not None else logits[candidates].astype(numpy.float64)
+    for place in _best_first(scores):
         token = int(candidates[place])
         if allowed.allows(token):
             return token
     raise NothingFits
+
+
+def _best_first(scores: Scores) -> Iterator[int]:
+    """Places from the highest score down, the lowest place first on a tie; sorted only when a few were not enough."""
+    left, count = scores.copy(), 0
+    while count < min(FEW, len(left)) and left[place := int(numpy.argmax(left))] > -numpy.inf:
+        yield place
+        left[place] = -numpy.inf
+        count += 1
+    for behind in numpy.argsort(-scores, kind="stable")[count:]:
+        yield int(behind)
 
 
 def likelihoods(logits: Logits, chosen: int, count: int) -> tuple[Likelihood, list[Likelihood]]:

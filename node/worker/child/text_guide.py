@@ -10,7 +10,7 @@ from node.worker.child.runtime import Refused
 from node.worker.child.sampling import Mask
 from node.worker.child.text_grammar import Grammar, State
 
-NO_BYTES, ENDS = -1, -2
+NO_BYTES, ENDS = -1, -2  # behind the 256 bytes, counted from the end
 
 
 class Vocabulary:
@@ -26,8 +26,10 @@ class Vocabulary:
 
     def beginning_with(self, symbols: list[int], ending: bool) -> Mask:
         """Tokens that begin with one of these bytes, and the end tokens if those are wanted."""
-        wanted = numpy.array([*symbols, ENDS] if ending else symbols, dtype=numpy.int16)
-        return numpy.isin(self._first, wanted)
+        wanted = numpy.zeros(256 + 2, dtype=numpy.bool_)
+        wanted[symbols] = True
+        wanted[ENDS] = ending
+        return wanted[self._first]
 
 
 class Guide:
