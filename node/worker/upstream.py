@@ -157,10 +157,7 @@ class UpstreamServer:
         async with self._answer("POST", path, body) as response:
             if response.content_type != "text/event-stream":
                 raise JobFailed(f"the server does not stream: it answers with {response.content_type[:60]!r}")
-            try:
-                yield self._pieces(response)
-            finally:
-                response.close()  # not released: whatever still comes is nobody's
+            yield self._pieces(response)
 
     @contextlib.asynccontextmanager
     async def _answer(
@@ -179,7 +176,7 @@ class UpstreamServer:
                 raise _fault(response.status, await self._complaint(response))
             yield response
         finally:
-            response.close()
+            response.close()  # the connection with it: whatever still comes is nobody's
 
     async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:

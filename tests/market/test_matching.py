@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 from msgspec.structs import replace
 
-from protocol.market.matching import Match, NoMatch, Want, isolation_suffices
+from protocol.market.matching import Match, NoMatch, Want, isolation_suffices, match_offer
 from protocol.market.offer_search import best_offer, quote
 from protocol.market.order_book import OrderBook
 from protocol.messages.effects import Now
@@ -191,6 +191,10 @@ def test_a_declared_model_of_a_strong_node_is_never_matched_with_a_buyer_who_ask
     found = quote(book, wanted, NOW)
     assert names(found.ranked, "mixed", "strong") == ["strong"]
     assert [refusal.reason for refusal in found.refused] == ["isolation declared is below strong"]
+    live = book.offer_of(AccountId(identity("mixed")))
+    assert live is not None
+    assert isinstance(match_offer(live, wanted), NoMatch)
+    assert isinstance(match_offer(live, WANT), Match)
     chosen = best_offer(book, wanted, NOW)
     assert chosen is not None
     assert chosen.live.account == identity("strong")
