@@ -26,7 +26,7 @@ from protocol.engine.inputs import CancelJob, Serve, StartJob, WantAction
 from protocol.engine.replica import Replica
 from protocol.ledger.mempool import Mempool
 from protocol.market.agreement import JobRequest
-from protocol.market.policies import SellerPolicy
+from protocol.market.policies import QuotePolicy, SellerPolicy
 from protocol.messages.genesis import Allocation, Genesis
 from protocol.messages.market import JobPayload, ModelOffer, Prices
 from protocol.messages.transactions import ChannelClose
@@ -50,6 +50,9 @@ MARKET_PROFILE = Profile(
     (Crash(), *(CrashAtSync(moment) for moment in Moment), Pause(), Partition(), Restart(), Restart())
 )
 REDEEM_AGE_MS = 3_000
+AUCTION_MS = 600
+DISCOUNT_PERMILLE = 300
+"""What simulated providers take off in auctions while they are idle."""
 JOBS_BOUND_MS = 60_000
 """After healing every job ends within this time: its own deadlines are shorter."""
 CLOSING_BOUND_MS = 180_000
@@ -64,6 +67,8 @@ class MarketOptions:
     buyers: int = 2
     jobs_per_buyer: int = 10
     cancelled_share: float = 0.15
+    auctioned_share: float = 0.25
+    """Of the jobs: their bids ask for sealed quotes first."""
     failing_share: float = 0.05
     """Each step of a worker fails with this probability."""
     faulty_ms: int = 25_000
@@ -82,6 +87,8 @@ class MarketOutcome:
     cancelled: int
     continued: int
     """Agreements that went on behind another provider's output."""
+    auctioned: int
+    """Agreements at the price of a sealed quote."""
     faults: dict[str, int]
 
 
@@ -167,7 +174,11 @@ class MarketWorld(World):
             disk.load_consensus(),
             disk.blocks.get(disk.tip),
         )
-        policy = SellerPolicy(slots=2, redeem_age_ms=DurationMs(REDEEM_AGE_MS))
+        policy = SellerPolicy(
+            slots=2,
+            redeem_age_ms=DurationMs(REDEEM_AGE_MS),
+            quotes=QuotePolicy(discount_permille=DISCOUNT_PERMILLE),
+        )
         return build_engine(replica, account, node, policy)
 
     # What users do
@@ -197,6 +208,7 @@ class MarketWorld(World):
             first_output_ms=DurationMs(4_000),
             stall_ms=DurationMs(3_000),
             total_ms=DurationMs(20_000),
+            auction_ms=DurationMs(AUCTION_MS if self.dice.random() < self.market.auctioned_share else 0),
         )
         self.market_checkers.requested(request, body, job.price_ceiling)
         buyer.feed(StartJob(job))
@@ -246,6 +258,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.failed,
         checkers.cancelled,
         checkers.continued,
+        checkers.auctioned,
         dict(sorted(world.around.strikes.items())),
     )
 

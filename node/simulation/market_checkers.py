@@ -21,7 +21,7 @@ from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Agreement, Chunk, Voucher
+from protocol.messages.market import Agreement, Chunk, Quote, Voucher
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import Amount, ChannelId, Hash, MessageId
@@ -53,6 +53,9 @@ class MarketCheckers:
         self._requests: dict[Hash, _Requested] = {}
         self.continued = 0
         """Jobs that went on behind another provider's output."""
+        self._quotes: dict[MessageId, Quote] = {}
+        self.auctioned = 0
+        """Agreements at the price of a quote."""
 
     def requested(self, request: Hash, body: bytes, ceiling: Amount) -> None:
         """Somebody asks for an echo of ``body``."""
@@ -65,10 +68,22 @@ class MarketCheckers:
                 agreement = decode(payload, Agreement)
                 self._agreements[message_id(kind, account, payload)] = agreement
                 self.continued += agreement.continues is not None
+                self._on_terms(agreement)
+            case MessageKind.QUOTE:
+                self._quotes[message_id(kind, account, payload)] = decode(payload, Quote)
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
             case _:
                 pass
+
+    def _on_terms(self, agreement: Agreement) -> None:
+        """What names a quote is at its price, for its bid."""
+        quote = self._quotes.get(agreement.offer)
+        if quote is None:
+            return
+        self.auctioned += 1
+        if (quote.bid, quote.prices) != (agreement.bid, agreement.prices):
+            raise Violation("an agreement is not what its quote says")
 
     def on_send(self, chunk: Chunk, disk: SimulatedDisk) -> None:
         """A chunk leaves its provider; it may have been signed while the voucher before it went to disk."""

@@ -13,17 +13,19 @@ SEEDS = range(10)
 
 
 def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
-    finished = failed = cancelled = continued = 0
+    finished = failed = cancelled = continued = auctioned = 0
     for seed in SEEDS:
         outcome = run_market_seed(seed)
         finished += outcome.finished
         failed += outcome.failed
         cancelled += outcome.cancelled
         continued += outcome.continued
+        auctioned += outcome.auctioned
     assert finished > 90
     assert failed > 3, "faults must bite"
     assert cancelled > 3
     assert continued > 3, "providers must die mid-stream"
+    assert auctioned > 10, "some jobs must be done at what their providers quoted"
 
 
 def test_without_faults_every_job_that_is_not_cancelled_finishes() -> None:
