@@ -9,15 +9,17 @@ from protocol.ledger.track_rows import Role, track_id
 from protocol.ledger.tracks import REPORT_FEES, report
 from protocol.ledger.view import Context, Overlay
 from protocol.market.policies import BuyerPolicy
+from protocol.market.records import JobStatements
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Effect, Put, SignAndSend, Table
 from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Failure, FaultKind
 from protocol.messages.transactions import FailureReport, Transaction
-from protocol.primitives.codec import decode
-from protocol.primitives.units import Amount, Height, LedgerTimeMs
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.units import Amount, Height, LedgerTimeMs, MessageId
 from tests.engine.test_hostile_input import at, begin, make_engine
 from tests.ledger.world import FEE, make_genesis
-from tests.market.town import Person, Town, Worker, request
+from tests.market.town import Person, Town, Worker, envelope_of, request
 
 PAID_FOR = 2
 """The worker dies after so many pieces, the processed input counted: both were paid."""
@@ -82,6 +84,19 @@ def test_a_provider_that_vanishes_or_has_no_fault_leaves_nothing_to_report() -> 
     done.start(request(1))
     done.run()
     assert done.reports() == []
+
+
+@pytest.mark.parametrize("fault", [FaultKind.USER, FaultKind.CAPACITY, FaultKind.NETWORK])
+def test_only_a_failure_by_the_providers_own_fault_is_reported(fault: FaultKind) -> None:
+    town = failed_town()
+    (step,) = (step for step in town.steps if reports(step, Amount(1)))
+    (put,) = (effect for effect in step if isinstance(effect, Put) and effect.table is Table.JOB_STATEMENT)
+    failure = Failure(MessageId(put.key), fault, 2, "so it says")
+    ending = envelope_of(town.seller, MessageKind.FAILURE, failure)[2]
+    said = replace(decode(put.value, JobStatements), ending=ending)
+    others = [effect for effect in step if effect is not put]
+    assert reports([*others, replace(put, value=encode(said))], Amount(1)) == []
+    assert reports([*others, put], Amount(1)) != []
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -161,6 +161,9 @@ def test_a_failed_job_weighs_what_it_could_have_cost_within_its_ceiling() -> Non
     free = replace(deal.terms, price_ceiling=Amount(0))
     deal.ledger.act("alice", failure_report(deal, free), PRICE)
     assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_600 + 9_000 + FAILED_VOLUME_MIN
+    low = replace(costly, price_ceiling=Amount(2_000))
+    deal.ledger.act("alice", failure_report(deal, low), PRICE)
+    assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_600 + 9_000 + FAILED_VOLUME_MIN + 2_000
 
 
 def test_a_report_for_the_fee_of_a_transfer_is_refused() -> None:
