@@ -9,7 +9,6 @@ visible and loses at most the pieces in flight.
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import msgspec
@@ -18,7 +17,7 @@ from blake3 import blake3
 from node.runtime.model_plan import Piece, PullPlan
 from node.runtime.model_source import CorruptSource, PieceWork, PullSource, SourceAddress
 from node.runtime.model_sources import LOOK_S, TRIES_MAX, Asking, PullFailed, PullSources
-from node.transport.piece_channel import in_thread
+from node.transport.bulk_threads import bulk_threads, in_thread
 from node.transport.piece_client import PieceAsker
 from node.transport.throttle import Throttle
 from node.worker.errors import BadDescription, ModelError
@@ -64,7 +63,7 @@ class ModelPull:
         self._store = store
         self._asking = asking
         self._settings = settings
-        self._threads = ThreadPoolExecutor(SOURCES_MAX + CONNECTIONS_ALONE, thread_name_prefix="mercat-pull")
+        self._threads = bulk_threads(SOURCES_MAX + CONNECTIONS_ALONE, "mercat-pull")
         self._sources = PullSources(asking, find_sources, self._threads, model.hex())
         self._plan = PullPlan(())
         self._failures: list[Exception] = []

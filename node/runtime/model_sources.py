@@ -13,8 +13,9 @@ import msgspec
 
 from node.clock import read_clock
 from node.runtime.model_source import CorruptSource, PullSource, SourceAddress
+from node.transport.bulk_threads import in_thread
 from node.transport.identity import NodeIdentity
-from node.transport.piece_channel import ConnectionLost, PieceTimes, in_thread
+from node.transport.piece_channel import ConnectionLost, PieceTimes
 from node.transport.piece_client import PeerRefused, PieceAsker, WrongNode, connect_for_pieces
 from protocol.primitives.errors import MercatError, RemoteProtocolError, UserError
 from protocol.primitives.units import Hash

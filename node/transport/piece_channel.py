@@ -6,13 +6,9 @@ said. Whatever the peer sends, a caller sees a message, the bytes that it asked 
 and jobs depend on loses nothing but processor time, and no byte is copied between encryption and the caller.
 """
 
-import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import msgspec
 
@@ -27,8 +23,6 @@ from protocol.messages.pieces import (
 )
 from protocol.primitives.errors import MercatError, RemoteProtocolError
 from protocol.primitives.units import NodeId
-
-T = TypeVar("T")
 
 
 class PieceTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,16 +127,3 @@ class PieceChannel:
 
 def _said(error: OSError) -> str:
     return "the peer stalled" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-
-
-async def in_thread(threads: ThreadPoolExecutor, work: Callable[[], T], abort: Callable[[], None]) -> T:
-    """Run work in a thread. When this is cancelled, ``abort`` is called and the work's end waited for."""
-    future = asyncio.get_running_loop().run_in_executor(threads, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        abort()
-        await asyncio.wait((future,))
-        if not future.cancelled():
-            future.exception()  # what an aborted piece of work says is of no interest
-        raise

@@ -13,15 +13,15 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import msgspec
 
 from node.clock import read_clock
+from node.transport.bulk_threads import bulk_threads, in_thread
 from node.transport.endpoints import is_loopback
 from node.transport.neighbours import neighbour_of
-from node.transport.piece_channel import ConnectionLost, OutOfTurn, PieceChannel, PieceTimes, in_thread
+from node.transport.piece_channel import ConnectionLost, OutOfTurn, PieceChannel, PieceTimes
 from node.transport.throttle import Throttle
 from protocol.messages.pieces import (
     BUSY,
@@ -117,7 +117,7 @@ class PieceServer:
         self._policy = policy
         self._is_banned = is_banned
         self._on_event = on_event
-        self._threads = ThreadPoolExecutor(policy.connections_max, thread_name_prefix="mercat-pieces")
+        self._threads = bulk_threads(policy.connections_max, "mercat-pieces")
         self._stop = threading.Event()
         self._channels: dict[PieceChannel, str] = {}
         """Every connection and the place that it comes from; the loop's alone."""

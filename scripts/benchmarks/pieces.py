@@ -2,10 +2,12 @@
 
 Two processes, as between two nodes: this one pulls, the other gives. Beside it in the same run: the same bytes over one
 bare TLS connection, thrown away; the same bytes over HTTPS by aiohttp on both sides, thrown away; and the bytes hashed
-twice and written to disk with no network at all.
+twice and written to disk with no network at all. How long the loop of the pulling process is late for a timer, at full
+speed and with nothing to do, says what a pull costs the blocks and jobs of a node.
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -13,6 +15,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -43,6 +46,7 @@ TARGET_MB_S = 200
 GENESIS = Hash(b"g" * 32)
 GIVER, PULLER = NodeIdentity(b"g" * 32), NodeIdentity(b"p" * 32)
 BLOCK_BYTES = 256 * 1024
+TICK_S, IDLE_S = 0.002, 1.0
 
 
 def measure(quick: bool) -> Report:
@@ -56,17 +60,21 @@ def measure(quick: bool) -> Report:
         file = store.file_path(store.manifest(model.hex()).files[0])
         speeds: dict[str, list[float]] = {"pull": [], "tls": [], "https": [], "disk": []}
         processor: list[float] = []
+        late: list[float] = []
         for turn in range(ROUNDS):
             if turn:
                 os.sync()  # what a round before has left to write is not this round's
             before = time.process_time()
-            speeds["pull"].append(size / 1e6 / _pull(folder, store, model))
+            speeds["pull"].append(size / 1e6 / _pull(folder, store, model, late))
             processor.append((time.process_time() - before) / (size / 1e9))
             speeds["tls"].append(size / 1e6 / _bare_tls(file, size))
             speeds["https"].append(size / 1e6 / _bare_https(file, size))
             speeds["disk"].append(size / 1e6 / _hash_and_write(folder, file))
+        idle = asyncio.run(_idle_delays())
     finally:
         shutil.rmtree(folder)
+    report.latencies("pieces.pull.loop_delay", late)
+    report.latencies("pieces.idle.loop_delay", idle, baseline=True)
     report.add("pieces.pull.rate/statistic=median", median(speeds["pull"]), "MB/s")
     report.add("pieces.pull.rate/statistic=best", max(speeds["pull"]), "MB/s")
     report.add("pieces.pull.processor/side=puller", median(processor), "s/GB")
@@ -108,12 +116,12 @@ def _with_other(other: Callable[[Connection], None], work: Callable[[str], T]) -
 # The pull
 
 
-def _pull(folder: Path, store: ModelStore, model: ModelId) -> float:
-    """Seconds from the first question to the model in place."""
+def _pull(folder: Path, store: ModelStore, model: ModelId, late: list[float]) -> float:
+    """Seconds from the first question to the model in place; how late timers were meanwhile."""
     target = folder / "pulled"
     try:
         return _with_other(
-            lambda there: asyncio.run(_give(store, there)), lambda at: asyncio.run(_take(target, model, at))
+            partial(_run_giver, store), lambda endpoint: asyncio.run(_take(target, model, endpoint, late))
         )
     finally:
         shutil.rmtree(target, ignore_errors=True)
@@ -141,13 +149,33 @@ async def _give(store: ModelStore, there: Connection) -> None:
         await asyncio.to_thread(there.recv)
 
 
-async def _take(target: Path, model: ModelId, endpoint: str) -> float:
+async def _tick(late: list[float]) -> None:
+    """Note how late each of many short timers is. Runs until cancelled."""
+    while True:
+        due = time.perf_counter() + TICK_S
+        await asyncio.sleep(TICK_S)
+        late.append(time.perf_counter() - due)
+
+
+async def _idle_delays() -> list[float]:
+    late: list[float] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(IDLE_S):
+            await _tick(late)
+    return late
+
+
+async def _take(target: Path, model: ModelId, endpoint: str, late: list[float]) -> float:
     asking = Asking(identity=PULLER, genesis_hash=GENESIS, loopback_only=True)
     source = SourceAddress(GIVER.node_id, (endpoint,))
     store = ModelStore(target)
     began = time.perf_counter()
-    await ModelPull(model, store, asking, lambda: [source], PullSettings()).run()
-    return time.perf_counter() - began
+    async with asyncio.TaskGroup() as group:
+        ticking = group.create_task(_tick(late))
+        await ModelPull(model, store, asking, lambda: [source], PullSettings()).run()
+        took = time.perf_counter() - began
+        ticking.cancel()
+    return took
 
 
 # The bare parts

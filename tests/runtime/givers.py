@@ -21,7 +21,7 @@ from protocol.messages.peers import PROTOCOL_VERSION, Hello
 from protocol.primitives.units import Height, ModelId, NodeId
 from tests.transport.network import BRISK, GENESIS, QUICK, identity_of, record_of
 
-TIMES = PieceTimes(handshake_ms=3_000, message_ms=1_000, silence_ms=800, piece_ms=3_000, idle_ms=3_000)
+TIMES = PieceTimes(handshake_ms=3_000, message_ms=1_000, silence_ms=2_000, piece_ms=6_000, idle_ms=6_000)
 PIECES = 6
 
 

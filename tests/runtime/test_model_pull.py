@@ -53,7 +53,7 @@ class Stalling:
         self.close = inner.close
 
     def piece(self, file: int, piece: int) -> tuple[int, int, int]:
-        threading.Event().wait(3)
+        threading.Event().wait(4)
         raise NotShared("too late")
 
 
