@@ -1,5 +1,6 @@
 """A provider is killed mid-stream: another one goes on, and whoever reads sees neither a gap nor a repeat."""
 
+import json
 import random
 import string
 import time
@@ -88,7 +89,7 @@ class Echoed:
         return 1000 * (self.resumed_at - self.killed_at)
 
 
-def test_provider_killed_mid_stream_leaves_no_gap_and_no_repeat(echoing: Network) -> None:
+def test_provider_killed_mid_stream_leaves_no_gap_and_no_repeat(echoing: Network, tmp_path: Path) -> None:
     echoing.mercat("run", "echo", "a link and a channel to each provider")
     echoed = Echoed(echoing, 1)
     echoed.check(echoing)
@@ -101,6 +102,23 @@ def test_provider_killed_mid_stream_leaves_no_gap_and_no_repeat(echoing: Network
     assert sold.amount <= bought.amount <= sold.amount + OUTPUT_UNIT * 256
     wait_until(lambda: echoing.slots_free(killed) == (2, 2), "the returned provider holds no slot")
     assert echoing.is_conserved()
+    _check_receipt(echoing, echoed, tmp_path / "receipt.json")
+
+
+def _check_receipt(network: Network, echoed: Echoed, path: Path) -> None:
+    """The receipt shows offline what both providers delivered and were paid, and a part can't be exchanged."""
+    first, second = (str(event.facts["job"]) for event in echoed.agreed)
+    content = network.mercat("job", "receipt", second, "--settle").json
+    path.write_text(json.dumps(content))
+    report = network.mercat("verify", str(path), "--genesis", str(network.genesis), "--settled", "--json").json
+    assert report["holds"], report
+    earlier = network.jobs("buyer-1")[first]
+    [said] = [check["detail"] for check in report["checks"] if check["name"] == "earlier_work"]
+    assert said.startswith(f"goes on behind {echoed.before} units of job {first}")
+    assert said.endswith(f"{earlier.amount} base units paid to 1 earlier provider")
+    path.write_text(json.dumps({**content, "earlier": [{**content["earlier"][0], "chunk": content["receipt"]}]}))
+    refused = network.mercat("verify", str(path), "--genesis", str(network.genesis), "--json", expect=1).json
+    assert refused["failed"] == "earlier_work"
 
 
 @pytest.mark.long
