@@ -21,6 +21,10 @@ ANSWER_BURST = 16
 ANSWER_INTERVAL_MS = 100
 """Bids of one account that are answered: sixteen at once and ten a second."""
 
+DIAL_BURST = 16
+DIAL_INTERVAL_MS = 1_000
+"""Buyers' nodes that are dialed to be told a quote: a bid may name any address, and nodes to dial are few."""
+
 ACCOUNTS_MAX = 1024
 """Accounts whose allowances are remembered."""
 
@@ -94,6 +98,7 @@ class QuotesHeld:
         self._by_id: dict[MessageId, HeldQuote] = {}
         self._holds = _Allowances(HOLD_BURST, HOLD_INTERVAL_MS)
         self._answers = _Allowances(ANSWER_BURST, ANSWER_INTERVAL_MS)
+        self._dials = _Allowances(DIAL_BURST, DIAL_INTERVAL_MS)
 
     def __len__(self) -> int:
         return len(self._by_bid)
@@ -105,6 +110,10 @@ class QuotesHeld:
     def may_answer(self, account: AccountId, now: Now) -> bool:
         """Whether one more bid of an account is answered."""
         return self._answers.take(account, now.monotonic_ms)
+
+    def may_dial(self, own: AccountId, now: Now) -> bool:
+        """Whether one more buyer's node is dialed; the allowance is one for all."""
+        return self._dials.take(own, now.monotonic_ms)
 
     def may_hold(self, account: AccountId, slots_free: int, now: Now) -> bool:
         """Whether a slot may wait for an account: one at a time, a part of all slots, and not again and again."""

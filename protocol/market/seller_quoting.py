@@ -125,7 +125,12 @@ class Quoting:
         if core.quotes.full():
             return "too many quotes are open"
         # [rate] not too often for one account
-        return "" if core.quotes.may_answer(buyer, now) else "too many bids of this account"
+        if not core.quotes.may_answer(buyer, now):
+            return "too many bids of this account"
+        # [reach] its node is linked, or one more may be dialed
+        assert bid.auction is not None
+        reached = bid.auction.node in self._linked or core.quotes.may_dial(core.own, now)
+        return "" if reached else "too many nodes are dialed"
 
     def prices(self, served: ModelOffer, slots_free: int) -> Prices:
         """What is asked now: less, the more slots are free, but never less than the floors nor more than is posted."""

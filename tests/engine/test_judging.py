@@ -2,14 +2,21 @@
 
 import pytest
 
-from protocol.engine.judging import BALLOTS_PER_AUTHORITY_MAX, BID_LIFETIME_MS_MAX, BIDS_PER_ACCOUNT_MAX, Judge
+from protocol.engine.judging import (
+    BALLOTS_PER_AUTHORITY_MAX,
+    BID_LIFETIME_MS_MAX,
+    BIDS_PER_ACCOUNT_MAX,
+    Judge,
+    relayed_until,
+)
 from protocol.engine.ledger_facts import LedgerFacts
 from protocol.gossip.verdicts import ACCEPTED, Judgement
 from protocol.market.order_book import OrderBook
 from protocol.messages.consensus import VoteBody
+from protocol.messages.effects import Now
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Bid
+from protocol.messages.market import AuctionTerms, Bid
 from protocol.primitives.units import Amount, BlockHash, Hash, Height, ModelId, NodeId, TimestampMs, View, WorkUnits
 from tests.engine.test_hostile_input import at, make_engine
 from tests.ledger.world import START_MS, Ledger, sealed
@@ -25,10 +32,20 @@ class Bench:
         self.replica = make_engine("follower").replica
         self.judge = Judge(self.replica, OrderBook(), LedgerFacts(self.replica.state))
 
-    def rule(self, name: str, number: int, ceiling: int, expires_in_ms: int = 60_000, time_ms: int = 0) -> Judgement:
+    def rule(
+        self,
+        name: str,
+        number: int,
+        ceiling: int,
+        expires_in_ms: int = 60_000,
+        time_ms: int = 0,
+        auction: AuctionTerms | None = None,
+    ) -> Judgement:
         expires_at = TimestampMs(START_MS + time_ms + expires_in_ms)
         unique = Hash(number.to_bytes(32, "big"))
-        bid = Bid(ModelId(bytes(32)), WorkUnits(1), WorkUnits(1), Amount(ceiling), expires_at, "none", 1, unique)
+        bid = Bid(
+            ModelId(bytes(32)), WorkUnits(1), WorkUnits(1), Amount(ceiling), expires_at, "none", 1, unique, auction
+        )
         received = sealed(self.replica.state.genesis_hash, name, MessageKind.BID, bid)
         envelope, payload = open_envelope(received)
         return self.judge.judge(PEER, envelope, payload, received, at(time_ms)).judgement
@@ -56,6 +73,20 @@ def test_an_account_has_so_many_live_bids_and_no_more() -> None:
         assert bench.rule("alice", number, 500) is ACCEPTED
     assert bench.rule("alice", 99, 500) is not ACCEPTED
     assert bench.rule("alice", 100, 500, time_ms=60_000) is ACCEPTED
+
+
+def test_an_auctions_bid_counts_and_travels_while_its_windows_last_and_no_longer() -> None:
+    bench = Bench()
+    windows = AuctionTerms(PEER, (), 200, 200)
+    for number in range(BIDS_PER_ACCOUNT_MAX):
+        assert bench.rule("alice", number, 500, auction=windows) is ACCEPTED
+    assert bench.rule("alice", 99, 500, time_ms=399, auction=windows).reason == "too many bids of this account are live"
+    assert bench.rule("alice", 100, 500, time_ms=400, auction=windows) is ACCEPTED
+    unique = Hash(bytes(32))
+    bid = Bid(ModelId(bytes(32)), WorkUnits(1), WorkUnits(1), Amount(1), TimestampMs(10**6), "none", 1, unique, windows)
+    now = at(0)
+    assert relayed_until(bid, Now(now.monotonic_ms, TimestampMs(5_000))) == 5_400
+    assert relayed_until(bid, Now(now.monotonic_ms, TimestampMs(10**6 - 100))) == 10**6
 
 
 def test_a_bid_that_would_live_for_ever_is_ignored() -> None:

@@ -15,19 +15,22 @@ from protocol.market.events import (
 )
 from protocol.market.order_book import LiveOffer
 from protocol.market.policies import QuotePolicy
-from protocol.messages.effects import Now
-from protocol.messages.market import Agreement, FaultKind, Offer, Prices, Quote, QuoteSeal
-from protocol.primitives.limits import AUCTION_SEALS_MAX
+from protocol.market.quotes_held import DIAL_BURST
+from protocol.messages.effects import Dial, Now
+from protocol.messages.market import Agreement, AuctionTerms, Bid, FaultKind, Offer, Prices, Quote, QuoteSeal
+from protocol.primitives.limits import AUCTION_SEALS_MAX, QUOTES_HELD_MAX
 from protocol.primitives.units import (
     AccountId,
     Amount,
     DurationMs,
     Hash,
     MessageId,
+    ModelId,
     MonotonicMs,
     NodeId,
     SequenceNumber,
     TimestampMs,
+    WorkUnits,
 )
 from protocol.settlement.pricing import amount_due
 from tests.market.auction_town import AUCTION_MS, WINDOW_MS, AuctionTown
@@ -354,3 +357,67 @@ def test_states_of_a_request_say_what_its_auction_brought() -> None:
         ("auctioning", "bid is told to all providers"),
         ("choosing", "auction is over: 2 sealed, 2 revealed"),
     ]
+
+
+# Whom a provider answers
+
+
+WISH = Bid(
+    MODEL, WorkUnits(10), WorkUnits(40), Amount(1_000_000), TimestampMs(2**40), "none", 1, Hash(b"u" * 32),
+    AuctionTerms(NodeId(b"x" * 32), ("10.0.0.1:9",), 200, 200),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bid", "policy", "reason"),
+    [
+        (WISH, QuotePolicy(), ""),
+        (WISH, QuotePolicy(answer=False), "auctions are not answered here"),
+        (replace(WISH, model=ModelId(b"?" * 32)), QuotePolicy(), "model not served"),
+        (replace(WISH, input_units_max=WorkUnits(1_001)), QuotePolicy(), "larger than is served here"),
+        (replace(WISH, output_units_max=WorkUnits(1_001)), QuotePolicy(), "larger than is served here"),
+        (replace(WISH, verification="replay"), QuotePolicy(), "verification is not offered here"),
+        (replace(WISH, price_ceiling=Amount(2_199)), QuotePolicy(), "price above ceiling"),
+        (replace(WISH, price_ceiling=Amount(2_199)), QuotePolicy(discount_permille=100), ""),
+    ],
+)
+def test_each_reason_for_a_providers_silence_is_given(bid: Bid, policy: QuotePolicy, reason: str) -> None:
+    town = AuctionTown((0,), (policy,))
+    quoting = town.seller.seller._quoting
+    assert quoting.why_silent(BID, bid, town.buyer.account, town.now) == reason
+
+
+def test_a_provider_answers_neither_itself_nor_twice_nor_without_room() -> None:
+    town = AuctionTown((0,), slots=1)
+    quoting = town.seller.seller._quoting
+    assert quoting.why_silent(BID, WISH, town.seller.account, town.now) == "own bid"
+    assert quoting.heard(BID, WISH, town.buyer.account, town.now)
+    assert quoting.why_silent(BID, WISH, town.buyer.account, town.now) == "answered already"
+    assert quoting.why_silent(MessageId(b"2" * 32), WISH, town.buyer.account, town.now) == "no free slots"
+
+
+def test_bids_that_name_ever_other_addresses_are_dialed_only_so_often() -> None:
+    town = AuctionTown((0,), slots=64)
+    quoting = town.seller.seller._quoting
+    dialed = 0
+    for number in range(200):
+        assert WISH.auction is not None
+        auction = replace(WISH.auction, node=NodeId(identity(f"nobody {number}")))
+        heard = quoting.heard(
+            MessageId(identity(f"bid {number}")),
+            replace(WISH, auction=auction),
+            AccountId(identity(f"rich {number}")),
+            town.now,
+        )
+        dialed += sum(isinstance(effect, Dial) for effect in heard)
+    assert dialed == DIAL_BURST
+
+
+def test_quotes_that_bind_are_bounded_whoever_asks() -> None:
+    town = AuctionTown((0,), slots=1_000)
+    quoting = town.seller.seller._quoting
+    for number in range(QUOTES_HELD_MAX + 50):
+        bid = MessageId(identity(f"bid {number}"))
+        quoting._linked[NodeId(b"x" * 32)] = None
+        quoting.heard(bid, WISH, AccountId(identity(f"rich {number}")), town.now)
+    assert len(town.seller.seller._core.quotes) == QUOTES_HELD_MAX
