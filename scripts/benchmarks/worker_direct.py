@@ -21,10 +21,11 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came of it: in all, and until the first token of the first prompt."""
+    """What came of it: in all, and until the first token of the first prompt. Processor time is of all processes."""
 
     seconds: float
     first_seconds: float
+    processor_seconds: float
     tokens: int
     text: str
 
@@ -40,7 +41,7 @@ def _read(llama: Llama, prompt: list[int]) -> int:
 
 def _answer(llama: Llama, ask: Ask) -> Answer:
     (prompt,) = ask.prompts
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     tokens = llama.tokenize(prompt, markers=True, limit=llama.context_tokens)
     place, token = len(tokens), _read(llama, tokens)
     first = time.perf_counter() - started
@@ -53,7 +54,7 @@ def _answer(llama: Llama, ask: Ask) -> Answer:
     text = b"".join(map(llama.text_of, said)).decode("utf-8", "replace")
     seconds = time.perf_counter() - started
     llama.keep(0, 0)
-    return Answer(seconds, first, len(said), text)
+    return Answer(seconds, first, time.process_time() - used, len(said), text)
 
 
 def main() -> None:

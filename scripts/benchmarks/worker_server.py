@@ -40,10 +40,11 @@ def _complete(server: xllamacpp.Server, prompt: str, tokens: int) -> tuple[int, 
 
 
 def _answer(server: xllamacpp.Server, pool: ThreadPoolExecutor, ask: Ask) -> Answer:
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     answers = list(pool.map(lambda prompt: _complete(server, prompt, ask.tokens), ask.prompts))
     seconds = time.perf_counter() - started
-    return Answer(seconds, 0.0, sum(count for count, _ in answers), answers[0][1])
+    used = time.process_time() - used
+    return Answer(seconds, 0.0, used, sum(count for count, _ in answers), answers[0][1])
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from scripts.benchmarks.worker_direct import Answer, Ask
 MODEL = "smollm2-135m"
 STREAMS = 8
 TOKENS = 96
+TOKENS_TOGETHER = 40
 CHUNK_UNITS = 8
 CANCELS = 24
 DEADLINE_S = 120.0
@@ -49,7 +50,7 @@ class _Side:
 
     async def answer(self, prompt: str, tokens: int, chunk_units: int = CHUNK_UNITS) -> Answer:
         """One job, pulled to its end."""
-        started = time.perf_counter()
+        started, used = time.perf_counter(), self.processor_seconds()
         job = await self.open(prompt, tokens, chunk_units)
         await job.prefill()
         chunk = await job.next_chunk()
@@ -58,7 +59,12 @@ class _Side:
             chunk = await job.next_chunk()
             text, count = text + chunk.payload, count + chunk.units
         ended = int(chunk.finish == "stop")  # an end token is a unit, and no text
-        return Answer(time.perf_counter() - started, first, count - ended, text.decode())
+        seconds = time.perf_counter() - started
+        return Answer(seconds, first, self.processor_seconds() - used, count - ended, text.decode())
+
+    def processor_seconds(self) -> float:
+        """What the worker and this process, which is its node, have used."""
+        return self._supervisor.usage(self._model_id).cpu_ms / 1000 + time.process_time()
 
 
 async def _asked(other: Spoken, prompts: list[str], tokens: int) -> Answer:
@@ -69,7 +75,7 @@ async def _asked(other: Spoken, prompts: list[str], tokens: int) -> Answer:
 async def _one_stream(side: _Side, direct: Spoken, report: Report, quick: bool) -> None:
     """Whole answers of one stream, and the first tokens of answers, each side first in turn."""
     tokens = 4 if quick else TOKENS
-    rates: list[tuple[float, float]] = []
+    answers: list[tuple[Answer, Answer]] = []
     first: list[tuple[float, float]] = []
     for number in range(-1, PAIRS):
         prompt = _prompt(number)
@@ -80,14 +86,12 @@ async def _one_stream(side: _Side, direct: Spoken, report: Report, quick: bool) 
             theirs, ours = await sides[1](), await sides[0]()
         assert (ours.text, ours.tokens) == (theirs.text, theirs.tokens), "the two sides did not do the same work"
         if number >= 0:
-            rates.append((ours.tokens / ours.seconds, theirs.tokens / theirs.seconds))
+            answers.append((ours, theirs))
     for number in range(2 if quick else 2 * PAIRS):
         ours = await side.answer(_prompt(number), 1, 1)
         theirs = await _asked(direct, [_prompt(number)], 1)
         first.append((ours.first_seconds, theirs.first_seconds))
-    report.ratio("worker.gguf_to_runtime/streams=1", *zip(*rates, strict=True))
-    report.add("worker.gguf.tokens_per_second/streams=1", percentile([rate for rate, _ in rates], 50), "tokens/s")
-    report.baseline("runtime.gguf.tokens_per_second/streams=1", percentile([rate for _, rate in rates], 50), "tokens/s")
+    _add_rates(report, "runtime", answers)
     over = percentile([ours - theirs for ours, theirs in first], 50)
     report.add("worker.gguf.first_token_overhead.p50", max(0.0, over) * 1000, "ms")
     report.baseline("runtime.gguf.first_token.p50", percentile([theirs for _, theirs in first], 50) * 1000, "ms")
@@ -97,8 +101,8 @@ async def _one_stream(side: _Side, direct: Spoken, report: Report, quick: bool) 
 
 async def _many_streams(side: _Side, server: Spoken, report: Report, quick: bool) -> None:
     """Eight answers at once, here and by the runtime's own server."""
-    tokens = 1 if quick else TOKENS
-    rates: list[tuple[float, float]] = []
+    tokens = 1 if quick else TOKENS_TOGETHER
+    answers: list[tuple[Answer, Answer]] = []
     for number in range(-1, PAIRS):
         prompts = [_prompt(number + stream) for stream in range(STREAMS)]
         if number % 2:
@@ -108,21 +112,29 @@ async def _many_streams(side: _Side, server: Spoken, report: Report, quick: bool
             theirs = await _asked(server, prompts, tokens)
             ours = await _together(side, prompts, tokens)
         if number >= 0:
-            rates.append((ours.tokens / ours.seconds, theirs.tokens / theirs.seconds))
-    report.ratio(f"worker.gguf_to_server/streams={STREAMS}", *zip(*rates, strict=True))
-    report.add(
-        f"worker.gguf.tokens_per_second/streams={STREAMS}", percentile([ours for ours, _ in rates], 50), "tokens/s"
-    )
-    report.baseline(
-        f"server.gguf.tokens_per_second/streams={STREAMS}", percentile([theirs for _, theirs in rates], 50), "tokens/s"
-    )
+            answers.append((ours, theirs))
+    _add_rates(report, "server", answers)
     report.target(f"worker.gguf_to_server/streams={STREAMS}", ">=", 0.9)
 
 
 async def _together(side: _Side, prompts: list[str], tokens: int) -> Answer:
-    started = time.perf_counter()
+    started, used = time.perf_counter(), side.processor_seconds()
     answers = await asyncio.gather(*(side.answer(prompt, tokens) for prompt in prompts))
-    return Answer(time.perf_counter() - started, 0.0, sum(answer.tokens for answer in answers), answers[0].text)
+    seconds, used = time.perf_counter() - started, side.processor_seconds() - used
+    return Answer(seconds, 0.0, used, sum(answer.tokens for answer in answers), answers[0].text)
+
+
+def _add_rates(report: Report, other: str, answers: list[tuple[Answer, Answer]]) -> None:
+    """Tokens a second on both sides, by the clock and by processor time, which another's work disturbs less."""
+    streams = f"streams={1 if other == 'runtime' else STREAMS}"
+    ours, theirs = ([answer.tokens / answer.seconds for answer in side] for side in zip(*answers, strict=True))
+    report.ratio(f"worker.gguf_to_{other}/{streams}", ours, theirs)
+    report.add(f"worker.gguf.tokens_per_second/{streams}", percentile(ours, 50), "tokens/s")
+    report.baseline(f"{other}.gguf.tokens_per_second/{streams}", percentile(theirs, 50), "tokens/s")
+    ours, theirs = (
+        [answer.tokens / answer.processor_seconds for answer in side] for side in zip(*answers, strict=True)
+    )
+    report.ratio(f"worker.gguf_to_{other}.by_processor_time/{streams}", ours, theirs)
 
 
 async def _cancels(side: _Side, report: Report, quick: bool) -> None:
