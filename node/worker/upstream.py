@@ -111,7 +111,8 @@ class UpstreamServer:
             headers["Authorization"] = f"Bearer {read_key(address.key_file)}"
         self._base = address.url.rstrip("/")
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            # A connection for each request: one kept idle may be closed by the server just as it is used again.
+            connector=aiohttp.TCPConnector(limit=connections, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None, connect=PROBE_S),
