@@ -89,6 +89,8 @@ class MarketOutcome:
     """Agreements that went on behind another provider's output."""
     auctioned: int
     """Agreements at the price of a sealed quote."""
+    reported: int
+    """Failures that buyers put on the ledger."""
     faults: dict[str, int]
 
 
@@ -259,6 +261,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.cancelled,
         checkers.continued,
         checkers.auctioned,
+        checkers.reported,
         dict(sorted(world.around.strikes.items())),
     )
 
@@ -279,4 +282,7 @@ def _run(world: MarketWorld) -> None:
     for node in world.nodes:
         node.disk.sync()
     first = world.nodes[0].disk
+    participant = world.nodes[0].participant
+    assert participant is not None
+    world.market_checkers.check_records(participant.state.tracks())
     world.market_checkers.check_redeemed(first.blocks.values(), [provider.disk for provider in world.providers])

@@ -15,13 +15,14 @@ from node.simulation.disk import SimulatedDisk
 from protocol.ledger.blocks import decode_block
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.signatures import open_transaction
+from protocol.ledger.track_rows import Role, Track, TrackId
 from protocol.market.events import JobCancelled, JobFailed, JobFinished, JobPrefilled, JobText
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Agreement, Chunk, Quote, Voucher
+from protocol.messages.market import Agreement, Chunk, Failure, FaultKind, Quote, Voucher
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import Amount, ChannelId, Hash, MessageId
@@ -53,6 +54,10 @@ class MarketCheckers:
         self._requests: dict[Hash, _Requested] = {}
         self.continued = 0
         """Jobs that went on behind another provider's output."""
+        self._given_up: dict[MessageId, None] = {}
+        """Jobs that their provider has said it failed."""
+        self.reported = 0
+        """Failures on the ledger in the end."""
         self._quotes: dict[MessageId, Quote] = {}
         self.auctioned = 0
         """Agreements at the price of a quote."""
@@ -73,6 +78,10 @@ class MarketCheckers:
                 self._quotes[message_id(kind, account, payload)] = decode(payload, Quote)
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
+            case MessageKind.FAILURE:
+                failure = decode(payload, Failure)
+                if failure.fault is FaultKind.PROVIDER:
+                    self._given_up[failure.job] = None
             case _:
                 pass
 
@@ -88,6 +97,19 @@ class MarketCheckers:
     def on_send(self, chunk: Chunk, disk: SimulatedDisk) -> None:
         """A chunk leaves its provider; it may have been signed while the voucher before it went to disk."""
         self._on_chunk(chunk, disk)
+
+    def check_records(self, tracks: Iterable[tuple[TrackId, Track]]) -> None:
+        """What the ledger says of buyers is what it says of providers, and no failure stands that nobody admitted."""
+        sums = {role: [0, 0, 0] for role in Role}
+        for identity, track in tracks:
+            for place, figure in enumerate((track.jobs, track.volume, track.failures)):
+                sums[Role(identity[0])][place] += figure
+            for reported in track.reported:
+                if reported.job not in self._given_up:
+                    raise Violation("a failure was reported that its provider never signed")
+        if sums[Role.BUYER] != sums[Role.PROVIDER]:
+            raise Violation(f"track records differ: buyers' {sums[Role.BUYER]}, providers' {sums[Role.PROVIDER]}")
+        self.reported = sums[Role.PROVIDER][2]
 
     def on_event(self, name: str, event: Message) -> None:
         """Somebody was told how a job ended."""

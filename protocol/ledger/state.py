@@ -345,7 +345,7 @@ class LedgerState:
         for account_id, account in self._accounts.items():
             yield _existing(account_row(account_id, account))
         yield from others
-        for identity, track in self._tracks.items():
+        for identity, track in self.tracks():
             yield _existing(track_row(identity, track))
 
     def _other_rows(self) -> Iterator[Row]:
@@ -402,6 +402,10 @@ class LedgerState:
     def channels(self) -> Iterator[tuple[ChannelId, Channel]]:
         """All open channels, in no promised order."""
         yield from self._channels.items()
+
+    def tracks(self) -> Iterator[tuple[TrackId, Track]]:
+        """All track records, in the order of their ids."""
+        yield from self._tracks.items()
 
     def apply(self, execution: Execution) -> tuple[StoredChange, ...]:
         """Make an executed block the new tip; all or nothing. Cheap, unless the block is a checkpoint.

@@ -1,5 +1,7 @@
 """A whole market under crashes, partitions, failing workers and impatient buyers, from seeds."""
 
+from typing import Any
+
 import pytest
 
 from node.simulation import market_node
@@ -7,13 +9,17 @@ from node.simulation.disk import Durable, SimulatedDisk
 from node.simulation.market import MarketOptions, run_market_seed
 from node.simulation.profiles import PROFILES
 from node.simulation.run import SimulationFailed
+from protocol.ledger import channels
+from protocol.ledger.track_rows import Role, track_id
+from protocol.ledger.view import Context, Overlay
 from protocol.messages.effects import Put, Table
+from protocol.primitives.units import AccountId
 
 SEEDS = range(10)
 
 
 def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
-    finished = failed = cancelled = continued = auctioned = 0
+    finished = failed = cancelled = continued = auctioned = reported = 0
     for seed in SEEDS:
         outcome = run_market_seed(seed)
         finished += outcome.finished
@@ -21,11 +27,13 @@ def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
         cancelled += outcome.cancelled
         continued += outcome.continued
         auctioned += outcome.auctioned
+        reported += outcome.reported
     assert finished > 90
     assert failed > 3, "faults must bite"
     assert cancelled > 3
     assert continued > 3, "providers must die mid-stream"
     assert auctioned > 10, "some jobs must be done at what their providers quoted"
+    assert reported > 3, "failures that cost something must reach the ledger"
 
 
 def test_without_faults_every_job_that_is_not_cancelled_finishes() -> None:
@@ -58,4 +66,17 @@ def test_a_provider_that_begins_anew_behind_anothers_output_is_caught(monkeypatc
     work = market_node._Work
     monkeypatch.setattr(market_node, "_Work", lambda body, prefix, units, most: work(body, 0, units, most))
     with pytest.raises(SimulationFailed, match=r"the text has a gap or a repeat before byte \d+"):
+        run_market_seed(0)
+
+
+def test_a_ledger_that_notes_a_settlement_with_one_side_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    settle = channels.settle
+
+    def for_providers(overlay: Overlay, context: Context, payer: AccountId, *others: Any) -> None:
+        before = overlay.track(track_id(Role.BUYER, payer))
+        settle(overlay, context, payer, *others)
+        overlay.tracks[track_id(Role.BUYER, payer)] = before
+
+    monkeypatch.setattr(channels, "settle", for_providers)
+    with pytest.raises(SimulationFailed, match="track records differ"):
         run_market_seed(0)
