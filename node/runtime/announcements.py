@@ -31,6 +31,7 @@ class Announcements:
     def __init__(self) -> None:
         self._streams: dict[Hash, EventStream] = {}
         self._log: EventLogger = event_logger("engine").bind()
+        self._tells_all = self._log.is_enabled_for(logging.DEBUG)
         self._second = 0
         self._lines = 0
 
@@ -53,7 +54,7 @@ class Announcements:
             if stream is not None:
                 stream.add(event)
         quiet = isinstance(event, _QUIET)
-        if quiet and not self._log.is_enabled_for(logging.DEBUG):
+        if quiet and not self._tells_all:
             return
         if isinstance(event, _PEERS_MAKE) and not self._has_room():
             return

@@ -36,7 +36,10 @@ class Door:
 
     def remember(self, check: SignatureCheck) -> None:
         """Note a check that is known to hold, such as one over our own signature."""
-        self._held[self._fingerprint(check)] = None
+        self._remember(self._fingerprint(check))
+
+    def _remember(self, fingerprint: bytes) -> None:
+        self._held[fingerprint] = None
         if len(self._held) > _REMEMBERED_MAX:
             for fingerprint in list(self._held)[: _REMEMBERED_MAX // 4]:
                 del self._held[fingerprint]
@@ -48,7 +51,9 @@ class Door:
 
     async def examine(self, checks: Sequence[SignatureCheck]) -> tuple[bool, int]:
         """Whether every signature holds, and how many had not been checked before."""
-        fresh = [check for check in checks if self._fingerprint(check) not in self._held]
+        named = [(self._fingerprint(check), check) for check in checks]
+        unknown = [(fingerprint, check) for fingerprint, check in named if fingerprint not in self._held]
+        fresh = [check for _, check in unknown]
         if len(fresh) <= INLINE_CHECKS_MAX:
             held = _all_hold(fresh)
         else:
@@ -59,6 +64,6 @@ class Door:
                 await asyncio.gather(*(loop.run_in_executor(self._executor, _all_hold, chunk) for chunk in chunks[1:]))
             )
         if held:
-            for check in fresh:
-                self.remember(check)
+            for fingerprint, _ in unknown:
+                self._remember(fingerprint)
         return held, len(fresh)

@@ -32,6 +32,7 @@ from protocol.engine.inputs import (
     TimerFired,
     Unexpected,
 )
+from protocol.engine.trade import BUYERS_KINDS, SELLERS_KINDS
 from protocol.engine.usefulness import DoorWork, Use
 from protocol.market.buyer_job import RequestInvalid
 from protocol.messages import effects as effect_types
@@ -48,6 +49,8 @@ _BLOCKS_BYTES_MAX = FRAME_BYTES_MAX // 2
 """Half a frame: leaves room for whatever is batched with it."""
 
 _BALLOTS = (MessageKind.VOTE, MessageKind.FINAL)
+_BETWEEN_TWO = frozenset((*BUYERS_KINDS, *SELLERS_KINDS))
+"""Statements that go to one peer and hardly ever come back, in a redemption or by gossip: checked again then."""
 
 
 class NodeHalted(Exception):
@@ -171,8 +174,9 @@ class EngineLoop:
     def signed(self, effect: SignAndSend, envelope: bytes) -> None:
         """An envelope of ours exists: send it where it should go and hand it back."""
         assert self._transport is not None
-        opened, _ = open_envelope(envelope)
-        self._door.remember(signature_check(self._genesis_hash, opened))
+        if effect.kind not in _BETWEEN_TWO:
+            opened, _ = open_envelope(envelope)
+            self._door.remember(signature_check(self._genesis_hash, opened))
         message: WireMessage = Ballot(envelope) if effect.kind in _BALLOTS else Direct(envelope)
         for peer in effect.to:
             self._transport.send(peer, message)
@@ -184,6 +188,14 @@ class EngineLoop:
         match effect:
             case effect_types.Send():
                 self._transport.send(effect.to, effect.message)
+            case effect_types.Notify():
+                self.announcements.tell(effect.event)
+            case effect_types.SetTimer():
+                self._timers.set(effect.key, effect.at)
+            case effect_types.CancelTimer():
+                self._timers.cancel(effect.key)
+            case effect_types.OpenWork() | effect_types.PullWork() | effect_types.CloseWork():
+                self._act_on_work(effect)
             case effect_types.SendBlocks():
                 if effect.to not in self._answering:
                     self._answering[effect.to] = None
@@ -199,20 +211,12 @@ class EngineLoop:
             ):
                 assert self.snapshots is not None
                 self._tasks.create_task(self.snapshots.act(effect, self._transport, self.feed, self._pay_for_bytes))
-            case effect_types.SetTimer():
-                self._timers.set(effect.key, effect.at)
-            case effect_types.CancelTimer():
-                self._timers.cancel(effect.key)
             case effect_types.Dial():
                 self._transport.dial(effect.node, effect.addresses, keep=effect.keep)
             case effect_types.Undial():
                 self._transport.forget(effect.node)
             case effect_types.Disconnect():
                 self._transport.disconnect(effect.peer, effect.reason, effect.ban_ms)
-            case effect_types.OpenWork() | effect_types.PullWork() | effect_types.CloseWork():
-                self._act_on_work(effect)
-            case effect_types.Notify():
-                self.announcements.tell(effect.event)
             case effect_types.Halt():
                 raise NodeHalted(effect.reason)
             case effect_types.Put() | effect_types.Delete() | effect_types.CommitBlock() | SignAndSend():

@@ -4,8 +4,8 @@ Law: no effect leaves the node before every durable effect ahead of it is on dis
 before the sign guard has committed its position. Writing earlier than asked is always safe, sending earlier never is:
 so a batch first commits all its durable effects, then reserves all its guard positions, then acts one by one.
 
-What can't outlive this process (timers, work) waits for no disk. Rows that nothing waits for are written a moment
-later, with others: an end of a job that only this node needs to know costs no commit of its own.
+What can't outlive this process (timers, work, signatures that are kept) waits for no disk. Rows that nothing waits for
+are written a moment later, with others: an end of a job that only this node needs to know costs no commit of its own.
 """
 
 import asyncio
@@ -57,8 +57,7 @@ they come so much later."""
 
 Durable = Put | Delete | CommitBlock
 _DURABLE = (Put, Delete, CommitBlock)
-_STAYS_HERE = (SetTimer, CancelTimer, OpenWork, PullWork, CloseWork)
-"""These end with the process: nobody outside can see that they came before a row."""
+_ENDS_WITH_US = (SetTimer, CancelTimer, OpenWork, PullWork, CloseWork)
 
 
 class Actor(Protocol):
@@ -107,12 +106,15 @@ class EffectExecutor:
 
     def submit(self, effects: Iterable[Effect]) -> None:
         """Carry effects out behind all earlier ones: at once as far as they wait for no disk, the others soon."""
+        here: list[Effect] = []
         for effect in effects:
-            if self._running and isinstance(effect, _STAYS_HERE):
-                self._attempt(effect)
+            if self._running and _stays_here(effect):
+                here.append(effect)
             else:
                 self._queue.append(effect)
                 self._urgent = self._urgent or not _may_wait(effect)
+        for effect in here:  # what a signature causes comes behind all that came with it
+            self._attempt(effect)
         if self._queue:
             self._idle.clear()
             self._proceed()
@@ -297,6 +299,13 @@ class EffectExecutor:
         loop = asyncio.get_running_loop()
         held = await loop.run_in_executor(self._threads, _reserve_each, self._guard, wanted)
         return {id(effect): payload for effect, payload in zip(guarded, held, strict=True)}
+
+
+def _stays_here(effect: Effect) -> bool:
+    """True if nobody outside can see that it came before a row: it ends with the process, or is signed and kept."""
+    if isinstance(effect, SignAndSend):
+        return effect.position is None and not effect.to
+    return isinstance(effect, _ENDS_WITH_US)
 
 
 def _needs_disk(effect: Effect) -> bool:

@@ -4,6 +4,7 @@ Law: nothing is signed but through ``Signer.sign``, and an authority's signature
 exactly those bytes for that position.
 """
 
+from nacl.bindings import crypto_sign, crypto_sign_BYTES
 from nacl.signing import SigningKey
 
 from node.keystore.keys import NodeKeys
@@ -18,10 +19,10 @@ class Signer:
 
     def __init__(self, keys: NodeKeys, genesis_hash: Hash) -> None:
         self._genesis_hash = genesis_hash
-        self._keys: dict[KeyRole, SigningKey | None] = {
-            KeyRole.NODE: keys.node,
-            KeyRole.ACCOUNT: keys.account,
-            KeyRole.AUTHORITY: keys.authority,
+        self._keys: dict[KeyRole, tuple[bytes, PublicKey] | None] = {
+            KeyRole.NODE: _parts(keys.node),
+            KeyRole.ACCOUNT: _parts(keys.account),
+            KeyRole.AUTHORITY: _parts(keys.authority) if keys.authority is not None else None,
         }
 
     def sign(self, kind: MessageKind, payload: bytes) -> bytes:
@@ -29,5 +30,12 @@ class Signer:
         key = self._keys[key_role(kind)]
         if key is None:
             raise LocalProtocolError(f"this node has no {key_role(kind).name.lower()} key to sign a {kind.name}")
-        signature = key.sign(signing_bytes(self._genesis_hash, kind, payload)).signature
-        return seal(kind, payload, PublicKey(bytes(key.verify_key)), signature)
+        secret, public = key
+        signature = crypto_sign(signing_bytes(self._genesis_hash, kind, payload), secret)[:crypto_sign_BYTES]
+        return seal(kind, payload, public, signature)
+
+
+def _parts(key: SigningKey) -> tuple[bytes, PublicKey]:
+    """The secret key as libsodium takes it, seed and public key, and the public key."""
+    public = PublicKey(bytes(key.verify_key))
+    return bytes(key) + public, public

@@ -95,6 +95,9 @@ class Turnstile:
         if purse.turn_us >= TURN_US:
             purse.turn_us = 0
             await asyncio.sleep(0)
+        # Debts only shrink with time: where there was none when last looked at, there is none.
+        if purse.bucket.parts >= 0 and self._strangers.bucket.parts >= 0:
+            return
         seconds = self._debt_seconds(purse)
         while seconds > 0:
             await asyncio.sleep(min(seconds, WAIT_SECONDS_MAX))

@@ -106,6 +106,7 @@ class WorkPump:
             output="tokens" if payload.output is OutputForm.TOKENS else "text",
             schema=payload.schema,
             logprobs=payload.logprobs,
+            pull_first=True,
         )
         job = await self._supervisor.serve(
             effect.model.hex(),

@@ -80,16 +80,23 @@ def only_own_cancellation() -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
+        _own_cancellation_or_error()
+        raise
+
+
+def _own_cancellation_or_error() -> None:
+    task = asyncio.current_task()
+    if task is not None and not task.cancelling():
         raise ConnectionError("another writer of the connection was cancelled") from None
 
 
 async def send_frame(socket: Socket, frame: bytes) -> None:
     """Send one frame; waits while the connection's buffer is full. Raises connection errors."""
-    with only_own_cancellation():
+    try:
         await socket.send_bytes(frame)
+    except asyncio.CancelledError:
+        _own_cancellation_or_error()
+        raise
 
 
 async def receive_frame(socket: Socket) -> tuple[tuple[WireMessage, ...], int]:
@@ -97,8 +104,11 @@ async def receive_frame(socket: Socket) -> tuple[tuple[WireMessage, ...], int]:
 
     Raises ``RemoteProtocolError`` on anything that is no frame, ``ConnectionError`` when the connection ends.
     """
-    with only_own_cancellation():
+    try:
         received = await socket.receive()
+    except asyncio.CancelledError:
+        _own_cancellation_or_error()
+        raise
     if received.type is WSMsgType.BINARY:
         messages = split_frame(received.data)
         if not messages:

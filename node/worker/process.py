@@ -71,6 +71,8 @@ class JobRequest:
     output: Literal["text", "tokens"] = "text"
     schema: str = ""
     logprobs: int = 0
+    pull_first: bool = False
+    """Pull the first piece with the job: it comes as soon as there is one and waits for `next_chunk` here."""
 
     def frame(self, tenant: str) -> dict[str, Value]:
         """The request as the child reads it."""
@@ -121,6 +123,9 @@ class WorkerJob:
         self._until = until
         self._input: asyncio.Future[Prefilled] = asyncio.get_running_loop().create_future()
         self._piece: asyncio.Future[WorkerChunk] | None = None
+        """What the worker may release."""
+        if request.pull_first:
+            self._piece = asyncio.get_running_loop().create_future()
         self._ended: WorkerError | None = None
         self._units = 0
         self._bytes = 0
@@ -332,7 +337,7 @@ class Worker:
             raise JobRefused(f"the request can't be passed on: {error}") from None
         self._next_number += 1
         job = self._jobs[number] = WorkerJob(self, number, job_id, request, until, tenant)
-        self._process.stdin.write(frame)
+        self._process.stdin.write(frame + encode(["grant", number]) if request.pull_first else frame)
         return job
 
     def send(self, frame: Value) -> None:

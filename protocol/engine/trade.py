@@ -16,7 +16,6 @@ from protocol.engine.witness import reports
 from protocol.ledger.tracks import report_fee
 from protocol.market.agreement import JobRequest, make_bid
 from protocol.market.buyer import Buyer
-from protocol.market.buyer_job import BuyerState
 from protocol.market.events import SlotsChanged
 from protocol.market.order_book import OrderBook
 from protocol.market.records import JobRecord
@@ -250,8 +249,7 @@ class Trade:
     def _tell_demand(self, request: JobRequest, now: Now) -> list[Effect]:
         """A request that waits for an offer is made known by gossip: providers see what is wanted. Others need no
         gossip, their bid goes straight to the provider."""
-        waiting = self.buyer.job(request.request)
-        if waiting is None or waiting.state != BuyerState.CHOOSING.value:
+        if not self.buyer.chooses(request.request):
             return []
         payload = encode(make_bid(request, now.wall_ms))
         self._demand[message_id(MessageKind.BID, self._account, payload)] = None

@@ -310,6 +310,11 @@ class Buyer:
         job = self._core.requests.get(request)
         return job.record(self._core.own) if job is not None else None
 
+    def chooses(self, request: Hash) -> bool:
+        """True while a request waits for an offer."""
+        job = self._core.requests.get(request)
+        return job is not None and job.state is BuyerState.CHOOSING
+
     @property
     def own(self) -> AccountId:
         """The account that buys."""

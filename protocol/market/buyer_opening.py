@@ -213,10 +213,10 @@ class Opening:
         behind = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
         entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{behind}", now)
         return [
-            *messages,  # a bid binds nobody: it travels while the promise goes to disk
             lane_put,
             core.put_record(job),
             Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
+            *messages,  # a bid binds nobody, but nobody looks at it before the agreement: they share a frame
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,

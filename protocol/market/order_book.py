@@ -19,7 +19,16 @@ from protocol.market.reputation import NEWCOMER_SCORE_MILLI, is_newcomer, score_
 from protocol.messages.effects import Now
 from protocol.messages.market import ModelOffer, Offer
 from protocol.primitives.errors import AmountOutOfRange
-from protocol.primitives.units import AccountId, Amount, MessageId, ModelId, MonotonicMs, TimestampMs, format_credits
+from protocol.primitives.units import (
+    AccountId,
+    Amount,
+    LedgerTimeMs,
+    MessageId,
+    ModelId,
+    MonotonicMs,
+    TimestampMs,
+    format_credits,
+)
 from protocol.settlement.pricing import amount_due
 
 OFFERS_MAX = 16_384
@@ -90,11 +99,15 @@ class OrderBook:
         self._gone: dict[AccountId, tuple[str, MonotonicMs]] = {}
         """Whose offer does not count any more, or never did, and why: the last of them."""
         self._ledger: LedgerView | None = None
+        self._standings: dict[AccountId, Standing] = {}
+        """Reputations that were asked for since the last block: each match asks for a few."""
+        self._standings_at: LedgerTimeMs | None = None
         self.paces = Paces()
 
     def judge_by(self, ledger: LedgerView) -> None:
         """Where reputations come from from now on. Each is read again whenever its offer is renewed."""
         self._ledger = ledger
+        self._standings_at = None
 
     def __len__(self) -> int:
         return len(self._offers)
@@ -151,8 +164,14 @@ class OrderBook:
         """A provider's reputation on the ledger."""
         if self._ledger is None:
             return _UNKNOWN
-        record, now = self._ledger.track_record(account), self._ledger.ledger_time()
-        return Standing(score_milli(record, now), is_newcomer(record, now))
+        now = self._ledger.ledger_time()
+        if now != self._standings_at:  # the next block's time is another, but for blocks of one millisecond
+            self._standings_at, self._standings = now, {}
+        standing = self._standings.get(account)
+        if standing is None:
+            record = self._ledger.track_record(account)
+            standing = self._standings[account] = Standing(score_milli(record, now), is_newcomer(record, now))
+        return standing
 
     def index_of(self, model: ModelId, weights: Weights) -> OfferIndex:
         """The offers of one model, arranged for buyers who weigh them so."""
