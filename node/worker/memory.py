@@ -18,6 +18,7 @@ MACHINE_SPARE_BYTES = 256 * MEBIBYTE  # the node itself, and everything else on 
 # What a runtime's packages and buffers take beside the model, as measured with some room.
 RUNTIME_BYTES = {"echo": 32 * MEBIBYTE, "gguf": 160 * MEBIBYTE, "onnx": 128 * MEBIBYTE, "wasm": 128 * MEBIBYTE}
 RUNTIME_BYTES_OTHER = 128 * MEBIBYTE
+TEXT_BYTES = 96 * MEBIBYTE  # a tokenizer's tables, and a run of 512 tokens through a small encoder
 ONNX_COPIES = 2  # weights are unpacked into memory, and once more while the graph is optimised
 
 
@@ -43,6 +44,8 @@ def need_of(store: ModelStore, manifest: Manifest, slots: int) -> MemoryNeed:
     """What a worker for this model will take with so many jobs at once."""
     size = manifest.size_bytes()
     runtime = RUNTIME_BYTES.get(manifest.runtime, RUNTIME_BYTES_OTHER)
+    if manifest.runtime == "onnx" and "tokenizer_file" in manifest.settings:
+        runtime += TEXT_BYTES
     model, beside = f"a model of {_mebibytes(size)}", f"{_mebibytes(runtime)} for its runtime"
     if manifest.runtime == "onnx":
         return MemoryNeed(size * ONNX_COPIES + runtime, size, f"{model} in {ONNX_COPIES} copies and {beside}")

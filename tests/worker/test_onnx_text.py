@@ -11,6 +11,7 @@ from node.worker.child.frames import Value
 from node.worker.child.onnx import OnnxRuntime
 from node.worker.child.runtime import TEXTS_MAX, LoadFailed, Piece, Prefilled, Refused, Rejected, Request
 from node.worker.errors import JobRefused
+from node.worker.memory import need_of
 from node.worker.models import ModelId, ModelStore
 from node.worker.runtimes import input_units_max
 from node.worker.supervisor import JobRequest, PooledJob, WorkerChunk, WorkerSupervisor
@@ -201,6 +202,13 @@ async def test_real_sentences_are_near_each_other_by_meaning_and_the_same_alone_
     assert math.isclose(near(0, 0), 1, abs_tol=1e-5)
     assert near(0, 1) > 0.6
     assert abs(near(0, 2)) < 0.15
+
+
+async def test_a_text_model_takes_no_more_memory_than_was_asked_for(store: ModelStore, minilm: ModelId) -> None:
+    need = need_of(store, store.manifest(minilm), 4)
+    async with WorkerSupervisor(store) as supervisor:
+        await run(supervisor, minilm, JobRequest("texts", json.dumps(["word " * 250] * 4).encode(), 1, 1))
+        assert 0 < supervisor.usage(minilm).memory_bytes < need.total_bytes + need.shared_bytes
 
 
 async def test_many_real_jobs_at_once_each_get_what_they_get_alone(store: ModelStore, minilm: ModelId) -> None:
