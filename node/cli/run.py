@@ -19,7 +19,7 @@ from node.cli.output import Output, Progress, credits_text, note, printable, sho
 from node.cli.replica_report import TOLD
 from node.cli.replica_report import told as in_words
 from node.runtime.control import ModelView, RunEvent, RunRequest
-from protocol.primitives.limits import JOB_INPUT_BYTES_MAX
+from protocol.primitives.limits import JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
 from protocol.primitives.units import Amount
 
 Fact = str | int | bool | None
@@ -199,6 +199,10 @@ def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
 @click.option("--seed", type=click.IntRange(min=0, max=2**63 - 1), default=0, show_default=True)
 @click.option("--temperature", type=click.FloatRange(min=0, max=10), default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
+@click.option(
+    "--schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON schema of the answer, a file."
+)
+@click.option("--logprobs", type=click.IntRange(0, LOGPROBS_MAX), help="JSON lines: each token, and so many others.")
 @timeout_option(120, "Seconds for the whole job.")
 @click.option("--receipt", type=click.Path(path_type=Path, dir_okay=False), help="Write the receipt file here.")
 @click.option("--settle", is_flag=True, help="Wait until the ledger has the receipt.")
@@ -218,6 +222,8 @@ def run(
     seed: int,
     temperature: float,
     stop: tuple[str, ...],
+    schema: Path | None,
+    logprobs: int | None,
     timeout: float,
     receipt: Path | None,
     settle: bool,
@@ -239,6 +245,9 @@ def run(
         seed=seed,
         temperature_milli=round(temperature * 1000),
         stop=stop,
+        output="text" if logprobs is None else "tokens",
+        schema=_schema(schema) if schema is not None else "",
+        logprobs=logprobs or 0,
         timeout_ms=round(timeout * 1000),
     )
     request = terms.on(request)
@@ -253,6 +262,15 @@ def run(
         _print_result(session.output, bytes(writer.collected), facts, receipt_file, told)
     if facts.get("finish") == "failed":
         raise CommandFailed("the program ended with an error; see its output", ExitCode.JOB_FAILED, "program_failed")
+
+
+def _schema(path: Path) -> str:
+    """A schema from a file. Raises ``CommandFailed``."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4 * SCHEMA_BYTES_MAX).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{path} can't be read as a schema: {error}", ExitCode.USAGE, "usage") from None
 
 
 def _stream(

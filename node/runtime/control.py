@@ -6,7 +6,7 @@ passes on.
 """
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -176,6 +176,12 @@ class RunRequest(View, frozen=True):
     seed: int = 0
     temperature_milli: int = 0
     stop: tuple[str, ...] = ()
+    output: Literal["text", "tokens"] = "text"
+    """``tokens``: JSON lines, one for each token, of models that write text."""
+    schema: str = ""
+    """A JSON schema that a complete answer must satisfy; empty: any text."""
+    logprobs: int = 0
+    """How many of the likeliest tokens are named beside each chosen one; for ``tokens``."""
     timeout_ms: int = 120_000
     provider: str = ""
     """Only this provider's account; empty: any."""

@@ -17,10 +17,10 @@ from node.runtime.requests import request_name
 from protocol.market.agreement import JobRequest
 from protocol.market.matching import Want
 from protocol.market.offer_search import Ranking, best_offer, quote
-from protocol.messages.market import JobPayload, ModelOffer
+from protocol.messages.market import JobPayload, ModelOffer, OutputForm
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 from protocol.primitives.codec import encode
-from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX
+from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
 from protocol.primitives.units import (
     AMOUNT_MAX,
     AccountId,
@@ -130,11 +130,10 @@ class Wish:
         self._check_somebody(served)
         input_units, output_units = self.limits(served)
         buyer = self._node.config.buyer
-        payload = JobPayload(asked.format, asked.body, asked.stop)
         return JobRequest(
             request=self.request,
             model=ModelId(served.model),
-            payload=encode(payload),
+            payload=encode(_payload(asked)),
             salt=Salt(os.urandom(32)),
             unique=Hash(os.urandom(32)),
             input_units_max=input_units,
@@ -225,3 +224,13 @@ def _means(wanted: str, served: ModelOffer) -> bool:
         return parse_address(AddressKind.MODEL, wanted) == served.model
     except AddressInvalid as error:
         raise ControlError("bad_address", str(error), 2) from None
+
+
+def _payload(asked: RunRequest) -> JobPayload:
+    """What goes to the provider's runtime. Raises ``ControlError`` for what no provider would take."""
+    if not 0 <= asked.logprobs <= LOGPROBS_MAX or (asked.logprobs and asked.output != "tokens"):
+        raise ControlError("bad_request", f"logprobs are 0 to {LOGPROBS_MAX}, and for output 'tokens' only", 2)
+    if len(asked.schema) > SCHEMA_BYTES_MAX:
+        raise ControlError("bad_request", f"a schema has at most {SCHEMA_BYTES_MAX} characters", 2)
+    output = OutputForm.TOKENS if asked.output == "tokens" else OutputForm.TEXT
+    return JobPayload(asked.format, asked.body, asked.stop, output=output, schema=asked.schema, logprobs=asked.logprobs)

@@ -42,6 +42,21 @@ def test_options_reach_the_node_in_its_units(mercat: Mercat, fake: FakeNode) -> 
     assert msgspec.msgpack.decode(request.body) == [["system", "be brief"], ["user", "hi"]]
 
 
+def test_schema_and_logprobs_reach_the_node(mercat: Mercat, fake: FakeNode, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type":"string"}')
+    assert mercat("run", "talker", "hi", "--schema", str(schema), "--logprobs", "3").code == 0
+    request = fake.requests.pop()
+    assert (request.schema, request.output, request.logprobs) == ('{"type":"string"}', "tokens", 3)
+    assert mercat("run", "talker", "hi").code == 0
+    plain = fake.requests.pop()
+    assert (plain.schema, plain.output, plain.logprobs) == ("", "text", 0)
+    schema.write_bytes(b"\xff")
+    ended = mercat("run", "talker", "hi", "--schema", str(schema))
+    assert (ended.code, fake.requests) == (2, [])
+    assert mercat("run", "talker", "hi", "--logprobs", "21").code == 2
+
+
 def test_prompt_comes_from_standard_input(mercat: Mercat, fake: FakeNode) -> None:
     for arguments in (("run", "talker"), ("run", "talker", "-")):
         assert mercat(*arguments, stdin="vom Rohr é".encode()).code == 0
