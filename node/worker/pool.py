@@ -26,8 +26,9 @@ from node.worker.errors import (
 from node.worker.fair_slots import FairSlots
 from node.worker.health import CRASHES, Health
 from node.worker.limits import WorkerLimits
-from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk, WorkerJob
+from node.worker.process import Prefilled, Worker, WorkerChunk, WorkerJob
 from node.worker.rate import Rate
+from node.worker.request import JobRequest
 
 PoolState = Literal["idle", "loading", "ready", "restarting", "quarantined"]
 INNOCENT_DEATHS: tuple[DeathReason, ...] = ("deadline", "cancelled")

@@ -40,6 +40,7 @@ from node.worker.frames import (
 )
 from node.worker.limits import INPUT_BYTES_MAX, MEBIBYTE, STDERR_BYTES_KEPT, WorkerLimits
 from node.worker.models import Manifest, ModelStore
+from node.worker.request import JobRequest
 from node.worker.runtimes import CHILD_SOURCE, NODE_DECIDES, child_binds, input_units_max, node_settings
 from node.worker.sandbox import seccomp
 from node.worker.sandbox.launch import launch
@@ -49,47 +50,6 @@ from node.worker.sandbox.running import SandboxedProcess, Usage
 GROUP_EXTRA_BYTES = 128 * MEBIBYTE  # the interpreter's own pages, beside private memory and the model
 DRAIN_PAUSE_S = 0.01  # after 64 KiB of what a worker prints: reading it must not keep the node busy
 Finish = Literal["stop", "length", "done", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """One job's input. For text models units are tokens, for echo bytes, for ONNX one run.
-
-    `payload`: a MessagePack list of [role, content] ("chat"), UTF-8 ("text"), bytes ("bytes") or a MessagePack map
-    of tensors ("tensors"). `prefix`: output that is there already, which counts as input. `output`, `schema` and
-    `logprobs` are for text models; a runtime that can't serve one of them refuses the job.
-    """
-
-    input_format: str
-    payload: bytes
-    max_output_units: int
-    chunk_units: int
-    seed: int = 0
-    temperature_milli: int = 0
-    stop: tuple[str, ...] = ()
-    prefix: bytes = b""
-    output: Literal["text", "tokens"] = "text"
-    schema: str = ""
-    logprobs: int = 0
-    pull_first: bool = False
-    """Pull the first piece with the job: it comes as soon as there is one and waits for `next_chunk` here."""
-
-    def frame(self, tenant: str) -> dict[str, Value]:
-        """The request as the child reads it."""
-        return {
-            "input_format": self.input_format,
-            "payload": self.payload,
-            "max_output_units": self.max_output_units,
-            "chunk_units": self.chunk_units,
-            "seed": self.seed,
-            "temperature_milli": self.temperature_milli,
-            "stop": [*self.stop],
-            "prefix": self.prefix,
-            "output": self.output,
-            "schema": self.schema,
-            "logprobs": self.logprobs,
-            "tenant": tenant,
-        }
 
 
 @dataclass(frozen=True, slots=True)

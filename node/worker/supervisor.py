@@ -19,7 +19,8 @@ from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.memory import MemoryNeed
 from node.worker.models import Fact, Manifest, ModelId, ModelStore
 from node.worker.pool import ModelPool, PooledJob, PoolView
-from node.worker.process import JobRequest, Prefilled, Worker, WorkerChunk
+from node.worker.process import Prefilled, Worker, WorkerChunk
+from node.worker.request import JobRequest
 from node.worker.runtimes import available_runtimes, runtime_build
 from node.worker.sandbox.facts import Check
 from node.worker.sandbox.probe import IsolationLevel, IsolationReport, probe

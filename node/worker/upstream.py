@@ -27,8 +27,8 @@ from node.worker.limits import WorkerLimits
 from node.worker.manifest_fields import HASH_PATTERN
 from node.worker.models import Manifest
 from node.worker.pool import PoolState, PoolView
-from node.worker.process import JobRequest
 from node.worker.rate import Rate
+from node.worker.request import JobRequest
 from node.worker.upstream_job import UpstreamJob, read_request
 from node.worker.upstream_stream import error_text, read_json
 

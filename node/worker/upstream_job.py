@@ -24,7 +24,8 @@ from node.worker.errors import (
     WorkerError,
 )
 from node.worker.limits import INPUT_BYTES_MAX, STOP_STRINGS_MAX, WorkerLimits
-from node.worker.process import JobRequest, Prefilled, WorkerChunk
+from node.worker.process import Prefilled, WorkerChunk
+from node.worker.request import JobRequest
 from node.worker.upstream_stream import EventReader, Meter, read_delta, tokens_of
 
 TEMPLATE_TOKENS = 64  # what a chat template may add to a prompt, and
