@@ -30,7 +30,7 @@ from protocol.market.reputation import (
     score,
 )
 from protocol.messages.market import FaultKind
-from protocol.primitives.addresses import AddressKind, format_address
+from protocol.primitives.addresses import AddressInvalid, AddressKind, begins_with, format_address, parse_address
 from protocol.primitives.units import AccountId, LedgerTimeMs, ModelId, format_credits
 from protocol.settlement.fading import faded
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from node.runtime.node import Node
 
 PREFIX_MIN = 4
-"""Letters of an address beyond ``mc1`` or ``mcnode1`` that a prefix needs."""
+WHOLE_LETTERS = 58
+"""Letters of an address beyond ``mc1`` or ``mcnode1`` that a prefix needs, and that a whole address has."""
 JOBS_LOOKED_AT = 2_000
 """This node's latest jobs among which those with the account are counted."""
 
@@ -71,28 +72,42 @@ def record_view(node: "Node", who: str) -> RecordView:
 
 def _named(node: "Node", who: str) -> AccountId:
     """Whom the user means among everybody this node can name; a whole address need not be known."""
-    own = node.keys.account_id
-    known = {account_text(own): own, format_address(AddressKind.NODE, node.keys.node_id): own}
-    for live in node.engine.book.live():
-        known[account_text(live.account)] = live.account
-        known[format_address(AddressKind.NODE, live.offer.node)] = live.account
-    for _, channel in node.engine.replica.state.channels_of(own):
-        for party in (channel.payer, channel.payee):
-            known[account_text(party)] = party
-    if (found := known.get(who)) is not None:
-        return found
-    kind, _, rest = who.partition("1")
-    if kind == AddressKind.ACCOUNT.value and len(rest) > 52:
+    kind, _, letters = who.partition("1")
+    if kind == AddressKind.ACCOUNT.value and len(letters) >= WHOLE_LETTERS:
         return account_argument(who)
-    if kind not in (AddressKind.ACCOUNT.value, AddressKind.NODE.value) or len(rest) < PREFIX_MIN:
+    if kind not in (AddressKind.ACCOUNT.value, AddressKind.NODE.value) or len(letters) < PREFIX_MIN:
         reason = f"not an account or a node: {who[:80]!r} (mc1… or mcnode1…, at least {PREFIX_MIN} letters of it)"
         raise ControlError("bad_address", reason, 2)
-    named = {account: None for text, account in known.items() if text.startswith(who)}
+    try:
+        if len(letters) >= WHOLE_LETTERS:
+            parse_address(AddressKind.NODE, who)
+        is_meant = begins_with(letters)
+    except AddressInvalid as error:
+        raise ControlError("bad_address", str(error), 2) from None
+    known = _known_accounts(node) if kind == AddressKind.ACCOUNT.value else _known_nodes(node)
+    named = dict.fromkeys(account for account, key in known if is_meant(key))
     if not named:
         raise ControlError("account_not_found", f"no live offer and no channel of this node's is of {who[:80]!r}")
     if len(named) > 1:
         raise ControlError("account_ambiguous", f"{len(named)} accounts start with {who[:80]!r}", 2)
     return next(iter(named))
+
+
+def _known_accounts(node: "Node") -> Iterator[tuple[AccountId, bytes]]:
+    """Accounts that this node has heard of, each with its own key."""
+    own = node.keys.account_id
+    yield own, own
+    for live in node.engine.book.live():
+        yield live.account, live.account
+    for _, channel in node.engine.replica.state.channels_of(own):
+        yield from ((party, party) for party in (channel.payer, channel.payee))
+
+
+def _known_nodes(node: "Node") -> Iterator[tuple[AccountId, bytes]]:
+    """Accounts that this node has heard of, with the keys of their nodes."""
+    yield node.keys.account_id, node.keys.node_id
+    for live in node.engine.book.live():
+        yield live.account, live.offer.node
 
 
 def _score_view(record: TrackRecord, side: Side, now: LedgerTimeMs) -> ScoreView:

@@ -4,6 +4,7 @@ Source: BIP-350 (bech32m) and BIP-173 (alphabet, five-bit groups). Account ``mc1
 ``mcauth1…``, model ``mcmodel1…``: pasting one where another is meant is an error, not a loss.
 """
 
+from collections.abc import Callable
 from enum import Enum
 from functools import lru_cache
 
@@ -13,6 +14,9 @@ _ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _CHECKSUM_CONSTANT = 0x2BC830A3
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 _CHECKSUM_LENGTH = 6
+_KEY_LETTERS = 52
+_PADDING_BITS = 4
+"""A key's 256 bits fill 52 letters of five but for the last four."""
 
 
 class AddressKind(Enum):
@@ -94,3 +98,18 @@ def parse_address(kind: AddressKind, text: str) -> bytes:
     if key is None or len(key) != 32:
         raise AddressInvalid(f"address has a wrong length: {text!r}")
     return bytes(key)
+
+
+def begins_with(letters: str) -> Callable[[bytes], bool]:
+    """Whether the address of a key begins, behind its kind and the ``1``, with these letters, for many keys at once.
+
+    Letters of the checksum are not compared. Raises ``AddressInvalid`` on a letter outside the alphabet.
+    """
+    compared = letters.lower()[:_KEY_LETTERS]
+    if any(letter not in _ALPHABET for letter in compared):
+        raise AddressInvalid(f"address holds a letter outside its alphabet: {letters!r}")
+    wanted = 0
+    for letter in compared:
+        wanted = wanted << 5 | _ALPHABET.index(letter)
+    dropped = 5 * (_KEY_LETTERS - len(compared))
+    return lambda key: int.from_bytes(key, "big") << _PADDING_BITS >> dropped == wanted

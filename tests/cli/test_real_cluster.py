@@ -115,7 +115,9 @@ def test_a_providers_record_says_what_it_settled_and_where_each_figure_comes_fro
     paid = next(fact for fact in paying["facts"] if (fact["about"], fact["name"]) == ("buyer", "volume"))
     assert paid["value"] == facts["provider", "volume"]["value"]
     assert "1 job" in cluster.mercat("provider", "show", provider.node)
-    cluster.mercat("provider", "show", "mc1nobody", expect=1)
+    cluster.mercat("provider", "show", "mc1n0n0n0", expect=1)
+    for wrong in ("mc1nobody", "mc1ac", "mcauth1acacac", provider.node[:-1] + "q", provider.account[:-1] + "q"):
+        cluster.mercat("provider", "show", wrong, expect=2)
 
 
 def test_money_moves_and_none_is_lost(cluster: Cluster) -> None:

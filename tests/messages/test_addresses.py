@@ -13,6 +13,7 @@ from protocol.primitives.addresses import (
     AddressKind,
     _expanded,
     _polymod,
+    begins_with,
     format_address,
     parse_address,
 )
@@ -125,3 +126,14 @@ PINNED = {
     "CHANNEL": "mcchan1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqypcp9h",
     "JOB": "mcjob1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqcc3gu6",
 }
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 52))
+def test_a_key_is_found_by_the_beginning_of_its_address_and_another_is_not(key: bytes, length: int) -> None:
+    letters = format_address(AddressKind.NODE, key).removeprefix("mcnode1")
+    assert begins_with(letters[:length])(key)
+    assert begins_with(letters)(key)
+    other = bytes((key[0] ^ 0x80,)) + key[1:]
+    assert begins_with(letters[:length])(other) == (length == 0)
+    with pytest.raises(AddressInvalid):
+        begins_with("b" + letters)

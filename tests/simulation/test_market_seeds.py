@@ -9,8 +9,8 @@ from node.simulation.disk import Durable, SimulatedDisk
 from node.simulation.market import MarketOptions, run_market_seed
 from node.simulation.profiles import PROFILES
 from node.simulation.run import SimulationFailed
-from protocol.ledger import channels
 from protocol.ledger.track_rows import Role, track_id
+from protocol.ledger.tracks import settle
 from protocol.ledger.view import Context, Overlay
 from protocol.messages.effects import Put, Table
 from protocol.primitives.units import AccountId
@@ -70,13 +70,12 @@ def test_a_provider_that_begins_anew_behind_anothers_output_is_caught(monkeypatc
 
 
 def test_a_ledger_that_notes_a_settlement_with_one_side_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    settle = channels.settle
 
     def for_providers(overlay: Overlay, context: Context, payer: AccountId, *others: Any) -> None:
         before = overlay.track(track_id(Role.BUYER, payer))
         settle(overlay, context, payer, *others)
         overlay.tracks[track_id(Role.BUYER, payer)] = before
 
-    monkeypatch.setattr(channels, "settle", for_providers)
+    monkeypatch.setattr("protocol.ledger.channels.settle", for_providers)
     with pytest.raises(SimulationFailed, match="track records differ"):
         run_market_seed(0)
