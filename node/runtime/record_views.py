@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PREFIX_MIN = 4
 WHOLE_LETTERS = 58
 """Letters of an address beyond ``mc1`` or ``mcnode1`` that a prefix needs, and that a whole address has."""
-JOBS_LOOKED_AT = 2_000
+JOBS_LOOKED_AT = 500
 """This node's latest jobs among which those with the account are counted."""
 
 _MEMORY = "this node's memory since its start"
