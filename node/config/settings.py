@@ -171,7 +171,9 @@ class BuyerConfig(Section, frozen=True):
     """How a buyer's node pays and how long it waits."""
 
     channel_deposit: BaseUnits = 10 * CREDIT
-    """Locked for a provider when a channel opens."""
+    """Locked for a provider when a channel opens; it is filled up by as much once three quarters of it are spent."""
+    channel_idle_ms: Annotated[int, Meta(ge=0, le=2**40)] = 86_400_000
+    """A channel that nobody used for so long is closed, and what is left of its deposit comes back. 0: never."""
     price_max: BaseUnits = CREDIT
     """Ceiling of a job that names none."""
     weights: BuyerWeights = BuyerWeights()

@@ -90,6 +90,7 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
         region_preferred=config.buyer.region_preferred,
         channel_deposit=deposit,
         channel_top_up=deposit,
+        channel_idle_ms=DurationMs(config.buyer.channel_idle_ms),
         report_failures=config.buyer.report_failures,
     )
 

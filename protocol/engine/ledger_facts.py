@@ -28,6 +28,11 @@ class LedgerFacts:
         ]
         return tuple(sorted(found, key=lambda facts: facts.channel))
 
+    def channels_paid_by(self, payer: AccountId) -> tuple[ChannelFacts, ...]:
+        """All channels of a payer, closing ones included, in the order of their ids."""
+        found = [_facts(channel_id, channel) for channel_id, channel in self._state.channels_paid_by(payer)]
+        return tuple(sorted(found, key=lambda facts: facts.channel))
+
     def balance(self, account: AccountId) -> Amount:
         """What the account can put into one transaction, in base units: all but that transaction's fee."""
         return Amount(max(0, self._state.account(account).balance - self._state.parameters.fee_min))

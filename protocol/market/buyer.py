@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from protocol.market.agreement import JobRequest
 from protocol.market.buyer_auction import Bidding
 from protocol.market.buyer_books import BuyerBooks
+from protocol.market.buyer_channels import ChannelCare
 from protocol.market.buyer_core import ROOM, BuyerCore, timer_key
 from protocol.market.buyer_delivery import Delivery
 from protocol.market.buyer_job import (
@@ -63,7 +64,7 @@ from protocol.messages.market import (
 )
 from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import AccountId, Hash, MessageId, MonotonicMs, NodeId
+from protocol.primitives.units import AccountId, ChannelId, Hash, MessageId, MonotonicMs, NodeId
 
 _OPENING = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL)
 
@@ -84,6 +85,7 @@ class Buyer:
         self._delivery = Delivery(self._core, self._opening)
         self._bidding = Bidding(self._core, self._opening)
         self._comparison = BuyerComparison(self._core)
+        self._care = ChannelCare(self._core, self._opening)
 
     def start_job(self, request: JobRequest, now: Now) -> list[MarketEffect]:
         """Begin a request. Raises ``RequestInvalid`` when it can't be one, or too many are under way."""
@@ -168,7 +170,7 @@ class Buyer:
         if job.state is BuyerState.AUCTIONING:
             return self._bidding.window_over(job, now)
         if job.state is BuyerState.CHOOSING:
-            return self._opening.choose(job, now)
+            return self._opening.look_again(job, now)
         if job.state not in _OPENING:
             return self._delivery.expired(job, expiry, now)
         assert job.match is not None
@@ -233,8 +235,8 @@ class Buyer:
         return self._comparison.heard(peer, selling, now)
 
     def housekeeping(self, now: Now) -> list[MarketEffect]:
-        """A second has passed: jobs that have been quiet are compared with their providers'."""
-        return self._comparison.due(now)
+        """A second has passed: quiet jobs are compared with their providers', channels are looked after."""
+        return [*self._comparison.due(now), *self._care.due(now)]
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Go on with jobs whose channel the ledger may have funded."""
@@ -251,6 +253,8 @@ class Buyer:
     def transaction_rejected(self, subject: bytes, reason: str, now: Now) -> list[MarketEffect]:
         """The ledger will not take a channel's funding: the jobs that wait for it look elsewhere."""
         core = self._core
+        if core.leaving.pop(ChannelId(subject), None) is not None:
+            return []
         provider = AccountId(subject)
         if core.funding.pop(provider, None) is None:
             return []

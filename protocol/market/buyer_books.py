@@ -68,6 +68,10 @@ class BuyerBooks:
         """Providers that owe something."""
         return tuple(self._debts)
 
+    def in_use(self, channel: ChannelId) -> bool:
+        """Whether a job has a lane of this channel."""
+        return any(lane.job is not None for lane in self._channels.get(channel, {}).values())
+
     def owes(self, channel: ChannelId, lane: int) -> bool:
         """True if the next job on this lane is paid out of a debt first."""
         held = self.lane(channel, lane)

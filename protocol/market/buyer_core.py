@@ -27,6 +27,7 @@ from protocol.primitives.units import (
     Hash,
     Lane,
     MessageId,
+    MonotonicMs,
     NodeId,
     SequenceNumber,
 )
@@ -68,6 +69,8 @@ class BuyerCore:
         self.by_bid: dict[MessageId, BuyerJob] = {}
         self.linked: dict[NodeId, None] = {}
         self.funding: dict[AccountId, Funding] = {}
+        self.leaving: dict[ChannelId, MonotonicMs] = {}
+        """Channels whose close is under way, until when that is believed: no job begins on them."""
         self.backoff = Backoff(policy)
         self.unsealed: dict[LaneName, ReceiptRecord] = {}
         """Receipts whose final voucher is being signed."""

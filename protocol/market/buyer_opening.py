@@ -5,7 +5,7 @@ ceiling: each one is offered only what the earlier ones left.
 """
 
 from protocol.market.agreement import make_agreement, make_bid
-from protocol.market.buyer_core import BuyerCore, Funding
+from protocol.market.buyer_core import BuyerCore, Funding, timer_key
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
 from protocol.market.continuation import Asked, Continuity, asked_behind, continuity_of
 from protocol.market.ledger_view import ChannelFacts
@@ -13,14 +13,14 @@ from protocol.market.matching import NoMatch, Want
 from protocol.market.offer_search import best_offer, quote
 from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
-from protocol.messages.effects import Dial, Now, Put, Send, SignAndSend, Table
+from protocol.messages.effects import Dial, Now, Put, Send, SetTimer, SignAndSend, Table
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import FaultKind
 from protocol.messages.transactions import ChannelOpen, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
-from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane
+from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane, MonotonicMs
 
 
 class Opening:
@@ -39,13 +39,29 @@ class Opening:
             # Whatever state the last provider left it in: this one is dialed and funded anew, in its own time.
             job.state = BuyerState.CHOOSING
             return self.advance(job, now)
-        if not job.attempts and now.monotonic_ms < min(job.choose_until, job.total_until):
-            return core.enter(job, BuyerState.CHOOSING, "waiting for an offer that would do", now)
+        if now.monotonic_ms < min(job.choose_until, job.total_until):
+            return self._wait(job, now)
         if job.first_error is not None:
             fault, reason = job.first_error
             return core.finish_failed(job, fault, f"{reason}; no other provider would do", now)
         refused = quote(core.order_book, want, now, whole_book=False).refused
         return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(refused, request.provider), now)
+
+    def _wait(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+        """Nobody would do now. Whoever had no room is asked again after a while, each time a longer one."""
+        core = self._core
+        if not job.full:
+            return core.enter(job, BuyerState.CHOOSING, "waiting for an offer that would do", now)
+        effects = core.enter(job, BuyerState.CHOOSING, "waiting for room at a provider", now)
+        pause_ms = min(core.policy.full_ms << min(job.refusals, 16), core.policy.full_ms_max)
+        job.deadline = MonotonicMs(min(job.deadline, now.monotonic_ms + pause_ms))
+        return [*effects, SetTimer(timer_key(job), job.deadline)]
+
+    def look_again(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+        """A wait is over: those that had no room may have some now."""
+        job.excluded = tuple(account for account in job.excluded if account not in job.full)
+        job.full = ()
+        return self.choose(job, now)
 
     def behind(self, job: BuyerJob) -> Asked | None:
         """What the next provider would be asked for if the attempt ended now; ``None`` if there can be no next one."""
@@ -65,7 +81,7 @@ class Opening:
         if job.state is BuyerState.SETTLING:
             return False  # everything is here but the receipt, which nobody else can give
         asked = self.behind(job)
-        if asked is None or job.match is None or job.attempts >= self._core.policy.attempts_max:
+        if asked is None or job.match is None or job.exhausted(self._core.policy):
             return False
         want = self._want(job, asked, (*job.excluded, job.match.live.account), now)
         return best_offer(self._core.order_book, want, now) is not None
@@ -127,7 +143,8 @@ class Opening:
     def _find_lane(self, job: BuyerJob, provider: AccountId, ceiling: int) -> tuple[ChannelId, Lane] | None:
         for channel, reconciled in job.reconciled[-1:]:
             known = self._core.ledger.channel(channel)
-            fits = known is not None and not known.closing and known.payee == provider
+            fits = known is not None and not known.closing and channel not in self._core.leaving
+            fits = fits and known is not None and known.payee == provider
             if fits and known is not None and self._core.books.lane_fits(known, reconciled, ceiling):
                 return channel, reconciled
         free: tuple[ChannelId, Lane] | None = None
@@ -142,7 +159,7 @@ class Opening:
 
     def _open_channels(self, provider: AccountId) -> tuple[ChannelFacts, ...]:
         between = self._core.ledger.channels_between(self._core.own, provider)
-        return tuple(facts for facts in between if not facts.closing)
+        return tuple(facts for facts in between if not facts.closing and facts.channel not in self._core.leaving)
 
     def deposits(self, provider: AccountId) -> Amount:
         """What all open channels to a provider hold."""

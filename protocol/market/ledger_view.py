@@ -38,6 +38,9 @@ class LedgerView(Protocol):
     def channels_between(self, payer: AccountId, payee: AccountId) -> tuple[ChannelFacts, ...]:
         """All channels from payer to payee, closing ones included, in the order of their ids."""
 
+    def channels_paid_by(self, payer: AccountId) -> tuple[ChannelFacts, ...]:
+        """All channels of a payer, closing ones included, in the order of their ids."""
+
     def balance(self, account: AccountId) -> Amount:
         """What the account can put into one transaction, in base units: all but that transaction's fee."""
 

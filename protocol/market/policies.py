@@ -21,6 +21,8 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """Deposit of a new channel, or the job's ceiling if that is more, or what the balance allows."""
     channel_top_up: Amount = Amount(10 * CREDIT)
     """Added when what is left in a channel doesn't cover a job."""
+    channel_idle_ms: DurationMs = DurationMs(86_400_000)
+    """A channel that nobody used for so long is closed, so that its deposit comes back. 0: never."""
     attempts_max: int = 5
     """Providers tried for one request."""
     jobs_max: int = 1024
@@ -37,6 +39,8 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     demoted_ms_max: DurationMs = DurationMs(900_000)
     full_ms: DurationMs = DurationMs(500)
     """How long a provider without room ranks behind others: no longer than its next offer takes to come."""
+    full_ms_max: DurationMs = DurationMs(8_000)
+    """A request that waits for room asks again after ``full_ms``, then twice as long each time, up to this."""
     reconcile_ms: DurationMs = DurationMs(5_000)
     """How often open jobs that are quiet are compared with the provider's."""
     output_bytes_max: int = 8 * 1024 * 1024

@@ -49,7 +49,7 @@ from protocol.messages.market import (
     Prices,
     Voucher,
 )
-from protocol.messages.transactions import ChannelOpen, ChannelRedeem, ChannelTopUp
+from protocol.messages.transactions import ChannelClose, ChannelOpen, ChannelRedeem, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput, OpenJobs
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import (
@@ -117,6 +117,11 @@ class PlainLedger:
         facts = (self.channels[channel] for channel in sorted(self.channels))
         return tuple(one for one in facts if (one.payer, one.payee) == (payer, payee))
 
+    def channels_paid_by(self, payer: AccountId) -> tuple[ChannelFacts, ...]:
+        return tuple(
+            self.channels[channel] for channel in sorted(self.channels) if self.channels[channel].payer == payer
+        )
+
     def balance(self, account: AccountId) -> Amount:
         return Amount(self.balances.get(account, 0))
 
@@ -146,6 +151,8 @@ class PlainLedger:
                 case ChannelRedeem(channel, vouchers):
                     for voucher in vouchers:
                         self._redeem(channel, voucher)
+                case ChannelClose(channel):
+                    self.channels[channel] = _replaced(self.channels[channel], closing=True)
                 case _:
                     raise AssertionError(wanted.action)
         self.waiting.clear()
