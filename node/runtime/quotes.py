@@ -14,18 +14,17 @@ from protocol.market.matching import Match, NoMatch
 def quote_view(wish: Wish, rows_max: int) -> QuoteView:
     """Everybody counted, the first ``rows_max`` who would and who would not listed one by one."""
     served = wish.served()
-    found = wish.quote(served)
-    taken = found.ranked[:rows_max]
-    refused = found.refused[: max(0, rows_max - len(taken))]
+    found = wish.quote(served, rows_max)
+    refused = found.refused[: max(0, rows_max - len(found.ranked))]
     input_units, output_units = wish.limits(served)
     reasons = Counter(refusal.reason for refusal in found.refused)
     return QuoteView(
         model=served.name,
-        rows=(*map(_would, taken), *map(_would_not, refused)),
+        rows=(*map(_would, found.ranked), *map(_would_not, refused)),
         input_units_max=input_units,
         output_units_max=output_units,
         price_max=wish.ceiling(),
-        would=len(found.ranked),
+        would=found.would,
         would_not=len(found.refused),
         reasons=tuple(sorted(reasons.items(), key=lambda counted: (-counted[1], counted[0]))),
     )

@@ -67,12 +67,13 @@ class Wish:
 
     def served(self) -> ModelOffer:
         """The asked model as somebody offers it, by name, address or hash."""
-        now, book = read_clock().wall_ms, self._node.engine.book
+        wanted, now, book = self.asked.model, read_clock().wall_ms, self._node.engine.book
+        addressed = _addressed(wanted)
         named: dict[ModelId, list[ModelOffer]] = {}
-        for live in book.live():
+        for live in book.live() if addressed is None else book.offers_for(addressed):
             if live.offer.expires_at > now:
                 for served in live.offer.models:
-                    if _means(self.asked.model, served):
+                    if served.name == wanted or served.model == addressed or _begins(served.model, wanted):
                         named.setdefault(ModelId(served.model), []).append(served)
         if not named:
             raise ControlError(
@@ -120,9 +121,9 @@ class Wish:
             region_preferred=policy.region_preferred,
         )
 
-    def quote(self, served: ModelOffer) -> Ranking:
-        """Everybody's answer."""
-        return quote(self._node.engine.book, self.want(served), read_clock())
+    def quote(self, served: ModelOffer, ranked_max: int) -> Ranking:
+        """Everybody's answer, that of the best described."""
+        return quote(self._node.engine.book, self.want(served), read_clock(), ranked_max=ranked_max)
 
     def job(self) -> JobRequest:
         """The request that the market takes, with fresh random bytes."""
@@ -215,15 +216,19 @@ def standing_for_all(offered: Sequence[ModelOffer]) -> ModelOffer:
     return replace(widest, input_units_max=max(served.input_units_max for served in honest))
 
 
-def _means(wanted: str, served: ModelOffer) -> bool:
-    if wanted == served.name or (len(wanted) >= 8 and served.model.hex().startswith(wanted.lower())):
-        return True
+def _addressed(wanted: str) -> ModelId | None:
+    """The model whose address this is; ``None`` for a name or a hash."""
     if not wanted.startswith(AddressKind.MODEL.value + "1"):
-        return False
+        return None
     try:
-        return parse_address(AddressKind.MODEL, wanted) == served.model
+        return ModelId(parse_address(AddressKind.MODEL, wanted))
     except AddressInvalid as error:
         raise ControlError("bad_address", str(error), 2) from None
+
+
+def _begins(model: bytes, wanted: str) -> bool:
+    """Whether a text is the beginning of a model's hash, eight digits of it at least."""
+    return len(wanted) >= 8 and model.hex().startswith(wanted.lower())
 
 
 def _payload(asked: RunRequest) -> JobPayload:

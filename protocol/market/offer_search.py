@@ -7,7 +7,8 @@ finds the first of ``quote`` without looking at every offer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from itertools import groupby, islice
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -48,17 +49,22 @@ from protocol.primitives.units import (
 from protocol.settlement.pricing import UNITS_PER_PRICE
 
 _account = attrgetter("account")
+_RANK = itemgetter(slice(0, 4))
 
 
 class Ranking(Struct, frozen=True):
-    """Offers that would do, best first, and every other provider with its reason."""
+    """Offers that would do, best first, and every other provider with its reason.
+
+    ``would`` counts all that would do, should only the first of them have been asked for.
+    """
 
     ranked: tuple[Match, ...]
     refused: tuple[NoMatch, ...]
+    would: int
 
 
-def quote(book: OrderBook, want: Want, now: Now, *, whole_book: bool = True) -> Ranking:
-    """Judge every provider for a wish.
+def quote(book: OrderBook, want: Want, now: Now, *, whole_book: bool = True, ranked_max: int | None = None) -> Ranking:
+    """Judge every provider for a wish; at most ``ranked_max`` of those that would do are described.
 
     With ``whole_book`` off, providers that don't serve the model, or whose offers no longer count, are left out instead
     of being refused one by one.
@@ -66,7 +72,9 @@ def quote(book: OrderBook, want: Want, now: Now, *, whole_book: bool = True) -> 
     book.expire(now)
     search = _Search(book, want)
     refused: list[NoMatch] = []
-    ranked = tuple(search.in_order(search.classes(refused) + search.singles(refused)))
+    classes, singles = search.classes(refused), search.singles(refused)
+    would = search.judged() - len(refused)
+    ranked = tuple(islice(search.in_order(classes, singles), ranked_max))
     index = search.index
     others = book.live() if whole_book else book.offers_for(want.model)
     refused += [
@@ -77,7 +85,7 @@ def quote(book: OrderBook, want: Want, now: Now, *, whole_book: bool = True) -> 
     if whole_book:
         refused += [NoMatch(account, reason) for account, reason in book.not_counting(now)]
     refused.sort(key=_account)
-    return Ranking(ranked, tuple(refused))
+    return Ranking(ranked, tuple(refused), would)
 
 
 def best_offer(book: OrderBook, want: Want, now: Now) -> Match | None:
@@ -89,7 +97,7 @@ def best_offer(book: OrderBook, want: Want, now: Now) -> Match | None:
         best = search.best([single for single in singles if not single.demoted])
         if best is not None:
             return best
-    return next(search.in_order(singles), None)
+    return next(search.in_order([], singles), None)
 
 
 def _why_not(live: LiveOffer, want: Want) -> str:
@@ -116,6 +124,11 @@ class _Candidate(Struct, frozen=True, gc=False):
     single: Match | None = None
     demoted: bool = False
     expected_ms: DurationMs | None = None
+
+
+_Classed = tuple[int, int, int, int, OfferClass]
+"""A class that would do: expected price, price at the limits, all of its score but the price's part, the region's
+score, and the class. A plain tuple: there may be ten thousand."""
 
 
 class _Closed(NamedTuple):
@@ -150,23 +163,34 @@ class _Search:
         """True if the provider has quoted a price of its own, so that it was judged whatever its offer says."""
         return account in self._quoted
 
+    def judged(self) -> int:
+        """How many providers ``classes`` and ``singles`` judge together."""
+        return len(self.index) + sum(
+            account not in self.index and self._book.offer_of(account) is not None for account in self._quoted
+        )
+
     # All of them
 
-    def classes(self, refused: list[NoMatch]) -> list[_Candidate]:
+    def classes(self, refused: list[NoMatch]) -> list[_Classed]:
         """Classes that would do; members of others are refused. Accounts that are judged one by one are left out."""
-        found: list[_Candidate] = []
-        named = self._named
+        found: list[_Classed] = []
+        named, exploring, weights = self._named, self._exploring, self._want.weights
         asked = "not the provider that was asked for" if self._want.provider is not None else None
         for (isolation, region), section in self.index.sections.items():
             reason_for_all = asked or why_not_there(isolation, region, self._want)
             region_counts = region_score(region, self._want.region_preferred)
+            bonus = weights.region * region_counts
             for leaf in section.leaves:
                 for offer_class in leaf.classes.values():
-                    reason = reason_for_all or self._why_not_class(offer_class.terms)
+                    terms = offer_class.terms
+                    price_at_limits = _price(terms, self._limits)
+                    reason = reason_for_all or self._why_not_class(terms, price_at_limits)
                     if reason is not None:
                         refused += [NoMatch(account, reason) for account in offer_class.members if account not in named]
                     elif self._has_unnamed(offer_class):
-                        found.append(self._candidate(offer_class, region_counts))
+                        merit = (offer_class.merit_exploring if exploring else offer_class.merit) + bonus
+                        price = _price(terms, self._expected)
+                        found.append((price, price_at_limits, merit, region_counts, offer_class))
         return found
 
     def singles(self, refused: list[NoMatch]) -> list[_Candidate]:
@@ -183,25 +207,32 @@ class _Search:
                 found.append(self._single(live, outcome))
         return found
 
-    def in_order(self, candidates: Iterable[_Candidate]) -> Iterator[Match]:
-        """Every member of every candidate, best first. Who ranks last anyway is nobody's measure."""
-        candidates = list(candidates)
-        measure = [candidate.price for candidate in candidates if not candidate.demoted]
-        cheapest = min(measure or [candidate.price for candidate in candidates], default=0)
-        yield from self._in_order(candidates, cheapest)
+    def in_order(self, classes: Sequence[_Classed], singles: Sequence[_Candidate]) -> Iterator[Match]:
+        """Every member of all of these, best first. Who ranks last anyway is nobody's measure."""
+        prices = [classed[0] for classed in classes]
+        prices += [single.price for single in singles if not single.demoted]
+        cheapest = min(prices or [single.price for single in singles], default=0)
+        return self._in_order(classes, singles, cheapest)
 
-    def _in_order(self, candidates: Iterable[_Candidate], cheapest: int) -> Iterator[Match]:
-        groups: dict[tuple[bool, int, int, int], list[tuple[_Candidate, Scores]]] = {}
-        for candidate in candidates:
-            scored = self._scored(candidate, cheapest)
-            key = (candidate.demoted, -scored.total, candidate.price, candidate.price_at_limits)
-            groups.setdefault(key, []).append((candidate, scored))
-        for key in sorted(groups):
-            equals = groups[key]
-            if len(equals) == 1 and len(equals[0][0].members) == 1:
-                yield self._match(equals[0][0].members[0], *equals[0])
-            else:
-                yield from self._shared_out(equals)
+    def _in_order(self, classes: Sequence[_Classed], singles: Sequence[_Candidate], cheapest: int) -> Iterator[Match]:
+        """Sorted at once, described one by one: whoever wants the first few pays for no more."""
+        weight = self._want.weights.price
+        places = [
+            (False, -weight * price_score(price, cheapest) - merit, price, price_at_limits, number)
+            for number, (price, price_at_limits, merit, _, _) in enumerate(classes)
+        ]
+        places += [
+            (single.demoted, -self._scored(single, cheapest).total, single.price, single.price_at_limits, number)
+            for number, single in enumerate(singles, len(classes))
+        ]
+        places.sort()
+        for _, equal_places in groupby(places, key=_RANK):
+            numbers = [place[4] for place in equal_places]
+            equals = [
+                self._candidate(classes[number]) if number < len(classes) else singles[number - len(classes)]
+                for number in numbers
+            ]
+            yield from self._shared_out([(each, self._scored(each, cheapest)) for each in equals])
 
     def _shared_out(self, equals: list[tuple[_Candidate, Scores]]) -> Iterator[Match]:
         """Equal offers, beginning at a place that hangs on the wish."""
@@ -236,9 +267,9 @@ class _Search:
         price = price_score(candidate.price, cheapest)
         return scores(self._want.weights, price, candidate.speed, candidate.reputation, candidate.region)
 
-    def _candidate(self, offer_class: OfferClass, region: int) -> _Candidate:
+    def _candidate(self, classed: _Classed) -> _Candidate:
+        price, price_at_limits, _, region, offer_class = classed
         terms = offer_class.terms
-        price, price_at_limits = _price(terms, self._expected), _price(terms, self._limits)
         reputation = terms.standing().counted(self._exploring)
         return _Candidate(price, price_at_limits, terms.speed, reputation, region, offer_class.members)
 
@@ -258,12 +289,11 @@ class _Search:
             expected_ms,
         )
 
-    def _why_not_class(self, terms: Terms) -> str | None:
-        reason = why_not_so_much(terms.input_units_max, terms.output_units_max, self._want)
-        if reason is not None:
-            return reason
-        price_at_limits = _price(terms, self._limits)
-        return too_dear(min(price_at_limits, AMOUNT_MAX)) if price_at_limits > self._want.price_ceiling else None
+    def _why_not_class(self, terms: Terms, price_at_limits: int) -> str | None:
+        want = self._want
+        if want.input_units_max > terms.input_units_max or want.output_units_max > terms.output_units_max:
+            return why_not_so_much(terms.input_units_max, terms.output_units_max, want)
+        return too_dear(min(price_at_limits, AMOUNT_MAX)) if price_at_limits > want.price_ceiling else None
 
     def _has_unnamed(self, offer_class: OfferClass) -> bool:
         named = self._named
@@ -282,7 +312,7 @@ class _Search:
             return None
         weights, exploring = self._want.weights, self._exploring
         highest = max((leaf.merit_highest for leaf in closed), default=0)
-        candidates = list(singles)
+        found: list[_Classed] = []
         best = max((self._scored(single, cheapest).total for single in singles), default=0)
         for price_lowest, _, leaf, merit_highest, region in closed:
             at_best = weights.price * price_score(price_lowest, cheapest)
@@ -299,8 +329,8 @@ class _Search:
                 total = weights.price * price_score(price, cheapest) + merit
                 if total >= best and self._would_do(offer_class):
                     best = total
-                    candidates.append(self._candidate(offer_class, region))
-        return next(self._in_order(candidates, cheapest), None)
+                    found.append((price, _price(offer_class.terms, self._limits), merit, region, offer_class))
+        return next(self._in_order(found, singles, cheapest), None)
 
     def _closed(self) -> list[_Closed]:
         """The leaves that may hold offers that would do, the cheapest first."""
@@ -336,4 +366,5 @@ class _Search:
         return cheapest
 
     def _would_do(self, offer_class: OfferClass) -> bool:
-        return self._why_not_class(offer_class.terms) is None and self._has_unnamed(offer_class)
+        reason = self._why_not_class(offer_class.terms, _price(offer_class.terms, self._limits))
+        return reason is None and self._has_unnamed(offer_class)

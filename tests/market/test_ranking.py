@@ -120,6 +120,8 @@ def test_order_of_arrival_changes_nothing_and_the_short_search_finds_the_first_o
         best = best_offer(book, want, NOW)
         assert best == (ranking.ranked[0] if ranking.ranked else None)
         assert len(ranking.ranked) + len(ranking.refused) == len(offers)
+        few = quote(book, want, NOW, ranked_max=3)
+        assert (few.ranked, few.refused, few.would) == (ranking.ranked[:3], ranking.refused, len(ranking.ranked))
         found.append((keyed(ranking.ranked), ranking.refused))
         dice.shuffle(offers)
     assert found[0] == found[1]
