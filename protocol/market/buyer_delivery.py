@@ -208,10 +208,13 @@ class Delivery:
                 core.backoff.failed(provider, now)
             case FaultKind.CAPACITY:
                 core.backoff.full(provider, now)
+                if job.state is BuyerState.OFFERED:
+                    job.refusals += 1
+                    job.full = (*job.full, provider)
             case FaultKind.USER:
                 pass
         job.excluded = (*job.excluded, provider)
-        exhausted = job.attempts >= core.policy.attempts_max or now.monotonic_ms >= job.total_until
+        exhausted = job.exhausted(core.policy) or now.monotonic_ms >= job.total_until
         whole = job.state is BuyerState.SETTLING
         asked = None if fault is FaultKind.USER or exhausted or whole else self._opening.behind(job)
         if asked is None:

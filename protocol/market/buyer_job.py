@@ -49,6 +49,9 @@ RECONCILIATIONS_MAX = 8
 """Lanes reconciled for one request: a buyer with an old backup needs some, a provider that lies gets no more."""
 
 
+AGREEMENTS_MAX = 64
+"""Offered for one request, refusals for want of room among them: each leaves a row."""
+
 RECONCILIATIONS_PER_LANE_MAX = 2
 """A lost voucher can leave two differences: first in what was promised, and once that is known, in what is owed."""
 
@@ -211,11 +214,13 @@ class BuyerJob:
         "deadline",
         "excluded",
         "first_error",
+        "full",
         "history",
         "lost_since",
         "lost_until",
         "match",
         "reconciled",
+        "refusals",
         "request",
         "spent",
         "state",
@@ -229,6 +234,10 @@ class BuyerJob:
         """What a provider is asked for now: the request less what earlier ones delivered."""
         self.unshown: list[JobText] = []
         """Output that is shown when it is whole, or when nobody will make it whole any more."""
+        self.refusals = 0
+        """Agreements that were refused for want of room."""
+        self.full: tuple[AccountId, ...] = ()
+        """Who refused them since the last look: left out until the next one."""
         self.lost_since = MonotonicMs(0)
         self.lost_until: MonotonicMs | None = None
         """The attempt's link is gone: how long it is waited for, until more is known."""
@@ -254,6 +263,10 @@ class BuyerJob:
     def paid(self) -> Amount:
         """Price of all that was paid for, over all attempts."""
         return Amount(self.spent + (self.attempt.paid if self.attempt is not None else 0))
+
+    def exhausted(self, policy: BuyerPolicy) -> bool:
+        """No further provider is tried: a refusal for want of room costs nothing, so it counts as no try."""
+        return self.attempts - self.refusals >= policy.attempts_max or self.attempts >= AGREEMENTS_MAX
 
     def output_units(self) -> WorkUnits:
         """Output units of all attempts together, each counted once."""

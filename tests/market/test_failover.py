@@ -123,7 +123,7 @@ def test_tries_are_bounded_and_the_first_error_is_kept() -> None:
     def heard(sender: Person, payload: Message) -> bool:
         if isinstance(payload, Agreement):
             seller = next(seller for seller in town.sellers if seller.account == payload.provider)
-            refusal = Refusal(town.job_of(sender, payload), FaultKind.CAPACITY, next(reasons), None, Amount(0))
+            refusal = Refusal(town.job_of(sender, payload), FaultKind.NETWORK, next(reasons), None, Amount(0))
             town.links[(seller.node, sender.node)].append(envelope_of(seller, MessageKind.REFUSAL, refusal)[2])
         return not isinstance(payload, Agreement)
 
@@ -309,3 +309,44 @@ def test_a_node_that_nobody_waits_for_may_be_unreachable() -> None:
     town.start(request())
     town.run()
     assert town.buyer.buyer.unreachable(town.seller.node, town.now) == []
+
+
+def test_want_of_room_is_no_try_everybody_is_asked_once() -> None:
+    town = Town(sellers=9)
+    refuse_all(town, town.sellers[:-1], FaultKind.CAPACITY, "no free slots")
+    town.start(request())
+    town.run()
+    [done] = finished(town)
+    assert done.receipt.provider == town.sellers[-1].account
+
+
+def test_request_that_may_wait_asks_full_providers_again_and_again_less_often() -> None:
+    town = Town()
+    refuse_all(town, town.sellers, FaultKind.CAPACITY, "no free slots")
+    town.start(request(choose_ms=DurationMs(20_000)))
+    town.run()
+    asked_at = []
+    for _ in range(18):
+        before = len(town.watch.agreements)
+        town.wait(1_000)
+        town.run()
+        if len(town.watch.agreements) > before:
+            asked_at.append(town.now.monotonic_ms - 1_000)
+    assert asked_at == [1_000, 3_000, 7_000, 15_000]
+    assert town.buyer.buyer.demoted(town.now) == ()
+    town.wait(2_000)
+    town.run()
+    [lost] = failed(town)
+    assert (lost.first_fault, lost.first_reason) == (FaultKind.CAPACITY, "no free slots")
+
+
+def test_request_that_may_wait_takes_room_as_soon_as_it_is_there() -> None:
+    town = Town(sellers=2)
+    refuse_all(town, town.sellers, FaultKind.CAPACITY, "no free slots")
+    town.start(request(choose_ms=DurationMs(20_000)))
+    town.run()
+    town.on_send = None
+    town.wait(2_000)
+    town.run()
+    assert len(finished(town)) == 1
+    assert len(attempts(town)) == 2
