@@ -172,15 +172,16 @@ class TextPipeline(Pipeline):
             raise Refused("the model gave no usable numbers for this input")
         tokens = [portion.feeds["input_ids"].size for portion in reading.portions]
         if self._labels:
-            answer: dict[str, object] = {"labels": [self._scored(row) for row in rows], "tokens": tokens}
-        else:
-            answer = {"embeddings": [self._embedding(row) for row in rows], "tokens": tokens}
-        return json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode()
+            answer = {"labels": [self._scored(row) for row in rows], "tokens": tokens}
+            return json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode()
+        spelled = ",".join(self._embedding(row) for row in rows)
+        return f'{{"embeddings":[{spelled}],"tokens":{json.dumps(tokens, separators=(",", ":"))}}}'.encode()
 
-    def _embedding(self, row: NDArray[numpy.float64]) -> list[float]:
+    def _embedding(self, row: NDArray[numpy.float64]) -> str:
+        """A JSON list. Nine digits give back every number of 32 bits, and are spelled three times as fast as fewest."""
         length = float(numpy.sqrt((row * row).sum()))
         scaled = row / length if self._normalize and length > 0 else row
-        return [float(str(value)) for value in scaled.astype(numpy.float32)]  # the shortest spelling of 32 bits
+        return "[" + ",".join([f"{value:.9g}" for value in scaled.astype(numpy.float32).tolist()]) + "]"
 
     def _scored(self, row: NDArray[numpy.float64]) -> list[dict[str, object]]:
         if row.size != len(self._labels):
