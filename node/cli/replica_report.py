@@ -46,7 +46,7 @@ def _difference(facts: dict[str, Fact]) -> str:
     place = facts.get("differs_at")
     if facts.get("agrees"):
         return "agrees"
-    return "agrees with no majority" if place is None else f"DIFFERS from byte {place} on"
+    return "is compared with, for want of a majority" if place is None else f"DIFFERS from byte {place} on"
 
 
 def _amount(fact: Fact) -> str:

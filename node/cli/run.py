@@ -109,7 +109,9 @@ def finished_text(facts: dict[str, Fact]) -> str:
     job = short(str(facts.get("job")), 16).rstrip("…")
     units = f"{facts.get('input_units')} units in, {facts.get('output_units')} out"
     finish = f" ({facts['finish']})" if facts.get("finish") else ""
-    return f"{units}{finish}, paid {_amount_text(facts.get('amount'))}; proof: mercat job receipt {job}"
+    amount, paid = facts.get("amount"), facts.get("paid")
+    in_all = "" if paid in (None, amount) else f", {_amount_text(paid)} in all"
+    return f"{units}{finish}, paid {_amount_text(amount)}{in_all}; proof: mercat job receipt {job}"
 
 
 def _amount_text(fact: Fact) -> str:

@@ -1,7 +1,7 @@
 """Matching and quoting among many live offers: the whole search, nothing kept from one wish to the next.
 
 Every wish is another one (its size, its random bytes), as prompts are. Three kinds of book: prices all over the place,
-prices that differ in the last digit, and offers that are all the same.
+prices that differ in the last digit, and offers that are all the same. Times are the processor's: nothing here waits.
 """
 
 import random
@@ -103,22 +103,22 @@ def measure_matching(report: Report, quick: bool = False) -> None:
     for kind in KINDS:
         dice = random.Random(kind)
         key = f"offers={offers},prices={kind}"
-        started = time.perf_counter()
+        started = time.thread_time()
         book = filled_book(kind, offers, dice)
-        report.add(f"market.offer_taken.mean/{key}", (time.perf_counter() - started) / offers * 1e6, "µs")
+        report.add(f"market.offer_taken.mean/{key}", (time.thread_time() - started) / offers * 1e6, "µs")
         best_offer(book, wish(dice), _NOW)  # the index is made once and kept up from then on
         matched, quoted = [], []
         for _ in range(wishes):
             want = wish(dice)
-            started = time.perf_counter()
+            started = time.thread_time()
             best = best_offer(book, want, _NOW)
-            matched.append(time.perf_counter() - started)
+            matched.append(time.thread_time() - started)
             assert best is not None
         for _ in range(max(5, wishes // 10)):
             want = wish(dice)
-            started = time.perf_counter()
+            started = time.thread_time()
             found = quote(book, want, _NOW, ranked_max=QUOTE_ROWS)
-            quoted.append(time.perf_counter() - started)
+            quoted.append(time.thread_time() - started)
             assert found.would + len(found.refused) == offers
         report.latencies(f"market.match/{key}", matched)
         report.latencies(f"market.quote/{key}", quoted)

@@ -57,6 +57,35 @@ def test_schema_and_logprobs_reach_the_node(mercat: Mercat, fake: FakeNode, tmp_
     assert mercat("run", "talker", "hi", "--logprobs", "21").code == 2
 
 
+def test_auction_and_replicas_reach_the_node(mercat: Mercat, fake: FakeNode) -> None:
+    assert mercat("run", "talker", "hi").code == 0
+    assert mercat("run", "talker", "hi", "--auction").code == 0
+    assert mercat("run", "talker", "hi", "--auction", "900").code == 0
+    assert mercat("run", "talker", "hi", "--auction", "0").code == 0
+    assert [request.auction_ms for request in fake.requests] == [None, 400, 900, 0]
+    assert mercat("run", "talker", "hi", "--replicas", "3").code == 0
+    assert mercat("run", "talker", "hi", "--replicas", "3", "--replicas-min", "2").code == 0
+    asked = [(request.replicas, request.replicas_min) for request in fake.requests]
+    assert asked == [(1, 1)] * 4 + [(3, 3), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--replicas", "2", "--auction", "100"),
+        ("--replicas", "2", "--provider", OTHER),
+        ("--replicas", "2", "--replicas-min", "3"),
+        ("--replicas", "17"),
+        ("--auction", "20001"),
+    ],
+)
+def test_terms_that_contradict_each_other_are_wrong_usage(
+    mercat: Mercat, fake: FakeNode, options: tuple[str, ...]
+) -> None:
+    assert mercat("run", "talker", "hi", *options).code == 2
+    assert fake.requests == []
+
+
 def test_prompt_comes_from_standard_input(mercat: Mercat, fake: FakeNode) -> None:
     for arguments in (("run", "talker"), ("run", "talker", "-")):
         assert mercat(*arguments, stdin="vom Rohr é".encode()).code == 0
