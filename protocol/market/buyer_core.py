@@ -35,7 +35,8 @@ from protocol.primitives.units import (
 ROOM = "buyer"
 
 CANCELLATIONS_WAITING_MAX = 256
-"""Jobs that one unlinked node could not be told of; the two sides compare all open ones when a link is back."""
+UNTOLD_NODES_MAX = 256
+"""Jobs that an unlinked node could not be told of, and such nodes; with a link both sides compare all that is open."""
 
 
 class Funding(Struct, frozen=True):
@@ -118,6 +119,8 @@ class BuyerCore:
             waiting = self.to_cancel.setdefault(attempt.node, [])
             waiting.append(cancellation)
             del waiting[:-CANCELLATIONS_WAITING_MAX]
+            if len(self.to_cancel) > UNTOLD_NODES_MAX:
+                del self.to_cancel[next(iter(self.to_cancel))]
             return []
         return [SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (attempt.node,))]
 
