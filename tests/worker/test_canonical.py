@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from node.worker import process
 from node.worker.errors import JobRefused, WorkerDied
 from node.worker.gguf_header import has_invariant_weights
 from node.worker.models import ModelDescription, ModelId, ModelStore
+from node.worker.runtimes import CHILD_SOURCE
 from node.worker.supervisor import JobRequest, WorkerSupervisor
 from tests.worker.conftest import chat, pull, run, running, text, tokens
 
@@ -61,6 +63,18 @@ async def test_a_receipt_names_canonical_mode_and_the_settings_that_run(store: M
         settings = (await supervisor.load(smollm)).settings
     assert settings["canonical"] == 1
     assert (settings["flash_attn"], settings["n_ubatch"], settings["n_threads"]) == (1, 32, 1)
+
+
+async def test_a_machine_that_does_not_show_it_promises_nothing(
+    store: ModelStore, smollm: ModelId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unproved = "from node.worker.child import gguf; gguf.prove = lambda library: False; main()"
+    monkeypatch.setattr(process, "CHILD_SOURCE", CHILD_SOURCE.replace("main()", unproved))
+    async with WorkerSupervisor(store) as supervisor:
+        settings = (await supervisor.load(smollm)).settings
+    assert "canonical" not in settings
+    assert "invariant" not in settings
+    assert settings["flash_attn"] == 1
 
 
 async def test_a_second_process_gives_the_same_bits_beside_other_jobs_and_with_another_cache(
