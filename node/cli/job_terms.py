@@ -34,8 +34,8 @@ class JobTerms:
         """The request on these terms. Raises ``CommandFailed`` where they contradict each other."""
         import msgspec
 
-        if self.replicas > 1 and (self.provider or self.auction):
-            raise CommandFailed("--replicas takes neither --provider nor --auction", ExitCode.USAGE, "usage")
+        if self.replicas > 1 and (self.provider or self.auction or self.wait):
+            raise CommandFailed("--replicas takes no --provider, --auction or --wait", ExitCode.USAGE, "usage")
         if self.replicas_min is not None and self.replicas_min > self.replicas:
             raise CommandFailed("--replicas-min is above --replicas", ExitCode.USAGE, "usage")
         return msgspec.structs.replace(

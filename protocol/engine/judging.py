@@ -51,6 +51,9 @@ BID_LIFETIME_MS_MAX = 3_600_000
 BIDS_PER_ACCOUNT_MAX = 16
 """Live bids of one account that are relayed."""
 
+BID_COUNTS_MS_MIN = 4_000
+"""A bid counts among them for so long at least, however soon it expires: sixteen at once, then four a second."""
+
 
 DISPATCH_LIFETIME_MS = 5_000
 """As long as a proposal waits to be gossiped again."""
@@ -65,10 +68,11 @@ BALLOTS_PER_AUTHORITY_MAX = 256
 
 
 class _Heard(NamedTuple):
-    """A bid and how long it matters to anybody but its buyer."""
+    """A bid, how long it matters to anybody but its buyer, and how long it counts among its account's."""
 
     bid: Bid
     until: TimestampMs
+    counts_until: TimestampMs
 
 
 class Ruled(NamedTuple):
@@ -145,7 +149,7 @@ class Judge:
         if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
             return ignore("expires too far ahead", retryable=True)
         # [IGNORE] more live bids than an account may have
-        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.until > now.wall_ms}
+        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.counts_until > now.wall_ms}
         if live:
             self._bids[buyer] = live
         if len(live) >= BIDS_PER_ACCOUNT_MAX:
@@ -153,13 +157,16 @@ class Judge:
         # [IGNORE] buyer can't pay it, or has nothing at all (retryable: this node may lag)
         if self._paying_power(buyer) < max(1, bid.price_ceiling):
             return ignore("buyer can't pay the ceiling", retryable=True)
-        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = _Heard(bid, relayed_until(bid, now))
+        until = relayed_until(bid, now)
+        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = _Heard(
+            bid, until, TimestampMs(max(until, now.wall_ms + BID_COUNTS_MS_MIN))
+        )
         return ACCEPTED
 
     def expire(self, now: Now) -> None:
         """Forget bids whose time is over: their accounts may never bid again."""
         for buyer, bids in tuple(self._bids.items()):
-            if all(heard.until <= now.wall_ms for heard in bids.values()):
+            if all(heard.counts_until <= now.wall_ms for heard in bids.values()):
                 del self._bids[buyer]
 
     def bids(self, now: Now) -> list[tuple[AccountId, Bid]]:

@@ -38,6 +38,7 @@ from protocol.messages.effects import Notify, Now
 from protocol.messages.market import FaultKind, FinishReason, Receipt
 from protocol.primitives.codec import Message
 from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import AccountId, Amount, DurationMs, Hash, MessageId, MonotonicMs, WorkUnits
 
 ATTEMPTS_MAX = 3
@@ -68,7 +69,9 @@ class _Replica(Struct):
     paid: Amount = Amount(0)
     """To all providers that had this place."""
     job: MessageId = NO_JOB
+    pieces: list[bytes] = []
     output: bytes = b""
+    """All of it, once it is whole."""
     receipt: Receipt | None = None
 
 
@@ -244,7 +247,7 @@ class Replication:
                 agreed = ReplicaAgreed(own, replica.number, event.job, event.provider, event.price_ceiling)
                 return [Notify(agreed)]
             case JobText():
-                replica.output += event.payload
+                replica.pieces.append(event.payload)
                 if replica.number:
                     return []
                 return [Notify(ReplicaText(own, replica.attempts, event.payload, event.output_units))]
@@ -262,9 +265,14 @@ class Replication:
         receipt = event.receipt
         replica.state, replica.receipt, replica.job = _State.DONE, receipt, event.job
         replica.paid = Amount(replica.paid + event.paid)
+        replica.output, replica.pieces = b"".join(replica.pieces), []
         del self._places[replica.request]
         for other in group.replicas:  # one copy of each different output
-            if other.receipt is not None and other.receipt.output_commitment == receipt.output_commitment:
+            if (
+                other is not replica
+                and other.receipt is not None
+                and other.receipt.output_commitment == receipt.output_commitment
+            ):
                 replica.output = other.output
                 break
         told = ReplicaFinished(
@@ -283,7 +291,7 @@ class Replication:
         fault, reason = FaultKind(event.first_fault), event.first_reason
         group.first_error = group.first_error or (fault, reason)
         replica.paid = Amount(replica.paid + event.paid)
-        replica.state, replica.output = _State.FAILED, b""
+        replica.state, replica.pieces = _State.FAILED, []
         del self._places[replica.request]
         told = Notify(ReplicaFailed(group.request.request, replica.number, replica.provider, fault, clip(reason)))
         match = self._another(group, replica, fault, now)
@@ -319,11 +327,26 @@ class Replication:
         winner = agreeing[0]
         assert winner.receipt is not None
         receipt = winner.receipt
-        text = JobText(
-            request.request, winner.job, 1, winner.output, receipt.output_units, FinishReason(receipt.finish)
-        )
         finished = JobFinished(request.request, winner.job, receipt, group.paid(), receipt.output_units, receipt.chunks)
-        return [compared, Notify(text), Notify(finished)]
+        return [compared, *_told_whole(request.request, winner, receipt), Notify(finished)]
+
+
+def _told_whole(request: Hash, replica: _Replica, receipt: Receipt) -> list[MarketEffect]:
+    """An output in pieces no larger than a chunk's: whoever reads them has room for that much."""
+    starts = range(0, max(1, len(replica.output)), CHUNK_PAYLOAD_BYTES_MAX)
+    return [
+        Notify(
+            JobText(
+                request,
+                replica.job,
+                number,
+                replica.output[start : start + CHUNK_PAYLOAD_BYTES_MAX],
+                receipt.output_units,
+                FinishReason(receipt.finish),
+            )
+        )
+        for number, start in enumerate(starts, 1)
+    ]
 
 
 def _majority(done: list[_Replica]) -> list[_Replica] | None:

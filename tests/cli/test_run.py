@@ -74,6 +74,7 @@ def test_auction_and_replicas_reach_the_node(mercat: Mercat, fake: FakeNode) -> 
     [
         ("--replicas", "2", "--auction", "100"),
         ("--replicas", "2", "--provider", OTHER),
+        ("--replicas", "2", "--wait", "3"),
         ("--replicas", "2", "--replicas-min", "3"),
         ("--replicas", "17"),
         ("--auction", "20001"),

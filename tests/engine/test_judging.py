@@ -75,13 +75,22 @@ def test_an_account_has_so_many_live_bids_and_no_more() -> None:
     assert bench.rule("alice", 100, 500, time_ms=60_000) is ACCEPTED
 
 
-def test_an_auctions_bid_counts_and_travels_while_its_windows_last_and_no_longer() -> None:
+def test_bids_that_expire_at_once_count_for_seconds_all_the_same() -> None:
+    bench = Bench()
+    for number in range(BIDS_PER_ACCOUNT_MAX):
+        assert bench.rule("alice", number, 500, expires_in_ms=1) is ACCEPTED
+    assert bench.rule("alice", 99, 500, time_ms=2).reason == "too many bids of this account are live"
+    assert bench.judge.bids(at(2)) == []
+    assert bench.rule("alice", 99, 500, time_ms=4_000) is ACCEPTED
+
+
+def test_an_auctions_bid_travels_while_its_windows_last_and_counts_for_seconds() -> None:
     bench = Bench()
     windows = AuctionTerms(PEER, (), 200, 200)
     for number in range(BIDS_PER_ACCOUNT_MAX):
         assert bench.rule("alice", number, 500, auction=windows) is ACCEPTED
-    assert bench.rule("alice", 99, 500, time_ms=399, auction=windows).reason == "too many bids of this account are live"
-    assert bench.rule("alice", 100, 500, time_ms=400, auction=windows) is ACCEPTED
+    assert bench.rule("alice", 99, 500, time_ms=3_999, auction=windows) is not ACCEPTED
+    assert bench.rule("alice", 100, 500, time_ms=4_000, auction=windows) is ACCEPTED
     unique = Hash(bytes(32))
     bid = Bid(ModelId(bytes(32)), WorkUnits(1), WorkUnits(1), Amount(1), TimestampMs(10**6), "none", 1, unique, windows)
     now = at(0)

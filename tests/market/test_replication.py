@@ -16,6 +16,7 @@ from protocol.market.events import (
 from protocol.market.replication import ATTEMPTS_MAX, Replication, first_difference
 from protocol.market.requests import MarketEffect
 from protocol.messages.market import FaultKind
+from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import Amount
 from protocol.settlement.pricing import amount_due
 from tests.market.town import PRICES, Person, Town, Worker, request
@@ -29,6 +30,17 @@ class LyingWorker(Worker):
 
     def payload(self, number: int) -> bytes:
         return b"another;" if number == 1 else super().payload(number)
+
+
+class LargeWorker(Worker):
+    """Two pieces of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(pieces=(10, 10))
+        self._size = size
+
+    def payload(self, number: int) -> bytes:
+        return bytes([number]) * self._size
 
 
 class GroupTown(Town):
@@ -173,6 +185,17 @@ def test_the_first_replicas_text_is_told_as_it_comes_for_those_who_want_it() -> 
     town = GroupTown(sellers=3)
     town.begin()
     assert b"".join(event.payload for event in town.told(ReplicaText)) == Worker().output()
+
+
+def test_a_large_output_is_told_in_pieces_no_larger_than_a_chunks() -> None:
+    town = GroupTown(sellers=2)
+    piece = CHUNK_PAYLOAD_BYTES_MAX - 5
+    for seller in town.sellers:
+        seller.worker = LargeWorker(piece)
+    town.begin(replication=2, replicas_min=2)
+    texts = town.told(JobText)
+    assert [len(text.payload) for text in texts] == [CHUNK_PAYLOAD_BYTES_MAX, 2 * piece - CHUNK_PAYLOAD_BYTES_MAX]
+    assert [text.index for text in texts] == [1, 2]
 
 
 def test_more_replicas_than_the_cap_or_fewer_than_the_least_are_refused() -> None:
