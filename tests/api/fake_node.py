@@ -169,6 +169,11 @@ class FakeNode:
             "progress", "ab" * 32, "pulling", "tiny", "1", "onnx", "MIT", OTHER, 100, 40, 10, (liar, giver)
         )
         yield (begun,)
+        if request.model == "endless":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.closed.set()
         if request.model == "broken":
             raise ControlError("store_full", "a.onnx can't be stored: No space left on device")
         yield (msgspec.structs.replace(begun, event="finished", stage="in the store", bytes_done=100),)

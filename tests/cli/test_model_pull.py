@@ -9,9 +9,13 @@ import pytest
 
 from node.cli.failures import ExitCode
 from node.cli.model_pull import ByteRate, Pace, bar, duration, progress_text, pulled_text
+from node.cli.provider import as_provider
+from node.config.settings import KeystoreConfig, NodeConfig
 from node.runtime.model_views import PullEvent, PullRequest, PullSourceView
+from protocol.primitives.addresses import AddressKind, format_address
 from tests.api.fake_node import FakeNode
 from tests.cli.conftest import Mercat
+from tests.cli.test_terminal import ended, terminal
 
 MODEL = "ab" * 32
 GIVER = PullSourceView("mcnode1giver", "asked", False, False, 40_000_000, 40)
@@ -112,3 +116,18 @@ def test_what_was_there_before_is_told() -> None:
     assert "5.0 MB that were there before" in pulled_text(done)
     assert "by nobody on the ledger" in pulled_text(done)
     assert "it was there, and whole" in pulled_text(msgspec.structs.replace(done, sources=()))
+
+
+def test_on_a_terminal_the_line_is_drawn_and_ctrl_c_ends_the_pull(fake: FakeNode) -> None:
+    child = terminal("model", "pull", "endless", "--peers")
+    child.expect_exact("tiny [#########...............] 40%")
+    child.sendintr()
+    assert ended(child) == ExitCode.INTERRUPTED
+    assert fake.closed.wait(10)
+
+
+def test_a_provider_may_be_given_the_address_of_a_model_that_it_does_not_have() -> None:
+    config = NodeConfig(genesis=Path("/n"), state=Path("/n"), keystore=KeystoreConfig(Path("/n")))
+    address = format_address(AddressKind.MODEL, bytes.fromhex(MODEL))
+    for text in (address, MODEL):
+        assert [model.description for model in as_provider(config, (text,)).provider.models] == [MODEL]

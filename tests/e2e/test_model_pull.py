@@ -12,7 +12,7 @@ import pytest
 from node.worker.models import ModelId, ModelStore
 from node.worker.pieces import PIECE_BYTES
 from node.worker.quota import pulls
-from tests.e2e.network import Network, command_line, environment, wait_until
+from tests.e2e.network import WAIT_SECONDS, Network, command_line, environment, wait_until
 from tests.e2e.people import Person
 
 PYTHON_FILE = Path(__file__)
@@ -30,6 +30,16 @@ def store_of(person: Person) -> ModelStore:
 
 def offers_heard(person: Person, name: str) -> bool:
     return name in {offer.name for offer in person.client.offers()}
+
+
+def started_pull(person: Person, *arguments: str) -> "subprocess.Popen[bytes]":
+    """A pull by command that goes on beside the test."""
+    return subprocess.Popen(
+        command_line("model", "pull", *arguments),
+        env={**environment(person.home), "MERCAT_CONTROL": str(person.control)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def endpoint(person: Person) -> str:
@@ -108,22 +118,21 @@ def test_a_node_killed_in_the_middle_of_a_pull_goes_on_with_what_it_had(
     joined(network, person)
     with person.running() as process:
         wait_until(lambda: offers_heard(person, "smollm2-135m"), "an offer")
-        pulling = subprocess.Popen(
-            command_line("model", "pull", smollm, "--limit", "30MB/s"),
-            env={**environment(person.home), "MERCAT_CONTROL": str(person.control)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        with pulling:
+        with started_pull(person, smollm, "--limit", "30MB/s") as pulling:
             journals = pulls(store_of(person)) / smollm
             wait_until(lambda: sum(path.read_bytes().count(1) for path in journals.glob("*.journal")) > 20, "pieces")
             process.send_signal(signal.SIGKILL)
             process.wait()
             assert pulling.wait(20) != 0
         assert store_of(person).model_ids() == ()
-    with person.running():
+    with person.running() as process:
         wait_until(lambda: offers_heard(person, "smollm2-135m"), "an offer")
         pulled = json.loads(person.mercat("model", "pull", smollm, "--json").out)
         assert pulled["bytes_kept"] > 15 * PIECE_BYTES
         assert store_of(person).verify(smollm).name == "smollm2-135m"
-    person.mercat("model", "rm", smollm, "--model-store", str(store_of(person).directory))
+        person.mercat("model", "rm", smollm, "--model-store", str(store_of(person).directory))
+        with started_pull(person, smollm, "--limit", "5MB/s") as slow:
+            wait_until(lambda: bool(list((pulls(store_of(person)) / smollm).glob("*.journal"))), "the pull")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_SECONDS) == 0  # a pull does not hold up a stop
+            assert slow.wait(20) != 0
