@@ -7,8 +7,10 @@ What a score is worth: jobs are what two parties say, so they are shown and neve
 and what one counterparty adds is capped: who trades with itself pays, for each invented counterparty, a channel and a
 redeem, and again after each half-life. With the fees of a new network's genesis (0.1 % of what is redeemed) the
 cheapest way to 100 points above a newcomer's costs 0.07 credits, to 250 points 0.4, to all 500 points 1.6, a month
-after the first settlement; at first half of that is to be had for the same. A newcomer starts in the middle; whoever starts anew after failures gives up
-what it had earned and pays a bond. So that newcomers get work at all, a small share of choices prefers them.
+after the first settlement; at first half of that is to be had for the same.
+
+A newcomer starts in the middle; whoever starts anew after failures gives up what it had earned and pays a bond. So that
+newcomers get work at all, a small share of choices prefers them.
 """
 
 from enum import IntEnum
