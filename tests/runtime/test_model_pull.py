@@ -180,6 +180,20 @@ async def test_a_source_that_turns_up_later_is_asked(tmp_path: Path) -> None:
         await givers.pull(sources=later, settings=PullSettings(wait_ms=20_000)).run()  # type: ignore[arg-type]
 
 
+async def test_a_source_that_dies_in_the_middle_leaves_its_pieces_to_the_others(tmp_path: Path) -> None:
+    slow = dict.fromkeys(("a", "b"), PiecePolicy(times=TIMES, upload_bytes_per_second=2 * PIECE_BYTES))
+    async with giving(tmp_path, {"a": honest, "b": honest}, slow) as givers:
+        store = ModelStore(tmp_path / "pulled")
+        addresses = givers.addresses()
+        pull = givers.pull(store, sources=lambda: addresses)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pull.run())
+            await until(lambda: pull.sources != () and pull.sources[0].pieces > 0)
+            await givers.transports["a"].stop()
+        store.verify(givers.model.hex())
+        assert not any(source.corrupt for source in pull.sources)
+
+
 async def test_an_interrupted_pull_goes_on_where_it_was(tmp_path: Path) -> None:
     slow = {"a": PiecePolicy(times=TIMES, upload_bytes_per_second=3 * PIECE_BYTES)}
     async with giving(tmp_path, {"a": honest, "b": honest}, slow) as givers:
