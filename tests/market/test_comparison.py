@@ -7,7 +7,7 @@ import pytest
 from protocol.market.comparison import ANSWERS_MAX
 from protocol.market.events import JobFailed, JobFinished, SaleEnded
 from protocol.market.records import buyer_debt, seller_debt
-from protocol.messages.effects import SignAndSend
+from protocol.messages.effects import Send, SignAndSend
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Cancellation, Chunk, Failure, FaultKind, Receipt, Voucher
 from protocol.messages.wire import JobStanding, OpenJobs
@@ -192,3 +192,14 @@ def test_a_finished_job_that_is_asked_for_gives_no_proof_of_a_failure() -> None:
     assert isinstance(answer, SignAndSend)
     assert answer.kind is MessageKind.FAILURE
     assert decode(answer.payload, Failure).fault is FaultKind.NETWORK
+
+
+def test_what_was_released_is_said_again_to_the_buyers_node_alone() -> None:
+    town = Town()
+    town.on_send = lambda sender, payload: not isinstance(payload, Voucher)
+    town.start(request())
+    town.run()
+    [job] = town.watch.agreements
+    behind = (JobStanding(job, ChannelId(bytes(32)), Lane(0), 0, SequenceNumber(0)),)
+    assert town.seller.seller.compare(NodeId(b"s" * 32), behind, town.now) == []
+    assert [type(effect) for effect in town.seller.seller.compare(town.buyer.node, behind, town.now)] == [Send, Send]
