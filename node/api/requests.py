@@ -98,8 +98,6 @@ class SessionRun(Body, frozen=True, tag="run"):
     number: int
     request: msgspec.Raw
     """A ``RunRequest``; one that is none ends this run and no other."""
-    brief: bool = False
-    """Tell of output, retries and the end alone."""
 
 
 class SessionCancel(Body, frozen=True, tag="cancel"):

@@ -21,7 +21,7 @@ from node.api.requests import (
     SessionCancel,
     SessionRun,
 )
-from node.runtime.control import ControlError, NodeControl, RunEvent, RunRequest
+from node.runtime.control import ControlError, NodeControl, RunRequest
 from node.telemetry import event_logger
 from protocol.primitives.errors import UserError
 
@@ -29,7 +29,6 @@ _WAITING_BYTES_MAX = 4 * 1024 * 1024
 """Beyond this a job's next events wait until the client has read."""
 _ANSWER_BYTES = 512
 """What an answer takes beside its payload, about."""
-_ON_THE_WAY = ("request", "progress", "agreed", "input")
 _log = event_logger("api")
 
 
@@ -83,7 +82,7 @@ class Session:
             events = self._control.run(request)
             try:
                 async for ready in events:
-                    self._tell(number, ready, asked.brief)
+                    self._say(SessionAnswer(number, ready))
                     if self._waiting_bytes > _WAITING_BYTES_MAX:
                         self._room.clear()
                         await self._room.wait()
@@ -103,11 +102,6 @@ class Session:
             self._refuse(number, "internal", f"{type(error).__name__}; the node's log has more", 1)
         finally:
             del self._runs[number]
-
-    def _tell(self, number: int, events: tuple[RunEvent, ...], brief: bool) -> None:
-        told = tuple(event for event in events if event.event not in _ON_THE_WAY) if brief else events
-        if told:
-            self._say(SessionAnswer(number, told))
 
     def _refuse(self, number: int, code: str, message: str, exit_code: int) -> None:
         self._say(SessionAnswer(number, error=ErrorView(code, message, exit_code), ended=True))

@@ -68,14 +68,16 @@ class JobSession:
         if not head.startswith(b"HTTP/1.1 101 "):
             raise CommandFailed("the node knows no sessions: it is of an older version", ExitCode.FAILED, "no_sessions")
 
-    async def run(self, request: RunRequest, *, brief: bool = False) -> AsyncIterator[RunEvent]:
-        """All events of a job, or with ``brief`` its output, retries and end alone. Closing the iterator cancels the
-        job. Raises ``CommandFailed`` for a request that the node refuses, and when the node is gone."""
+    async def run(self, request: RunRequest) -> AsyncIterator[RunEvent]:
+        """A job's events. Closing the iterator cancels the job.
+
+        Raises ``CommandFailed`` for a request that the node refuses, and when the node is gone.
+        """
         if self._lost is not None:
             raise self._lost
         number, self._next = self._next, self._next + 1
         answers = self._runs[number] = asyncio.Queue()
-        self._send(_TEXT, msgspec.json.encode(SessionRun(number, msgspec.Raw(msgspec.json.encode(request)), brief)))
+        self._send(_TEXT, msgspec.json.encode(SessionRun(number, msgspec.Raw(msgspec.json.encode(request)))))
         ended = False
         try:
             while not ended:

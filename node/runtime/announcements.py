@@ -35,9 +35,9 @@ class Announcements:
         self._second = 0
         self._lines = 0
 
-    def open(self, request: Hash) -> EventStream:
-        """A stream of all events of one request."""
-        stream = self._streams[request] = EventStream(request)
+    def open(self, request: Hash, *, brief: bool = False) -> EventStream:
+        """A stream of all events of one request, or of what it delivers and how it ends."""
+        stream = self._streams[request] = EventStream(request, brief=brief)
         return stream
 
     def close(self, request: Hash) -> None:

@@ -198,6 +198,8 @@ class RunRequest(View, frozen=True):
     """With fewer the job is refused."""
     request: str = ""
     """The request's id, 64 hex digits, if its program wants to choose it; a name that is known is refused."""
+    brief: bool = False
+    """Tell of output, retries and the end alone: what a program with many jobs reads."""
 
 
 class RequestView(View, frozen=True):

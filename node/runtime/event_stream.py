@@ -27,8 +27,10 @@ class StreamLost(Message, frozen=True):
 class EventStream:
     """Events of one request, taken in pieces by one reader."""
 
-    def __init__(self, request: Hash, events_max: int = EVENTS_MAX) -> None:
+    def __init__(self, request: Hash, events_max: int = EVENTS_MAX, *, brief: bool = False) -> None:
+        """``brief``: what happens on the way is left out."""
         self._request = request
+        self._brief = brief
         self._events_max = events_max
         self._waiting: list[Message] = []
         self._ready = asyncio.Event()
@@ -38,7 +40,7 @@ class EventStream:
 
     def add(self, event: Message) -> None:
         """Append one event; a stream that is full ends with ``StreamLost`` instead."""
-        if self.lost:
+        if self.lost or (self._brief and isinstance(event, _ON_THE_WAY)):
             return
         if len(self._waiting) >= self._events_max:
             self.lost = True

@@ -56,8 +56,8 @@ _COMPANY_S = 0.005
 they come so much later."""
 
 Durable = Put | Delete | CommitBlock
-_DURABLE = (Put, Delete, CommitBlock)
-_ENDS_WITH_US = (SetTimer, CancelTimer, OpenWork, PullWork, CloseWork)
+_DURABLE = frozenset((Put, Delete, CommitBlock))
+_ENDS_WITH_US = frozenset((SetTimer, CancelTimer, OpenWork, PullWork, CloseWork))
 
 
 class Actor(Protocol):
@@ -200,9 +200,9 @@ class EffectExecutor:
         if not self._running or self._batch or self._failure is not None:
             return
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_EFFECTS_MAX))]
-        durable: list[Durable] = [effect for effect in batch if isinstance(effect, _DURABLE)]
-        blocks = any(isinstance(effect, CommitBlock | SignAndSend) and _needs_disk(effect) for effect in batch)
-        if blocks or len(durable) > _INLINE_ROWS_MAX or self._is_slow():
+        durable = _durable(batch)
+        waits = any(map(_is_heavy, batch))
+        if waits or len(durable) > _INLINE_ROWS_MAX or self._is_slow():
             self._batch = batch
             self._wake.set()
             return
@@ -219,7 +219,7 @@ class EffectExecutor:
         self._proceed()
 
     async def _carry_out(self, batch: list[Effect]) -> None:
-        durable: list[Durable] = [effect for effect in batch if isinstance(effect, _DURABLE)]
+        durable = _durable(batch)
         if durable:
             await self._commit(durable)
         guarded = [effect for effect in batch if isinstance(effect, SignAndSend) and effect.position is not None]
@@ -305,11 +305,22 @@ def _stays_here(effect: Effect) -> bool:
     """True if nobody outside can see that it came before a row: it ends with the process, or is signed and kept."""
     if isinstance(effect, SignAndSend):
         return effect.position is None and not effect.to
-    return isinstance(effect, _ENDS_WITH_US)
+    return type(effect) in _ENDS_WITH_US
 
 
 def _needs_disk(effect: Effect) -> bool:
-    return isinstance(effect, _DURABLE) or (isinstance(effect, SignAndSend) and effect.position is not None)
+    return type(effect) in _DURABLE or (isinstance(effect, SignAndSend) and effect.position is not None)
+
+
+def _is_heavy(effect: Effect) -> bool:
+    """True for what takes the disk too long for the loop to wait."""
+    if isinstance(effect, SignAndSend):
+        return effect.position is not None
+    return isinstance(effect, CommitBlock)
+
+
+def _durable(effects: list[Effect]) -> list[Durable]:
+    return [effect for effect in effects if isinstance(effect, Put | Delete | CommitBlock)]
 
 
 def _may_wait(effect: Effect) -> bool:

@@ -36,7 +36,7 @@ class JobStream:
         """All events of the job, those that are ready together in one, the last one its end."""
         job = self._wish.job()
         announcements = self._node.announcements
-        stream = announcements.open(self.request)
+        stream = announcements.open(self.request, brief=self._asked.brief)
         ended = False
         try:
             try:
@@ -46,9 +46,9 @@ class JobStream:
             except RequestInvalid as error:
                 raise ControlError("bad_request", str(error), 2) from None
             # The first state follows within the same turn of the loop: one line more in the first piece of the answer.
-            known: tuple[RunEvent, ...] = (
-                RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),
-            )
+            known: tuple[RunEvent, ...] = ()
+            if not self._asked.brief:
+                known = (RunEvent("request", {"request": self.request.hex(), "model": self._asked.model}),)
             while not ended:
                 ready = await stream.take()
                 if isinstance(ready[-1], StreamLost):

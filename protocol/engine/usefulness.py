@@ -95,9 +95,12 @@ class Usefulness:
     def _use(self, peer: NodeId, message: wire.WireMessage, work: DoorWork, effects: list[Effect]) -> Use:
         match message:
             case wire.Direct() | wire.JobInput():
-                if any(isinstance(effect, ReadJob) for effect in effects):
-                    return Use.NEUTRAL  # a question: its answer is paid for when it is given
-                return Use.USEFUL if any(not _refusal(effect) for effect in effects) else Use.USELESS
+                useful = False
+                for effect in effects:
+                    if isinstance(effect, ReadJob):
+                        return Use.NEUTRAL  # a question: its answer is paid for when it is given
+                    useful = useful or not _refusal(effect)
+                return Use.USEFUL if useful else Use.USELESS
             case wire.Transactions():
                 if work.listed == 0:
                     return Use.CHATTER

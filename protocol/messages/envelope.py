@@ -33,7 +33,7 @@ class Envelope(Message, frozen=True):
 
 def signing_bytes(genesis_hash: Hash, kind: MessageKind, payload: bytes) -> bytes:
     """What a signature covers."""
-    return Domain.ENVELOPE.value + genesis_hash + kind.to_bytes(2, "big") + payload
+    return Domain.ENVELOPE + genesis_hash + kind.to_bytes(2, "big") + payload
 
 
 def message_id(kind: MessageKind, sender: bytes, payload: bytes) -> MessageId:

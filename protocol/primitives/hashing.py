@@ -12,7 +12,7 @@ from blake3 import blake3
 from protocol.primitives.units import Hash, Salt
 
 
-class Domain(Enum):
+class Domain(bytes, Enum):
     """What a hash or a signature is for. The value is the prefix, ended by a zero byte so that none extends another."""
 
     ENVELOPE = b"mercat/envelope/1\0"
@@ -53,7 +53,7 @@ def digest(domain: Domain, *parts: bytes) -> Hash:
 
     Parts are concatenated without lengths: at most one of them may vary in size, or the caller frames them itself.
     """
-    state = blake2b(domain.value, digest_size=32)
+    state = blake2b(domain, digest_size=32)
     for part in parts:
         state.update(part)
     return Hash(state.digest())

@@ -35,12 +35,11 @@ class Control:
         await self._jobs.__aexit__(None, None, None)
         await self._session.close()
 
-    async def run(self, request: RunRequest, *, brief: bool = False) -> list[tuple[float, RunEvent]]:
-        """Run a job to its end: every event with the time since the request was sent, in seconds; with ``brief`` only
-        what was delivered, and the end."""
+    async def run(self, request: RunRequest) -> list[tuple[float, RunEvent]]:
+        """Run a job to its end: every event with the time since the request was sent, in seconds."""
         started = time.perf_counter()
         events: list[tuple[float, RunEvent]] = []
-        async for event in self._jobs.run(request, brief=brief):
+        async for event in self._jobs.run(request):
             events.append((time.perf_counter() - started, event))
         if events[-1][1].event != "finished":
             raise RequestFailed(str(events[-1][1]))

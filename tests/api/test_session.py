@@ -31,8 +31,8 @@ async def jobs(fake: FakeNode, path: Path) -> AsyncIterator[JobSession]:
         yield session
 
 
-async def all_of(jobs: JobSession, request: RunRequest, brief: bool = False) -> list[RunEvent]:
-    return [event async for event in jobs.run(request, brief=brief)]
+async def all_of(jobs: JobSession, request: RunRequest) -> list[RunEvent]:
+    return [event async for event in jobs.run(request)]
 
 
 def client_of(path: Path) -> aiohttp.ClientSession:
@@ -50,11 +50,6 @@ async def test_every_job_of_a_session_gets_its_own_events(jobs: JobSession) -> N
         events = run.result()
         assert [event.event for event in events] == ["request", "agreed", "input", "output", "output", "finished"]
         assert b"".join(event.payload for event in events) == bytes([number]) * number * 1000
-
-
-async def test_brief_run_tells_of_output_and_end_alone(jobs: JobSession) -> None:
-    events = await all_of(jobs, wanted("talker"), brief=True)
-    assert [event.event for event in events] == ["output", "output", "finished"]
 
 
 @pytest.mark.parametrize(("model", "code", "exit_code"), [("poor", "funds", 4), ("late", "no_provider", 5)])

@@ -49,3 +49,10 @@ async def test_news_on_the_way_comes_by_itself_when_nothing_follows() -> None:
     stream = EventStream(REQUEST)
     stream.add(event(1))
     assert await stream.take() == [event(1)]
+
+
+async def test_brief_stream_leaves_out_what_happens_on_the_way() -> None:
+    stream = Announcements().open(REQUEST, brief=True)
+    stream.add(event(1))
+    stream.add(text(2))
+    assert await stream.take() == [text(2)]
