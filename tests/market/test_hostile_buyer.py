@@ -15,8 +15,9 @@ from protocol.messages.wire import JobInput
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import AccountId, Amount, ChannelId, Hash, MessageId, NodeId, SequenceNumber
 from protocol.settlement.pricing import amount_due
+from tests.market.plain_ledger import PlainLedger
 from tests.market.test_intake import opening
-from tests.market.town import PRICES, Person, PlainLedger, Town, Worker, envelope_of, request
+from tests.market.town import PRICES, Person, Town, Worker, envelope_of, request
 
 Lie = Callable[[Voucher], Voucher | None]
 
