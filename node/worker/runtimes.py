@@ -4,6 +4,7 @@ Law: only the packages named here are shown to a worker. The pair behind `gguf` 
 halves meet at a binary interface.
 """
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,8 +100,12 @@ def input_units_max(runtime: str, settings: Mapping[str, int | str]) -> int:
     return 1 if runtime == "wasm" else 0
 
 
-def _package_binds(name: str) -> list[Bind]:
-    """The top-level folders and files of one installed distribution, without its metadata and scripts."""
+@functools.cache
+def _package_binds(name: str) -> tuple[Bind, ...]:
+    """The top-level folders and files of one installed distribution, without its metadata and scripts.
+
+    Looked up once: a distribution's list of files takes tens of milliseconds to read, at every start of a worker.
+    """
     distribution = importlib.metadata.distribution(name)
     tops: dict[str, Path] = {}
     for file in distribution.files or ():
@@ -110,7 +115,7 @@ def _package_binds(name: str) -> list[Bind]:
         tops[top] = Path(str(distribution.locate_file(top))).resolve()
     if not tops:
         raise RuntimeUnavailable(f"the installed package {name} doesn't list its files")
-    return [Bind(path, f"{SITE}/{top}") for top, path in sorted(tops.items())]
+    return tuple(Bind(path, f"{SITE}/{top}") for top, path in sorted(tops.items()))
 
 
 def child_binds(runtime: str) -> tuple[Bind, ...]:
