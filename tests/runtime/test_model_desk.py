@@ -190,7 +190,7 @@ async def test_all_who_wait_for_a_model_wait_for_one_pull_and_it_ends_with_the_l
 
 
 async def test_a_pull_that_nobody_waits_for_any_more_stops_and_keeps_what_it_has(tmp_path: Path) -> None:
-    slow = {"a": PiecePolicy(times=TIMES, upload_bytes_per_second=2 * PIECE_BYTES)}
+    slow = {"a": PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES)}
     async with giving(tmp_path, {"a": honest}, slow) as givers:
         async with desk(tmp_path) as one:
             hear_all(one, givers)

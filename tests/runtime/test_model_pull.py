@@ -92,7 +92,7 @@ async def test_a_model_comes_whole_from_one_source_and_can_be_given_on(tmp_path:
 
 
 async def test_several_sources_share_the_work(tmp_path: Path) -> None:
-    slow = PiecePolicy(times=TIMES, upload_bytes_per_second=2 * PIECE_BYTES)
+    slow = PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES)
     policies = dict.fromkeys(("a", "b"), slow)
     async with giving(tmp_path, {"a": honest, "b": honest}, policies) as givers:
         pull = givers.pull()
@@ -181,7 +181,7 @@ async def test_a_source_that_turns_up_later_is_asked(tmp_path: Path) -> None:
 
 
 async def test_a_source_that_dies_in_the_middle_leaves_its_pieces_to_the_others(tmp_path: Path) -> None:
-    slow = dict.fromkeys(("a", "b"), PiecePolicy(times=TIMES, upload_bytes_per_second=2 * PIECE_BYTES))
+    slow = dict.fromkeys(("a", "b"), PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES))
     async with giving(tmp_path, {"a": honest, "b": honest}, slow) as givers:
         store = ModelStore(tmp_path / "pulled")
         addresses = givers.addresses()
