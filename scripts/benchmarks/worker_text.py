@@ -17,7 +17,7 @@ from scripts.benchmarks.worker_direct import Answer, Ask
 MODEL = "smollm2-135m"
 STREAMS = 8
 TOKENS = 96
-TOKENS_TOGETHER = 40
+TOKENS_TOGETHER = 64
 CHUNK_UNITS = 8
 CANCELS = 24
 DEADLINE_S = 120.0
