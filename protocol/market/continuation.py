@@ -62,12 +62,15 @@ def asked_behind(
     """What is left to ask for once ``job``, asked for ``asked``, has delivered ``output`` and stopped.
 
     ``wanted`` is the request as it was made, ``input_units_most`` the largest input that any provider takes. ``None``
-    when no other provider can go on: nothing is left to deliver, or the input can't carry the output.
+    when no other provider can go on: nothing is left to deliver, or the output makes the input too large.
     """
     units = WorkUnits(asked.units + progress.output_units)
     before = asked.output + output
     payload = _behind(wanted.payload, before)
     if payload is None or units >= wanted.output_units_max:
+        return None
+    # What this provider metered, and what it added to it, is about what the next one will meter.
+    if progress.input_units + progress.output_units > input_units_most:
         return None
     # A unit of input is a byte at least; a provider's own limit may be narrower.
     input_units = max(wanted.input_units_max, min(wanted.input_units_max + len(before), input_units_most))

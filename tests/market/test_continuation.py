@@ -365,3 +365,17 @@ def test_provider_whose_runtime_takes_no_prefix_refuses_as_want_of_capacity() ->
     with pytest.raises(TermsRefused, match="can't go on") as refusal:
         check_service(agreed, replace(SERVED, runtime="wasm"), SellerPolicy())
     assert refusal.value.fault is FaultKind.CAPACITY
+
+
+def test_output_that_makes_the_input_larger_than_anybody_takes_ends_the_job_with_what_was_delivered() -> None:
+    """Input of 10 units, then 20 of output: a next provider would meter 30."""
+    for most, agreements in ((29, 1), (30, 2)):
+        served = replace(SERVED, input_units_max=WorkUnits(most))
+        town = first_is(Worker(pieces=PIECES, fails_at=3), served=served)
+        assert len(town.watch.agreements) == agreements
+        if agreements == 2:
+            assert is_whole(town)
+        else:
+            [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
+            assert (lost.fault, lost.reason) == (FaultKind.PROVIDER, "worker died")
+            assert (lost.output_units, lost.paid) == (20, amount_due(PRICES, 10, 20))
