@@ -101,7 +101,7 @@ def print_quote(output: Output, quote_view: QuoteView) -> None:
     output.show(quote_view, "\n".join(lines), takers)
     if takers:
         output.note(
-            "prices in credits; score: price/speed/reputation/region, 1000 is best; `?` was never measured here"
+            "score: price/speed/reputation/region, 1000 is best; `?` was never measured here"
         )
 
 
