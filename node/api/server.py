@@ -175,7 +175,7 @@ class ControlRoutes:
 
     async def receipt(self, request: web.Request) -> web.StreamResponse:
         """The receipt file, as it is to be stored and verified."""
-        content = self._control.receipt(request.match_info["job"])
+        content = await self._control.receipt(request.match_info["job"])
         return web.Response(body=content, content_type="application/json")
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:

@@ -11,7 +11,8 @@ from protocol.primitives.units import format_credits
 
 _ID_DIGITS = 16
 _ID = re.compile(r"[0-9a-f]{24,}")
-_LEDGER_UNITS = {"ledger ms": "", "ledger ms ago": " ago"}
+_LEDGER_ROW = re.compile(r"ledger after block \d+, (no )?row [0-9a-f]+…?")
+_LEDGER_UNITS = {"ms": "", "ledger ms": "", "ledger ms ago": " ago"}
 
 
 def value_text(fact: FactView) -> str:
@@ -37,8 +38,10 @@ def duration_text(milliseconds: int) -> str:
 
 
 def origin_text(fact: FactView) -> str:
-    """Where a figure comes from, long ids by their beginning; ``--json`` gives them whole."""
-    return printable(_ID.sub(lambda found: f"{found[0][:_ID_DIGITS]}…", fact.origin))
+    """Where a figure comes from, in short: block and account stand above; ``--json`` gives rows and ids whole."""
+    ledger, offer = _LEDGER_ROW.sub("ledger", fact.origin), "its signed offer"
+    shortened = offer if ledger.startswith(offer) else ledger
+    return printable(_ID.sub(lambda found: f"{found[0][:_ID_DIGITS]}…", shortened))
 
 
 def score_text(score: ScoreView) -> list[tuple[str, str]]:

@@ -353,7 +353,7 @@ class NodeControl(Protocol):
         """What became of a request by the id that its program gave it."""
         ...
 
-    def receipt(self, job: str) -> bytes:
+    async def receipt(self, job: str) -> bytes:
         """The receipt file (JSON), with its settlement proof once the ledger has it."""
         ...
 

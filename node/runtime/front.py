@@ -121,8 +121,10 @@ class Front:
         """What became of a named request."""
         return self._requests.view(request)
 
-    def receipt(self, job: str) -> bytes:
+    async def receipt(self, job: str) -> bytes:
         """The receipt file of a job, with its settlement once the ledger has it."""
+        # Whoever is told of a job's end asks at once, when its last voucher may still be on the way to the disk.
+        await self._node.executor.drain()
         return self._receipts.file(market_views.find_job(self._node, job).job)
 
     def account(self, account: str | None) -> control.AccountView:

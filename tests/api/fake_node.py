@@ -239,7 +239,7 @@ class FakeNode:
         timeline = ((1_700_000_000_000, "agreed", "by both"),)
         return JobView(job, "buyer", "cancelled", "talker", OTHER, 1_700_000_000_000, 3, 2, 1_500, None, None, timeline)
 
-    def receipt(self, job: str) -> bytes:
+    async def receipt(self, job: str) -> bytes:
         self.job(job)
         return b'{"receipt": true}\n'
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.cli.provider_show import duration_text, record_text, value_text
+from node.cli.provider_show import duration_text, origin_text, record_text, value_text
 from node.runtime.record_bodies import FactView, RecordView, ScoreView
 
 ROW = "74" * 34
@@ -32,4 +32,18 @@ def test_every_figure_is_shown_with_its_origin_and_control_characters_of_strange
     for fact in facts:
         line = next(line for line in shown.splitlines() if fact.name in line)
         assert value_text(fact) in line
-        assert fact.origin.replace(ROW, f"{ROW[:16]}…") in line
+        assert origin_text(fact) in line
+
+
+@pytest.mark.parametrize(
+    ("origin", "shown"),
+    [
+        (f"ledger after block 7, row {ROW}: amounts redeemed", "ledger: amounts redeemed"),
+        (f"ledger after block 7, no row {ROW}", "ledger"),
+        (f"its signed offer {ROW}, number 3, by gossip: its own claims", "its signed offer"),
+        ("this node's memory since its start", "this node's memory since its start"),
+        (f"something with {ROW}", f"something with {ROW[:16]}…"),
+    ],
+)
+def test_origins_leave_out_what_stands_above(origin: str, shown: str) -> None:
+    assert origin_text(FactView("provider", "volume", 1, "jobs", origin)) == shown
