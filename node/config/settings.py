@@ -179,6 +179,8 @@ class BuyerConfig(Section, frozen=True):
     weights: BuyerWeights = BuyerWeights()
     region_preferred: Text = ""
     """Ranked higher by ``weights.region``; providers of other regions are taken too. Empty: none."""
+    patience_ms: Annotated[int, Meta(ge=0, le=2**40)] = 10_000
+    """How long a job waits for a free slot when nothing else is missing; 0: it fails at once."""
     auction_ms: Annotated[int, Meta(ge=0, le=2 * AUCTION_WINDOW_MS_MAX)] = 0
     """How long to collect sealed quotes before a provider is chosen; 0: jobs go by posted prices."""
     chunk_units: ChunkUnits = 32

@@ -91,6 +91,7 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
         channel_deposit=deposit,
         channel_top_up=deposit,
         channel_idle_ms=DurationMs(config.buyer.channel_idle_ms),
+        patience_ms=DurationMs(config.buyer.patience_ms),
         report_failures=config.buyer.report_failures,
     )
 

@@ -15,7 +15,7 @@ from node.runtime.control import ControlError, RunRequest
 from node.runtime.ledger_views import account_argument, account_text
 from node.runtime.requests import request_name
 from protocol.market.agreement import JobRequest
-from protocol.market.matching import Want
+from protocol.market.matching import NO_FREE_SLOTS, Want
 from protocol.market.offer_search import Ranking, best_offer, quote
 from protocol.messages.market import JobPayload, ModelOffer, OutputForm
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
@@ -168,17 +168,23 @@ class Wish:
         return account_argument(self.asked.provider) if self.asked.provider else None
 
     def _check_somebody(self, served: ModelOffer) -> None:
-        """Somebody would do it and it can be paid, or the user is ready to wait."""
+        """Somebody would do it and it can be paid, or it is worth waiting for somebody."""
         want, book = self.want(served), self._node.engine.book
         best = best_offer(book, want, read_clock())
         if best is None and not self.asked.wait_ms:
             refused = quote(book, want, read_clock(), whole_book=False).refused
+            if self._waits_for_room() and any(refusal.reason == NO_FREE_SLOTS for refusal in refused):
+                return
             reasons = "; ".join(
                 f"{account_text(refusal.account)[:14]}…: {refusal.reason}" for refusal in refused[:_REASONS_TOLD_MAX]
             )
             raise ControlError("no_provider", f"nobody takes this job: {reasons}", 5)
         if best is not None:
             self._check_funds(best.price_at_limits)
+
+    def _waits_for_room(self) -> bool:
+        """Replicas are chosen together, at once or not at all."""
+        return self.asked.replicas == 1 and self._node.engine.buyer.policy.patience_ms > 0
 
     def _check_funds(self, price: Amount) -> None:
         """An empty wallet is told at once; whether a channel's rest suffices, the market finds out."""

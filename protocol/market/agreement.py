@@ -55,6 +55,8 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     temperature_milli: int = 0
     choose_ms: DurationMs = DurationMs(0)
     """How long to wait for an offer when there is none that would do."""
+    patient: bool = True
+    """Wait for a free slot as long as this node's policy says, though ``choose_ms`` is shorter."""
     accept_ms: DurationMs = DurationMs(10_000)
     first_output_ms: DurationMs = DurationMs(60_000)
     """From the acceptance to chunk 0: the model may have to be loaded."""

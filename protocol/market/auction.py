@@ -10,7 +10,7 @@ each of them to everybody. What seals protect from are other providers and whoev
 software can believe what it likes, and all that providers lose by it is a job that they did not get.
 """
 
-from protocol.market.matching import Quoted
+from protocol.market.matching import NO_FREE_SLOTS, Quoted
 from protocol.market.order_book import LiveOffer
 from protocol.messages.effects import Now
 from protocol.messages.envelope import message_id
@@ -20,9 +20,6 @@ from protocol.primitives.codec import encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import AUCTION_SEALS_MAX
 from protocol.primitives.units import AccountId, DurationMs, Hash, MessageId, ModelId, MonotonicMs
-
-NO_FREE_SLOTS = "no free slots"
-"""How a provider says that it has no room."""
 
 QUOTE_VALID_MS_MAX = 60_000
 """What a quote promises for longer is not relied on."""

@@ -266,11 +266,12 @@ class Buyer:
         return effects
 
     def book_changed(self, now: Now) -> list[MarketEffect]:
-        """An offer came: requests that wait for one look again."""
+        """An offer came: requests that wait for one look again, the oldest first."""
         effects: list[MarketEffect] = []
+        invited: dict[MessageId, int] = {}
         for job in tuple(self._core.requests.values()):
             if job.state is BuyerState.CHOOSING:
-                effects += self._opening.choose(job, now)
+                effects += self._opening.offer_came(job, invited, now)
         return effects
 
     def restore(

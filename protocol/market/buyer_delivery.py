@@ -20,7 +20,7 @@ from protocol.market.continuation import Continuity
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
 from protocol.market.records import ReceiptRecord, Side, receipt_rows
 from protocol.market.requests import MarketEffect
-from protocol.market.terms import BOOKS_DIFFER
+from protocol.market.terms import BOOKS_DIFFER, PASSING
 from protocol.messages.effects import Notify, Now, SetTimer
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
@@ -47,6 +47,7 @@ class Delivery:
         core, agreement = self._core, attempt.agreement
         attempt.acceptance = acceptance
         attempt.acceptance_bytes = envelope_bytes
+        job.room_until = None
         core.unconfirmed.get(attempt.node, {}).pop((agreement.channel, agreement.lane), None)
         agreed = JobAgreed(
             request=job.request.request,
@@ -210,7 +211,8 @@ class Delivery:
                 core.backoff.full(provider, now)
                 if job.state is BuyerState.OFFERED:
                     job.refusals += 1
-                    job.full = (*job.full, provider)
+                    if reason in PASSING:
+                        job.full[provider] = job.match.live.id
             case FaultKind.USER:
                 pass
         job.excluded = (*job.excluded, provider)

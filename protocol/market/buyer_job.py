@@ -115,7 +115,8 @@ LASTS: dict[BuyerState, Callable[[JobRequest, BuyerPolicy], DurationMs]] = {
     BuyerState.SETTLING: lambda request, policy: request.stall_ms,
 }
 """How long every state that is not an end lasts, CHOOSING from the request's start, the others from their own; never
-longer than ``total_ms``. From the agreement on they are its own timeouts; before it there is nobody else to bind."""
+longer than ``total_ms``. A request that lacks nothing but room stays in CHOOSING for ``patience_ms`` at least. From the
+agreement on they are its own timeouts; before it there is nobody else to bind."""
 
 HEARD: dict[BuyerState, tuple[type[Message], ...]] = {
     BuyerState.OFFERED: (Acceptance, Refusal, Failure),
@@ -222,6 +223,7 @@ class BuyerJob:
         "reconciled",
         "refusals",
         "request",
+        "room_until",
         "spent",
         "state",
         "total_until",
@@ -236,8 +238,10 @@ class BuyerJob:
         """Output that is shown when it is whole, or when nobody will make it whole any more."""
         self.refusals = 0
         """Agreements that were refused for want of room."""
-        self.full: tuple[AccountId, ...] = ()
-        """Who refused them since the last look: left out until the next one."""
+        self.full: dict[AccountId, MessageId] = {}
+        """Who refused them since the last look, and the offer it had then: left out until the next look or offer."""
+        self.room_until: MonotonicMs | None = None
+        """Nothing but room is missing: how long it is waited for."""
         self.lost_since = MonotonicMs(0)
         self.lost_until: MonotonicMs | None = None
         """The attempt's link is gone: how long it is waited for, until more is known."""

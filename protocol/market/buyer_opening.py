@@ -9,7 +9,7 @@ from protocol.market.buyer_core import BuyerCore, Funding, timer_key
 from protocol.market.buyer_job import Attempt, BuyerJob, BuyerState, clip
 from protocol.market.continuation import Asked, Continuity, asked_behind, continuity_of
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.matching import NoMatch, Want
+from protocol.market.matching import NO_FREE_SLOTS, Match, NoMatch, Want, match_offer
 from protocol.market.offer_search import best_offer, quote
 from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
@@ -20,7 +20,7 @@ from protocol.messages.market import FaultKind
 from protocol.messages.transactions import ChannelOpen, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
-from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane, MonotonicMs
+from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane, MessageId, MonotonicMs
 
 
 class Opening:
@@ -33,35 +33,85 @@ class Opening:
         """Take the best offer that is left, or wait for one, or fail with the reasons."""
         core, request = self._core, job.request
         want = self.want(job, now)
-        match = best_offer(core.order_book, want, now)
+        match = best_offer(core.order_book, want, now) if now.monotonic_ms < job.total_until else None
         if match is not None:
-            job.match = match
-            # Whatever state the last provider left it in: this one is dialed and funded anew, in its own time.
-            job.state = BuyerState.CHOOSING
-            return self.advance(job, now)
-        if now.monotonic_ms < min(job.choose_until, job.total_until):
-            return self._wait(job, now)
+            return self._take(job, match, now)
+        lacks_room = self._lacks_room(job, want)
+        until = self._waits_until(job, lacks_room, now)
+        if now.monotonic_ms < until:
+            return self._wait(job, lacks_room, until, now)
         if job.first_error is not None:
             fault, reason = job.first_error
             return core.finish_failed(job, fault, f"{reason}; no other provider would do", now)
         refused = quote(core.order_book, want, now, whole_book=False).refused
         return core.finish_failed(job, FaultKind.CAPACITY, _why_nobody(refused, request.provider), now)
 
-    def _wait(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
+    def _take(self, job: BuyerJob, match: Match, now: Now) -> list[MarketEffect]:
+        job.match = match
+        # Whatever state the last provider left it in: this one is dialed and funded anew, in its own time.
+        job.state = BuyerState.CHOOSING
+        return self.advance(job, now)
+
+    def _lacks_room(self, job: BuyerJob, want: Want) -> bool:
+        """True if somebody would do but for a free slot: somebody who said so, or whose offer does."""
+        if job.full:
+            return True
+        offered = self._core.order_book.offers_for(job.request.model)
+        return any(
+            isinstance(answer := match_offer(live, want), NoMatch) and answer.reason == NO_FREE_SLOTS
+            for live in offered
+            if not live.offer.slots_free
+        )
+
+    def _waits_until(self, job: BuyerJob, lacks_room: bool, now: Now) -> MonotonicMs:
+        """How long a request that nobody takes stays: room comes back, so a want of it is waited for by itself."""
+        until = job.choose_until
+        if lacks_room and job.request.patient:
+            job.room_until = job.room_until or MonotonicMs(now.monotonic_ms + self._core.policy.patience_ms)
+            until = max(until, job.room_until)
+        return min(until, job.total_until)
+
+    def _wait(self, job: BuyerJob, lacks_room: bool, until: MonotonicMs, now: Now) -> list[MarketEffect]:
         """Nobody would do now. Whoever had no room is asked again after a while, each time a longer one."""
         core = self._core
-        if not job.full:
-            return core.enter(job, BuyerState.CHOOSING, "waiting for an offer that would do", now)
-        effects = core.enter(job, BuyerState.CHOOSING, "waiting for room at a provider", now)
-        pause_ms = min(core.policy.full_ms << min(job.refusals, 16), core.policy.full_ms_max)
-        job.deadline = MonotonicMs(min(job.deadline, now.monotonic_ms + pause_ms))
+        cause = "waiting for a free slot" if lacks_room else "waiting for an offer that would do"
+        effects = core.enter(job, BuyerState.CHOOSING, cause, now)
+        job.deadline = until
+        if job.full:
+            pause_ms = min(core.policy.full_ms << min(job.refusals, 16), core.policy.full_ms_max)
+            job.deadline = MonotonicMs(min(until, now.monotonic_ms + pause_ms))
         return [*effects, SetTimer(timer_key(job), job.deadline)]
 
     def look_again(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         """A wait is over: those that had no room may have some now."""
-        job.excluded = tuple(account for account in job.excluded if account not in job.full)
-        job.full = ()
+        self._readmit(job, tuple(job.full))
         return self.choose(job, now)
+
+    def offer_came(self, job: BuyerJob, invited: dict[MessageId, int], now: Now) -> list[MarketEffect]:
+        """A waiting request takes an offer that would do now, unless requests before it take all of its slots.
+
+        ``invited`` counts them by offer, over all requests that look at the same time: more would only be refused.
+        """
+        core, waited_for = self._core, tuple(job.full)
+        offers = {account: core.order_book.offer_of(account) for account in job.full}
+        anew = (account for account, live in offers.items() if live is not None and live.id != job.full[account])
+        self._readmit(job, tuple(anew))
+        while (match := best_offer(core.order_book, self.want(job, now), now)) is not None:
+            live = match.live
+            count = invited.get(live.id, 0)
+            # A price that a quote betters may come with a slot that waits for this buyer.
+            if count < max(live.offer.slots_free, int(match.terms != live.id)):
+                invited[live.id] = count + 1
+                return self._take(job, match, now)
+            job.excluded = (*job.excluded, live.account)
+            job.full[live.account] = live.id
+        return [] if tuple(job.full) == waited_for else self.choose(job, now)
+
+    @staticmethod
+    def _readmit(job: BuyerJob, accounts: tuple[AccountId, ...]) -> None:
+        job.excluded = tuple(account for account in job.excluded if account not in accounts)
+        for account in accounts:
+            del job.full[account]
 
     def behind(self, job: BuyerJob) -> Asked | None:
         """What the next provider would be asked for if the attempt ended now; ``None`` if there can be no next one."""

@@ -29,6 +29,8 @@ ISOLATION_ORDER = ("none", "declared", "fallback", "strong", "strong+")
 """Levels of isolation, each including what the ones before it give. ``declared`` is never proved."""
 
 MODEL_NOT_SERVED = "model not served"
+NO_FREE_SLOTS = "no free slots"
+"""How a provider says that it has no room: in its offer, or when it refuses an agreement."""
 
 
 class Quoted(Struct, frozen=True):
@@ -118,7 +120,7 @@ def match_offer(live: LiveOffer, want: Want) -> Match | NoMatch:
         return NoMatch(live.account, too_dear(price_at_limits))
     # [slots] room for one more job, be it one that waits for this buyer
     if live.offer.slots_free == 0 and (quoted is None or not quoted.slot_held):
-        return NoMatch(live.account, "no free slots")
+        return NoMatch(live.account, NO_FREE_SLOTS)
     input_units, output_units = expected_units(want)
     expected = amount_due(served.prices, input_units, output_units)
     return Match(live, served, price_at_limits, expected, live.id if quoted is None else quoted.terms)

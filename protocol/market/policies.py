@@ -37,6 +37,8 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     demoted_ms: DurationMs = DurationMs(15_000)
     """How long a provider that failed ranks behind all others; twice as long after each further failure in a row."""
     demoted_ms_max: DurationMs = DurationMs(900_000)
+    patience_ms: DurationMs = DurationMs(10_000)
+    """How long a request waits for a free slot when nothing else is missing, from the moment when none is left."""
     full_ms: DurationMs = DurationMs(500)
     """How long a provider without room ranks behind others: no longer than its next offer takes to come."""
     full_ms_max: DurationMs = DurationMs(8_000)

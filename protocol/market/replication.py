@@ -209,6 +209,7 @@ class Replication:
             provider=replica.provider,
             price_ceiling=replica.ceiling,
             choose_ms=DurationMs(0),
+            patient=False,  # another provider may have room
             total_ms=DurationMs(max(1, group.until - now.monotonic_ms)),
         )
         try:

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from protocol.market.auction import NO_FREE_SLOTS
 from protocol.market.events import SaleAccepted, SaleRefused
+from protocol.market.matching import NO_FREE_SLOTS
 from protocol.market.records import seller_debt
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_job import SellerJob
 from protocol.market.terms import (
+    TOO_MANY_WAIT,
     Proposal,
     TermsRefused,
     check_bid,
@@ -57,7 +58,7 @@ EARLY_INPUTS_MAX = 16
 EARLY_INPUTS_PER_PEER_MAX = 4
 
 
-_TOO_MANY = TermsRefused(FaultKind.CAPACITY, "too many agreements wait")
+_TOO_MANY = TermsRefused(FaultKind.CAPACITY, TOO_MANY_WAIT)
 
 
 class HeldBid(Struct, frozen=True):

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from protocol.market.continuation import Continuity, continuity_of
 from protocol.market.ledger_view import ChannelFacts
+from protocol.market.matching import NO_FREE_SLOTS
 from protocol.market.policies import SellerPolicy
 from protocol.market.records import SellerLane, seller_debt
 from protocol.messages.effects import Now
@@ -24,6 +25,15 @@ from protocol.settlement.vouchers import unused_lane
 
 BOOKS_DIFFER = "books differ"
 """Start of a refusal's reason when the lane's books disagree: the refusal then holds this node's last voucher."""
+
+
+TOO_MANY_WAIT = "too many agreements wait"
+NOT_SERVED_NOW = "model is not served any more"
+SETTINGS_CHANGED = "runtime or settings have changed since the offer"
+PRICES_CHANGED = "prices have changed since the offer"
+LANE_IN_USE = "lane is in use by another job"
+PASSING = (NO_FREE_SLOTS, TOO_MANY_WAIT, NOT_SERVED_NOW, SETTINGS_CHANGED, PRICES_CHANGED, LANE_IN_USE)
+"""Refusals for want of capacity that time or the provider's next offer may cure; other ones its offer never will."""
 
 
 class TermsRefused(MercatError):
@@ -94,15 +104,15 @@ def check_service(agreement: Agreement, served: ModelOffer | None, policy: Selle
     """Model, prices, limits and timeouts against what this node sells now. Raises ``TermsRefused``."""
     # [CAPACITY] still served, in the same build and with the same settings
     if served is None:
-        raise TermsRefused(FaultKind.CAPACITY, "model is not served any more")
+        raise TermsRefused(FaultKind.CAPACITY, NOT_SERVED_NOW)
     if (agreement.runtime_build, agreement.settings) != (served.runtime_build, served.settings):
-        raise TermsRefused(FaultKind.CAPACITY, "runtime or settings have changed since the offer")
+        raise TermsRefused(FaultKind.CAPACITY, SETTINGS_CHANGED)
     # [CAPACITY] by a runtime that can go on behind another provider's output, if it is to
     if agreement.continues is not None and continuity_of(served.runtime) is not Continuity.GOES_ON:
         raise TermsRefused(FaultKind.CAPACITY, f"{served.runtime} can't go on behind output that is there already")
     # [CAPACITY] at the live offer's prices
     if agreement.prices != served.prices:
-        raise TermsRefused(FaultKind.CAPACITY, "prices have changed since the offer")
+        raise TermsRefused(FaultKind.CAPACITY, PRICES_CHANGED)
     # [USER] within the offer's limits
     if agreement.input_units_max > served.input_units_max:
         raise TermsRefused(FaultKind.USER, f"input limit is {served.input_units_max} units")
@@ -186,7 +196,7 @@ def check_lane(agreement: Agreement, lane: SellerLane | None) -> None:
     """The lane's books, ours against the agreement's. Raises ``TermsRefused``."""
     # [CAPACITY] free
     if lane is not None and lane.job is not None:
-        raise TermsRefused(FaultKind.CAPACITY, "lane is in use by another job")
+        raise TermsRefused(FaultKind.CAPACITY, LANE_IN_USE)
     position = lane.position if lane is not None else unused_lane(agreement.lane)
     debt = seller_debt(lane) if lane is not None else 0
     # [books] the same last voucher
