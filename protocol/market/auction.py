@@ -41,6 +41,7 @@ class Auction:
         self._opened_at: MonotonicMs | None = None
         self._seals: dict[AccountId, Hash] = {}
         self._quotes: dict[AccountId, Quoted] = {}
+        self._awaited: dict[AccountId, None] = {}
 
     def open(self, now: Now) -> None:
         """The bid goes out."""
@@ -68,10 +69,14 @@ class Auction:
         return len(self._seals)
 
     def complete(self, now: Now) -> bool:
-        """True once nothing more can come: no seal in time, or every sealed quote is revealed, or time is over."""
+        """True once nothing more is waited for: every awaited quote is revealed, or time is over."""
         if now.monotonic_ms >= self.revealed_until:
             return True
-        return now.monotonic_ms >= self.sealed_until and len(self._quotes) == len(self._seals)
+        return now.monotonic_ms >= self.sealed_until and self._awaited.keys() <= self._quotes.keys()
+
+    def unrevealed(self) -> tuple[AccountId, ...]:
+        """Who has sealed a quote and not revealed it."""
+        return tuple(provider for provider in self._seals if provider not in self._quotes)
 
     def quoted(self, now: Now) -> tuple[Quoted, ...]:
         """Quotes that still bind their providers."""
@@ -91,8 +96,13 @@ class Auction:
     def _quote_of(self, terms: MessageId) -> Quoted | None:
         return next((quoted for quoted in self._quotes.values() if quoted.terms == terms), None)
 
-    def seal(self, provider: AccountId, seal: QuoteSeal, live: LiveOffer | None, now: Now) -> str:
-        """Take a seal signed by ``provider``, whose standing offer is ``live``. Returns why not, or nothing."""
+    def seal(
+        self, provider: AccountId, seal: QuoteSeal, live: LiveOffer | None, now: Now, *, awaited: bool = True
+    ) -> str:
+        """Take a seal signed by ``provider``, whose standing offer is ``live``. Returns why not, or nothing.
+
+        ``awaited`` off: its quote counts if it comes, but the auction does not last longer for it.
+        """
         # [window] seals are taken now
         if not self.opened or now.monotonic_ms >= self.sealed_until:
             return "seal came after the last moment for seals"
@@ -106,6 +116,8 @@ class Auction:
         if live is None or live.model(self._model) is None:
             return "seal of an account without an offer of this model"
         self._seals[provider] = seal.commitment
+        if awaited:
+            self._awaited[provider] = None
         return ""
 
     def reveal(self, provider: AccountId, quote: Quote, live: LiveOffer | None, now: Now) -> str:

@@ -13,15 +13,22 @@ from protocol.market.buyer_core import BuyerCore, timer_key
 from protocol.market.buyer_job import BuyerJob, BuyerState
 from protocol.market.buyer_opening import Opening
 from protocol.market.events import AuctionClosed, QuoteRevealed, QuoteSealed
+from protocol.market.matching import NO_FREE_SLOTS, Match, match_offer
 from protocol.market.offer_search import best_offer
+from protocol.market.order_book import LiveOffer
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Dial, Notify, Now, SetTimer, SignAndSend
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import AuctionTerms, Quote, QuoteSeal
 from protocol.primitives.codec import encode
-from protocol.primitives.units import AMOUNT_MAX, AccountId, Amount, DurationMs
+from protocol.primitives.errors import AmountOutOfRange
+from protocol.primitives.units import AMOUNT_MAX, AccountId, Amount, DurationMs, MonotonicMs
 from protocol.settlement.pricing import amount_due
+
+SILENT_MS = 60_000
+SILENT_MAX = 1024
+"""Nobody waits for the quotes of an account that did not reveal one of its last minute's; so many are remembered."""
 
 DIALED_MAX = 4
 """Providers dialed for an auction: the likeliest to win it."""
@@ -33,6 +40,8 @@ class Bidding:
     def __init__(self, core: BuyerCore, opening: Opening) -> None:
         self._core = core
         self._opening = opening
+        self._silent: dict[AccountId, MonotonicMs] = {}
+        """Who sealed a quote and never revealed it → until when its quotes are not waited for."""
 
     def begin(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         """Let everybody know what is wanted; a request without an auction goes on at once."""
@@ -62,7 +71,12 @@ class Bidding:
         job = self._auctioned(seal)
         if job is None or job.auction is None:
             return []
-        if job.auction.seal(provider, seal, self._core.order_book.offer_of(provider), now):
+        live = self._core.order_book.offer_of(provider)
+        # [fit] its offer would do but for its price: others would only take the room of those that do
+        if live is not None and not self._fits(job, live, now):
+            return []
+        awaited = self._silent.get(provider, MonotonicMs(0)) <= now.monotonic_ms
+        if job.auction.seal(provider, seal, live, now, awaited=awaited):
             return []
         return [Notify(QuoteSealed(job.request.request, provider))]
 
@@ -74,14 +88,14 @@ class Bidding:
         if job.auction.reveal(provider, quote, self._core.order_book.offer_of(provider), now):
             return []
         request = job.request
-        at_limits = min(
-            AMOUNT_MAX,
-            amount_due(quote.prices, request.input_units_max, request.output_units_max),
-        )
+        try:
+            at_limits = amount_due(quote.prices, request.input_units_max, request.output_units_max)
+        except AmountOutOfRange:  # its offer's limits have shrunk since the seal: it will not be chosen
+            at_limits = Amount(AMOUNT_MAX)
         told = QuoteRevealed(
             request.request,
             provider,
-            Amount(at_limits),
+            at_limits,
             quote.slot_held,
             quote.first_output_ms,
             quote.output_unit_us,
@@ -105,10 +119,20 @@ class Bidding:
         auction = job.auction
         assert auction is not None
         quotes = len(auction.quoted(now))
+        for provider in auction.unrevealed():
+            self._silent.pop(provider, None)
+            self._silent[provider] = MonotonicMs(now.monotonic_ms + SILENT_MS)
+            if len(self._silent) > SILENT_MAX:
+                del self._silent[next(iter(self._silent))]
         cause = f"auction is over: {auction.seals} sealed, {quotes} revealed"
         entered = self._core.enter(job, BuyerState.CHOOSING, cause, now)
         closed = Notify(AuctionClosed(job.request.request, auction.seals, quotes))
         return [*entered, closed, *self._opening.choose(job, now)]
+
+    def _fits(self, job: BuyerJob, live: LiveOffer, now: Now) -> bool:
+        want = self._opening.want(job, now)
+        outcome = match_offer(live, replace(want, price_ceiling=Amount(AMOUNT_MAX)))
+        return isinstance(outcome, Match) or outcome.reason == NO_FREE_SLOTS
 
     def _dial(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         want = self._opening.want(job, now)

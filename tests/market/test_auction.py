@@ -20,6 +20,7 @@ from protocol.messages.effects import Dial, Now
 from protocol.messages.market import Agreement, AuctionTerms, Bid, FaultKind, Offer, Prices, Quote, QuoteSeal
 from protocol.primitives.limits import AUCTION_SEALS_MAX, QUOTES_HELD_MAX
 from protocol.primitives.units import (
+    AMOUNT_MAX,
     AccountId,
     Amount,
     DurationMs,
@@ -216,6 +217,57 @@ def test_an_auction_lasts_no_longer_than_its_two_windows_when_seals_are_never_re
     town.after(AUCTION_MS + 20)
     assert done(town).receipt.finished_at - began <= AUCTION_MS + 20
     assert told(town.buyer, AuctionClosed) == [AuctionClosed(WANTED.request, 2, 0)]
+
+
+def test_who_never_reveals_makes_others_wait_once_and_not_again() -> None:
+    town = AuctionTown((0, 1))
+    silent = town.sellers[1]
+
+    def keeps_quiet(person: Person, payload: object) -> bool:
+        return not (person is silent and isinstance(payload, Quote))
+
+    town.on_send = keeps_quiet
+    lasted = []
+    for number in (1, 2):
+        began = town.now.wall_ms
+        town.start(request(number, auction_ms=AUCTION_MS))
+        town.after(AUCTION_MS + 20)
+        finished = [event for event in told(town.buyer, JobFinished) if event.request == request(number).request]
+        lasted.append(finished[0].receipt.finished_at - began)
+    assert lasted[0] >= AUCTION_MS
+    assert lasted[1] <= WINDOW_MS + 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"region": "mars"}, {"isolation": "strong+"}, {"provider": AccountId(identity("seller 0"))}],
+)
+def test_seals_of_providers_that_would_not_do_take_no_room(changes: dict[str, object]) -> None:
+    town = AuctionTown((0, 1))
+    town.start(request(1, auction_ms=AUCTION_MS, **changes))
+    town.after(AUCTION_MS)
+    sealed_by = {event.provider for event in told(town.buyer, QuoteSealed)}
+    assert sealed_by == ({town.sellers[0].account} if "provider" in changes else set())
+
+
+def test_a_price_beyond_all_money_at_the_requests_limits_breaks_nothing() -> None:
+    town = AuctionTown((0,), (QuotePolicy(answer=False),))
+    seller, book = town.seller, town.buyer.book
+    town.start(request(1, auction_ms=AUCTION_MS, output_units_max=WorkUnits(1_000)))
+    town.run()
+    [(bid, _)] = town.bids
+    beyond = Quote(bid, Prices(Amount(1), Amount(0), Amount(AMOUNT_MAX)), DurationMs(1), True, 0, 0, Hash(bytes(32)))
+    town.say(seller, QuoteSeal(bid, quote_commitment(seller.account, beyond)))
+    live = book.offer_of(seller.account)
+    assert live is not None
+    served = replace(SERVED, prices=beyond.prices, output_units_max=WorkUnits(1))
+    offer = replace(live.offer, sequence=SequenceNumber(10**9), models=(served,))
+    book.consider_offer(MessageId(b"2" * 32), offer, seller.account, Amount(5), Amount(5), town.now)
+    town.wait(WINDOW_MS)
+    town.say(seller, beyond)
+    assert [event.price_at_limits for event in told(town.buyer, QuoteRevealed)] == [AMOUNT_MAX]
+    town.after(AUCTION_MS)
+    assert town.buyer.buyer.jobs() == ()
 
 
 def test_who_hears_of_the_bid_late_but_seals_in_time_reveals_in_time() -> None:
