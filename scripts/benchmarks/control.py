@@ -8,7 +8,7 @@ import msgspec
 
 from node.api.requests import SendBody, WaitBody
 from node.cli.session import JobSession
-from node.runtime.control import JobView, RunEvent, RunRequest, SupplyView
+from node.runtime.control import BlockView, JobView, LedgerView, RunEvent, RunRequest, SupplyView
 
 SECONDS_MAX = 120.0
 
@@ -70,6 +70,14 @@ class Control:
     async def job(self, job: str) -> JobView:
         """A job with its timeline."""
         return msgspec.json.decode(await self._get(f"/v1/jobs/{job}"), type=JobView)
+
+    async def ledger(self) -> LedgerView:
+        """The tip."""
+        return msgspec.json.decode(await self._get("/v1/ledger"), type=LedgerView)
+
+    async def block(self, height: int) -> BlockView:
+        """One decided block."""
+        return msgspec.json.decode(await self._get(f"/v1/blocks/{height}"), type=BlockView)
 
     async def supply(self) -> SupplyView:
         """Where all the money is."""

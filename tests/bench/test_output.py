@@ -38,6 +38,10 @@ TARGETS = {
     },
     "pieces": {"pieces.pull.rate/statistic=median"},
     "market": {
+        "market.job.p50/at_once=1",
+        "market.job.p99/at_once=1",
+        "market.job.settled_per_second/at_once=32",
+        "market.job.ledger_transactions",
         "gossip.offer.bytes_per_node.most_to_least/by=nodes",
         "gossip.offer.spread.p100/nodes=40,offers=40",
     },
