@@ -34,14 +34,22 @@ class AddressInvalid(UserError):
     """Text that is not an address of the expected kind."""
 
 
+def _generated(top: int) -> int:
+    """What the five bits that leave the checksum put into it."""
+    mixed = 0
+    for bit, generator in enumerate(_GENERATOR):
+        if top >> bit & 1:
+            mixed ^= generator
+    return mixed
+
+
+_GENERATED = tuple(map(_generated, range(32)))
+
+
 def _polymod(values: list[int]) -> int:
     checksum = 1
     for value in values:
-        top = checksum >> 25
-        checksum = (checksum & 0x1FFFFFF) << 5 ^ value
-        for bit, generator in enumerate(_GENERATOR):
-            if top >> bit & 1:
-                checksum ^= generator
+        checksum = (checksum & 0x1FFFFFF) << 5 ^ value ^ _GENERATED[checksum >> 25]
     return checksum
 
 
@@ -49,30 +57,23 @@ def _expanded(prefix: str) -> list[int]:
     return [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
 
 
-def _regroup(values: bytes | list[int], width_from: int, width_to: int, pad: bool) -> list[int] | None:
-    accumulator = bits = 0
-    groups: list[int] = []
-    for value in values:
-        accumulator = accumulator << width_from | value
-        bits += width_from
-        while bits >= width_to:
-            bits -= width_to
-            groups.append(accumulator >> bits & (1 << width_to) - 1)
-    rest = accumulator & (1 << bits) - 1
-    if pad:
-        if bits:
-            groups.append(rest << width_to - bits)
-    elif bits >= width_from or rest:
+def _bytes_of(groups: list[int]) -> bytes | None:
+    """The bytes in groups of five bits; ``None`` if what is left over is a whole group or not zero."""
+    whole = 0
+    for group in groups:
+        whole = whole << 5 | group
+    left_over = 5 * len(groups) % 8
+    if left_over >= 5 or whole & (1 << left_over) - 1:
         return None
-    return groups
+    return (whole >> left_over).to_bytes(5 * len(groups) // 8, "big")
 
 
 @lru_cache(maxsize=4096)
 def format_address(kind: AddressKind, key: bytes) -> str:
     """The bech32m text of 32 bytes, such as ``mc1…``."""
-    groups = _regroup(key, 8, 5, pad=True)
-    assert groups is not None
     assert len(key) == 32
+    whole = int.from_bytes(key, "big") << 4  # 256 bits in 52 groups of five
+    groups = [whole >> shift & 31 for shift in range(255, -1, -5)]
     checksum = _polymod(_expanded(kind.value) + groups + [0] * _CHECKSUM_LENGTH) ^ _CHECKSUM_CONSTANT
     tail = [checksum >> 5 * (_CHECKSUM_LENGTH - 1 - position) & 31 for position in range(_CHECKSUM_LENGTH)]
     return kind.value + "1" + "".join(_ALPHABET[group] for group in groups + tail)
@@ -94,10 +95,10 @@ def parse_address(kind: AddressKind, text: str) -> bytes:
     groups = [_ALPHABET.index(letter) for letter in rest]
     if len(groups) <= _CHECKSUM_LENGTH or _polymod(_expanded(prefix) + groups) != _CHECKSUM_CONSTANT:
         raise AddressInvalid(f"address has a typing error (its checksum does not match): {text!r}")
-    key = _regroup(groups[:-_CHECKSUM_LENGTH], 5, 8, pad=False)
+    key = _bytes_of(groups[:-_CHECKSUM_LENGTH])
     if key is None or len(key) != 32:
         raise AddressInvalid(f"address has a wrong length: {text!r}")
-    return bytes(key)
+    return key
 
 
 def begins_with(letters: str) -> Callable[[bytes], bool]:
