@@ -37,6 +37,8 @@ class BuyerBooks:
         self._channels: dict[ChannelId, dict[int, BuyerLane]] = {}
         self._debts: dict[AccountId, dict[tuple[ChannelId, Lane], Amount]] = {}
         """What providers owe; a debt stands until the job that works it off has ended."""
+        self._committed: dict[ChannelId, int] = {}
+        """Sums of the lanes' bounds, kept up with them: they are asked for at each job, and lanes are many."""
         for row in rows:
             self._keep(row)
 
@@ -54,7 +56,7 @@ class BuyerBooks:
 
     def committed(self, channel: ChannelId) -> Amount:
         """What the channel's lanes have promised or may yet promise to the jobs that use them."""
-        return Amount(sum(_bound(lane) for lane in self._channels.get(channel, {}).values()))
+        return Amount(self._committed.get(channel, 0))
 
     def left(self, facts: ChannelFacts) -> int:
         """What of the deposit no lane has a claim on."""
@@ -216,7 +218,11 @@ class BuyerBooks:
         return held.position if held is not None else unused_lane(lane)
 
     def _keep(self, row: BuyerLane) -> Put:
-        self._channels.setdefault(row.channel, {})[row.lane] = row
+        lanes = self._channels.setdefault(row.channel, {})
+        held = lanes.get(row.lane)
+        before = _bound(held) if held is not None else 0
+        self._committed[row.channel] = self._committed.get(row.channel, 0) - before + _bound(row)
+        lanes[row.lane] = row
         if row.job is None:
             self._note_debt(row)
         return Put(Table.BUYER_LANE, lane_key(row.channel, row.lane), encode(row))

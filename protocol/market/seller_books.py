@@ -51,11 +51,25 @@ class Taken(Struct, frozen=True):
     proof: MembershipProof | None
 
 
+class _Totals:
+    """Sums over a channel's lanes, kept up with them: they are asked for at each voucher, and lanes are many."""
+
+    __slots__ = ("bounds", "covered", "promised")
+
+    def __init__(self) -> None:
+        self.bounds = 0
+        """What the lanes have been promised or may yet come to."""
+        self.promised = 0
+        self.covered: tuple[LanePosition, ...] = ()
+        """What the ledger said when it was last seen to know no more than our books; they only ever learn."""
+
+
 class SellerBooks:
     """All lanes of all channels towards this provider."""
 
     def __init__(self, rows: Iterable[SellerLane] = ()) -> None:
         self._channels: dict[ChannelId, dict[int, SellerLane]] = {}
+        self._totals: dict[ChannelId, _Totals] = {}
         for row in rows:
             self._keep(row)
 
@@ -81,9 +95,13 @@ class SellerBooks:
 
         ``redeemed`` is the ledger's word on the channel's lanes: it counts where our own books know less.
         """
+        if self._covers(channel, redeemed):
+            held = self.lane(channel, lane)
+            total = self._totals[channel].bounds if channel in self._totals else 0
+            return Amount(total - (_bound(held) if held is not None else 0))
         bounds = {position.lane: int(position.cumulative) for position in redeemed}
-        for number, held in self._channels.get(channel, {}).items():
-            bounds[Lane(number)] = max(_bound(held), bounds.get(Lane(number), 0))
+        for number, other in self._channels.get(channel, {}).items():
+            bounds[Lane(number)] = max(_bound(other), bounds.get(Lane(number), 0))
         return Amount(sum(bound for number, bound in bounds.items() if number != lane))
 
     def begin(self, agreement: Agreement, job: MessageId) -> Put:
@@ -181,10 +199,14 @@ class SellerBooks:
         """The ledger does not have this channel any more: its lanes go, but for those with a live job. Gives them."""
         lanes = self._channels[channel]
         gone = tuple(lane for lane in self.lanes_of(channel) if lane.job is None)
+        totals = self._totals[channel]
         for lane in gone:
             del lanes[lane.lane]
+            totals.bounds -= _bound(lane)
+            totals.promised -= lane.position.cumulative
+        totals.covered = ()
         if not lanes:
-            del self._channels[channel]
+            del self._channels[channel], self._totals[channel]
         return gone
 
     def redeemed(self, channel: ChannelId) -> tuple[Put, ...]:
@@ -201,14 +223,38 @@ class SellerBooks:
             return Amount(max(held.earned, voucher.cumulative))
         return held.earned
 
+    def _covers(self, channel: ChannelId, redeemed: tuple[LanePosition, ...]) -> bool:
+        """True if our own books say at least as much of every lane as the ledger does."""
+        totals = self._totals.get(channel)
+        if totals is None:
+            return not redeemed
+        if totals.covered is not redeemed:
+            lanes = self._channels[channel]
+            for position in redeemed:
+                held = lanes.get(position.lane)
+                if position.cumulative > (held.position.cumulative if held is not None else 0):
+                    return False
+            totals.covered = redeemed
+        return True
+
     def _promised_elsewhere(self, held: SellerLane, redeemed: tuple[LanePosition, ...]) -> int:
+        if self._covers(held.channel, redeemed):
+            return self._totals[held.channel].promised - held.position.cumulative
         promised = {position.lane: position.cumulative for position in redeemed}
         for number, other in self._channels[held.channel].items():
             promised[Lane(number)] = max(other.position.cumulative, promised.get(Lane(number), Amount(0)))
         return sum(amount for number, amount in promised.items() if number != held.lane)
 
     def _keep(self, row: SellerLane) -> Put:
-        self._channels.setdefault(row.channel, {})[row.lane] = row
+        lanes = self._channels.setdefault(row.channel, {})
+        totals = self._totals.setdefault(row.channel, _Totals())
+        held = lanes.get(row.lane)
+        if held is not None:
+            totals.bounds -= _bound(held)
+            totals.promised -= held.position.cumulative
+        totals.bounds += _bound(row)
+        totals.promised += row.position.cumulative
+        lanes[row.lane] = row
         return Put(Table.SELLER_LANE, lane_key(row.channel, row.lane), encode(row))
 
 
