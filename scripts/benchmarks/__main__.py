@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from scripts.benchmarks import abuse, gossip, idle, job, ledger, llm, market, pieces, worker
+from scripts.benchmarks import abuse, failover, gossip, idle, job, ledger, llm, market, pieces, worker
 from scripts.benchmarks.measure import Report, machine, note, verdicts
 
 BENCHMARKS: dict[str, Callable[[bool], Report]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[bool], Report]] = {
     "idle": idle.measure,
     "abuse": abuse.measure,
     "market": market.measure,
+    "failover": failover.measure,
     "worker": worker.measure,
     "pieces": pieces.measure,
 }

@@ -36,6 +36,7 @@ TARGETS = {
         "worker.gguf.cancel.p50/while=writing",
         "worker.gguf_to_server/streams=8",
     },
+    "failover": {"market.failover.p99/cause=killed"},
     "pieces": {"pieces.pull.rate/statistic=median"},
     "market": {
         "market.job.p50/at_once=1",
