@@ -129,7 +129,7 @@ QUOTE_ROWS = 256
 
 
 class QuoteRow(View, frozen=True):
-    """One provider's answer: prices, or why not.
+    """One provider's answer: prices, or why not. A reason beside prices is why it ranks last.
 
     ``price_ceiling`` is the price at the limits of the request, ``price_expected`` for what the work will probably be.
     ``expected_ms`` is what this node has measured of the provider, ``None`` if nothing. ``scores`` are the factors of

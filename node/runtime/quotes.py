@@ -9,6 +9,7 @@ from node.runtime.control import QuoteRow, QuoteView
 from node.runtime.ledger_views import account_text
 from node.runtime.wishes import Wish
 from protocol.market.matching import Match, NoMatch
+from protocol.primitives.units import AccountId
 
 
 def quote_view(wish: Wish, rows_max: int) -> QuoteView:
@@ -17,10 +18,11 @@ def quote_view(wish: Wish, rows_max: int) -> QuoteView:
     found = wish.quote(served, rows_max)
     refused = found.refused[: max(0, rows_max - len(found.ranked))]
     input_units, output_units = wish.limits(served)
+    last = wish.want(served).demoted
     reasons = Counter(refusal.reason for refusal in found.refused)
     return QuoteView(
         model=served.name,
-        rows=(*map(_would, found.ranked), *map(_would_not, refused)),
+        rows=(*(_would(match, last) for match in found.ranked), *map(_would_not, refused)),
         input_units_max=input_units,
         output_units_max=output_units,
         price_max=wish.ceiling(),
@@ -30,13 +32,13 @@ def quote_view(wish: Wish, rows_max: int) -> QuoteView:
     )
 
 
-def _would(match: Match) -> QuoteRow:
+def _would(match: Match, last: tuple[AccountId, ...]) -> QuoteRow:
     scored, offer = match.scores, match.live.offer
     return QuoteRow(
         provider=account_text(match.live.account),
         would_take=True,
         price_ceiling=match.price_at_limits,
-        reason=None,
+        reason="failed lately: asked only when nobody else is left" if match.live.account in last else None,
         price_expected=match.price_expected,
         expected_ms=match.expected_ms,
         slots_free=offer.slots_free,
