@@ -85,6 +85,7 @@ _VARYING = (
     (re.compile(r"\d+ base units, nonce \d+"), "N base units, nonce N"),
     (re.compile(r"\bwrote (\S+), \d+ bytes"), r"wrote \1, N bytes"),
     (re.compile(r'"score":0\.\d+'), '"score":N'),
+    (re.compile(r"^[+-]\d+\.\d{3}\b", re.MULTILINE), "+SECONDS"),
     (re.compile(r"[ \t]+"), " "),
 )
 """What differs from run to run or from machine to machine, the width of columns included."""
