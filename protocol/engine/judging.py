@@ -33,6 +33,7 @@ from protocol.primitives.units import (
     Amount,
     AuthorityId,
     Height,
+    MessageId,
     MonotonicMs,
     NodeId,
     PublicKey,
@@ -97,7 +98,7 @@ class Judge:
         self._replica = replica
         self._book = book
         self._facts = facts
-        self._bids: dict[AccountId, dict[bytes, _Heard]] = {}
+        self._bids: dict[AccountId, dict[MessageId, _Heard]] = {}
         self._ballots: dict[PublicKey, int] = {}
         """Ballots of each authority that were relayed since the tip last changed."""
         self._ballots_tip = replica.tip
@@ -149,7 +150,7 @@ class Judge:
         if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
             return ignore("expires too far ahead", retryable=True)
         # [IGNORE] more live bids than an account may have
-        live = {unique: held for unique, held in self._bids.pop(buyer, {}).items() if held.counts_until > now.wall_ms}
+        live = {bid_id: held for bid_id, held in self._bids.pop(buyer, {}).items() if held.counts_until > now.wall_ms}
         if live:
             self._bids[buyer] = live
         if len(live) >= BIDS_PER_ACCOUNT_MAX:
@@ -158,7 +159,8 @@ class Judge:
         if self._paying_power(buyer) < max(1, bid.price_ceiling):
             return ignore("buyer can't pay the ceiling", retryable=True)
         until = relayed_until(bid, now)
-        self._bids.setdefault(buyer, {})[bytes(bid.unique)] = _Heard(
+        # By id: what a bid calls unique is its signer's word.
+        self._bids.setdefault(buyer, {})[envelope_id(envelope)] = _Heard(
             bid, until, TimestampMs(max(until, now.wall_ms + BID_COUNTS_MS_MIN))
         )
         return ACCEPTED

@@ -75,6 +75,13 @@ def test_an_account_has_so_many_live_bids_and_no_more() -> None:
     assert bench.rule("alice", 100, 500, time_ms=60_000) is ACCEPTED
 
 
+def test_bids_that_share_their_random_bytes_count_one_by_one() -> None:
+    bench = Bench()
+    for number in range(BIDS_PER_ACCOUNT_MAX):
+        assert bench.rule("alice", 1, 500 - number) is ACCEPTED
+    assert bench.rule("alice", 1, 400).reason == "too many bids of this account are live"
+
+
 def test_bids_that_expire_at_once_count_for_seconds_all_the_same() -> None:
     bench = Bench()
     for number in range(BIDS_PER_ACCOUNT_MAX):
