@@ -18,7 +18,7 @@ from protocol.messages.market import Cancellation, Failure, FaultKind
 from protocol.messages.wire import Direct, JobStanding, OpenJobs
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import OPEN_JOBS_MAX
-from protocol.primitives.units import DurationMs, MonotonicMs, NodeId
+from protocol.primitives.units import ChannelId, DurationMs, Lane, MonotonicMs, NodeId
 
 ANSWERS_MAX = 16
 """Unknown jobs answered at once: each costs a signature, and the rest is named again."""
@@ -97,13 +97,17 @@ class BuyerComparison:
             return []
         core = self._core
         effects: list[MarketEffect] = []
+        sent: dict[tuple[ChannelId, Lane], None] = {}
         answers = 0
-        for standing in selling:
-            lane = core.books.lane(standing.channel, standing.lane)
+        for standing in _named_once(selling):
+            name = (standing.channel, standing.lane)
+            lane = core.books.lane(*name)
             if lane is not None and lane.node == peer and lane.position.sequence > standing.sequence:
                 voucher = core.books.last_voucher(lane)
                 assert voucher is not None
-                effects.append(core.send_voucher(voucher, peer))
+                if name not in sent:
+                    sent[name] = None
+                    effects.append(core.send_voucher(voucher, peer))
             # What is signed about a live job could be carried to the other party: nothing is, whoever asks.
             if standing.job not in core.by_job and answers < ANSWERS_MAX:
                 answers += 1
@@ -158,7 +162,7 @@ class SellerComparison:
             return []
         effects: list[MarketEffect] = []
         answers = 0
-        for standing in buying:
+        for standing in _named_once(buying):
             job = self._core.jobs.get(standing.job)
             if job is not None:
                 # Nothing is said or signed about a live job to anybody but its buyer's node.
@@ -181,6 +185,11 @@ class SellerComparison:
         lane = self._core.books.lane(agreement.channel, agreement.lane)
         assert lane is not None
         return JobStanding(job.job, lane.channel, lane.lane, job.progress.chunks, lane.position.sequence)
+
+
+def _named_once(standings: tuple[JobStanding, ...]) -> tuple[JobStanding, ...]:
+    """Each job is answered once: a short question must not buy the same chunk many times over."""
+    return tuple({standing.job: standing for standing in standings}.values())
 
 
 def _accepted(job: BuyerJob) -> bool:

@@ -203,3 +203,21 @@ def test_what_was_released_is_said_again_to_the_buyers_node_alone() -> None:
     behind = (JobStanding(job, ChannelId(bytes(32)), Lane(0), 0, SequenceNumber(0)),)
     assert town.seller.seller.compare(NodeId(b"s" * 32), behind, town.now) == []
     assert [type(effect) for effect in town.seller.seller.compare(town.buyer.node, behind, town.now)] == [Send, Send]
+
+
+def test_a_job_that_is_named_many_times_over_is_answered_once() -> None:
+    """A short question must not buy many times a chunk, nor many signatures."""
+    town = Town()
+    town.on_send = lambda sender, payload: not isinstance(payload, Voucher)
+    town.start(request())
+    town.run()
+    [job] = town.watch.agreements
+    [lane] = town.buyer.buyer.books.lanes()
+    behind = 128 * (JobStanding(job, lane.channel, lane.lane, 0, SequenceNumber(0)),)
+    assert [type(effect) for effect in town.seller.seller.compare(town.buyer.node, behind, town.now)] == [Send, Send]
+    lanes_named = tuple(
+        JobStanding(MessageId(number.to_bytes(32, "big")), lane.channel, lane.lane, 0, SequenceNumber(0))
+        for number in range(128)
+    )
+    said = town.buyer.buyer.compare(town.seller.node, lanes_named, town.now)
+    assert sum(isinstance(effect, SignAndSend) and effect.kind is MessageKind.VOUCHER for effect in said) == 1
