@@ -7,8 +7,10 @@ import pytest
 
 from node.worker.child import llama, llama_proof
 from node.worker.child.gguf import GgufRuntime
+from node.worker.child.gguf_job import TextJob
 from node.worker.child.llama import Llama
-from node.worker.child.runtime import LoadFailed
+from node.worker.child.runtime import LoadFailed, Request
+from node.worker.child.text import TextStream
 from node.worker.gguf_header import has_invariant_weights
 from scripts.known_answer import FILE, model
 
@@ -50,6 +52,31 @@ def test_where_it_is_not_so_no_prompt_is_kept_and_nothing_is_promised(monkeypatc
         sequence, held = runtime._sequences.take(tenant, list(range(50)))
         assert held == 0
         runtime._sequences.give_back(sequence, tenant, list(range(50)))
+
+
+def test_more_jobs_than_a_batch_has_rows_take_turns_and_new_ones_are_still_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = GgufRuntime()
+    runtime.prepare()
+    runtime.load({"m": str(FILE)}, {"model_file": "m", "context_tokens": 256, "canonical": 1}, 48)
+    monkeypatch.setattr(runtime._llama, "text_of", lambda token: b"x")  # this model has no texts
+    monkeypatch.setattr(runtime._llama, "ends", lambda token: False)
+    jobs = [
+        TextJob(number, number, Request("text", b"", 200, 200, 0, 0, ()), [number, 1], 200, TextStream(()))
+        for number in range(41)
+    ]
+    runtime._jobs = {job.number: job for job in jobs[:40]}
+    while any(job.reading() for job in jobs[:40]):
+        runtime.step()
+    before = [job.produced for job in jobs[:40]]
+    runtime._jobs[40] = jobs[40]
+    for _ in range(8):
+        runtime.step()
+    assert not jobs[40].reading()
+    written = [job.produced - earlier for job, earlier in zip(jobs, before, strict=False)]
+    assert max(written) <= 8
+    assert min(written) >= 4
 
 
 def test_a_library_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

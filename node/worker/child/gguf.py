@@ -33,6 +33,7 @@ from node.worker.child.text_guide import Guide, Vocabulary
 from node.worker.child.text_schema import RULES, grammar_of
 
 CONTEXT_TOKENS_MAX = 1 << 17
+ROWS_READ_LEAST = 4  # reading goes on, however many write: with one row a step a long prompt would take minutes
 BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of context can't fit
 
 
@@ -45,6 +46,7 @@ class GgufRuntime(Runtime):
         self._jobs: dict[int, TextJob] = {}
         self._template: Template | None = None
         self._vocabulary: Vocabulary | None = None
+        self._turn = 0
         self.rows_evaluated = 0
         """Tokens that went through the model so far, whosever they were."""
 
@@ -188,13 +190,12 @@ class GgufRuntime(Runtime):
         """Rows of the next batch, and the jobs whose logits it asks for, in the order of those rows."""
         rows: list[Row] = []
         asked: list[TextJob] = []
-        for state in self._jobs.values():
-            if state.writing() and len(rows) < BATCH_ROWS:
-                assert state.pending is not None
-                rows.append(Row(state.sequence, state.pending, state.evaluated, True))
-                state.evaluated += 1
-                asked.append(state)
-        room = max(self._pace.rows, len(rows) + 1)  # reading goes on, however many write
+        for state in self._writers():
+            assert state.pending is not None
+            rows.append(Row(state.sequence, state.pending, state.evaluated, True))
+            state.evaluated += 1
+            asked.append(state)
+        room = max(self._pace.rows, len(rows) + ROWS_READ_LEAST)
         for state in self._jobs.values():
             while state.reading() and len(rows) < min(room, BATCH_ROWS):
                 token, position = state.prompt[state.evaluated], state.evaluated
@@ -204,6 +205,16 @@ class GgufRuntime(Runtime):
                 if wanted:
                     asked.append(state)
         return rows, asked
+
+    def _writers(self) -> list[TextJob]:
+        """Jobs that write in this step: all, or in turn where a batch can't hold them and what is to be read."""
+        writers = [state for state in self._jobs.values() if state.writing()]
+        reading = any(state.reading() for state in self._jobs.values())
+        most = BATCH_ROWS - ROWS_READ_LEAST if reading else BATCH_ROWS
+        if len(writers) <= most:
+            return writers
+        self._turn = (self._turn + most) % len(writers)
+        return [*writers[self._turn :], *writers[: self._turn]][:most]
 
     def _release(self) -> list[Event]:
         events: list[Event] = []

@@ -132,7 +132,7 @@ class Llama:
         wanted.n_ctx = context_tokens * sequences
         wanted.n_batch = wanted.n_ubatch = BATCH_ROWS
         wanted.n_seq_max = sequences
-        wanted.n_outputs_max = BATCH_ROWS
+        wanted.n_outputs_max = max(BATCH_ROWS, sequences)
         wanted.n_threads = wanted.n_threads_batch = THREADS
         wanted.flash_attn_type = FLASH_ATTENTION
         self._context = library.llama_init_from_model(self._model, wanted)
