@@ -5,7 +5,7 @@ chunk by the provider, the voucher that paid them by the buyer. Each agreement n
 so that no part can be left out in the middle, exchanged, or counted twice.
 """
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from protocol.ledger.receipt_file import EarlierPart
 from protocol.messages.envelope import Envelope, envelope_id, open_as, signature_check
@@ -24,21 +24,30 @@ class EarlierWorkInvalid(RemoteProtocolError):
     """A file that shows something else than what its agreement goes on from."""
 
 
-def verify_earlier_work(genesis: Hash, agreement: Agreement, parts: tuple[EarlierPart, ...]) -> Amount:
+class EarlierWork(NamedTuple):
+    """What earlier providers delivered, in base units."""
+
+    due: Amount
+    paid: Amount
+    """What of it a voucher in the file pays."""
+
+
+def verify_earlier_work(genesis: Hash, agreement: Agreement, parts: tuple[EarlierPart, ...]) -> EarlierWork:
     """Check all parts before ``agreement``, oldest first, and reckon what they cost together.
 
     Raises ``EarlierWorkInvalid`` and nothing else.
     """
-    later, cost = agreement, 0
+    later, due, paid = agreement, 0, 0
     for part in reversed(parts):
         try:
             later, chunk = _verify_part(genesis, later, part)
         except (RemoteProtocolError, AmountOutOfRange) as error:
             raise EarlierWorkInvalid(str(error)) from None
-        cost += chunk.due
+        due += chunk.due
+        paid += chunk.due if part.voucher is not None else 0
     if later.continues is not None:
         raise EarlierWorkInvalid("the beginning of the job is left out")
-    return Amount(cost)
+    return EarlierWork(Amount(due), Amount(paid))
 
 
 def verify_prefix(agreement: Agreement, salt: Salt, job_input: bytes) -> None:

@@ -233,15 +233,18 @@ class _Case:
                 raise _Failed("the agreement goes on from nothing, the file shows earlier work")
             return None
         try:
-            cost = verify_earlier_work(self.hash, agreement, parts) if parts else 0
+            work = verify_earlier_work(self.hash, agreement, parts) if parts else None
             if self.file.input is not None and self.file.salt is not None:
                 verify_prefix(agreement, Salt(bytes.fromhex(self.file.salt)), bytes.fromhex(self.file.input))
         except EarlierWorkInvalid as error:
             raise _Failed(str(error)) from None
         behind = f"goes on behind {agreement.continues.output_units} units of job {agreement.continues.job.hex()}"
-        if not parts:
+        if work is None:
             return f"{behind}, which the file does not show"
-        return f"{behind}; {cost} base units paid to {len(parts)} earlier provider{'s' if len(parts) > 1 else ''}"
+        providers = f"{len(parts)} earlier provider{'s' if len(parts) > 1 else ''}"
+        if work.paid < work.due:
+            return f"{behind}; {work.due} base units due to {providers}, {work.paid} shown to be paid"
+        return f"{behind}; {work.due} base units paid to {providers}"
 
     def salt_used(self) -> str | None:
         if self.file.salt is not None and self.file.input is None and self.file.output is None:

@@ -105,6 +105,16 @@ def test_a_continued_receipt_shows_what_each_earlier_provider_was_paid(deal: Con
     assert said.endswith(f"; {paid} base units paid to 2 earlier providers")
 
 
+def test_a_part_without_its_voucher_is_not_called_paid(deal: ContinuedDeal) -> None:
+    file = deal.whole_file()
+    parts = (file.earlier[0], replace(file.earlier[1], voucher=None))
+    report = verify_receipt(read_receipt_file(write_receipt_file(replace(file, earlier=parts))), make_genesis())
+    assert report.ok
+    [said] = [check.detail for check in report.checks if check.name == "earlier_work"]
+    due = amount_due(PRICES, 5, 4)
+    assert said.endswith(f"; {2 * due} base units due to 2 earlier providers, {due} shown to be paid")
+
+
 def test_a_provider_that_knows_only_its_own_part_shows_it_alone(deal: ContinuedDeal) -> None:
     report = verify_receipt(replace(deal.whole_file(), earlier=()), make_genesis())
     assert report.ok
