@@ -12,6 +12,7 @@ from node.worker.limits import OUTPUT_FRAME_BYTES_MAX
 
 FRAME_FIELDS_BYTES = 1 << 18  # room for token numbers beside a full piece of payload
 REASON_CHARACTERS_MAX = 500
+_READ_BYTES = 1 << 16
 SETTINGS_MAX = 32
 
 
@@ -150,16 +151,44 @@ def _settings(given: dict[str, Value]) -> dict[str, int | str]:
     return settings
 
 
-async def read_frame(stream: asyncio.StreamReader, frame_s: float) -> Frame:
-    """The next frame. Raises EOFError (asyncio.IncompleteReadError), MalformedFrame, FrameTooLong, FrameStalled."""
-    first = await stream.readexactly(1)
-    try:
-        async with asyncio.timeout(frame_s):
-            header = first + await stream.readexactly(LENGTH.size - 1)
-            (length,) = LENGTH.unpack(header)
-            if length > OUTPUT_FRAME_BYTES_MAX + FRAME_FIELDS_BYTES:
-                raise FrameTooLong(f"a frame of {length} bytes")
-            body = await stream.readexactly(length)
-    except TimeoutError:
-        raise FrameStalled(f"a frame was not complete within {frame_s} s") from None
-    return parse(decode(body))
+class FrameReader:
+    """Frames from one pipe, one after the other. What one read brings is taken apart without another one."""
+
+    def __init__(self, stream: asyncio.StreamReader, frame_s: float) -> None:
+        self._stream = stream
+        self._frame_s = frame_s
+        self._pending = bytearray()
+
+    async def next(self) -> Frame:
+        """The next frame. Raises EOFError (asyncio.IncompleteReadError), MalformedFrame, FrameTooLong, FrameStalled."""
+        deadline: float | None = None
+        while (body := self._take()) is None:
+            if self._pending and deadline is None:
+                deadline = asyncio.get_running_loop().time() + self._frame_s
+            piece = await self._more(deadline)
+            if not piece:
+                raise asyncio.IncompleteReadError(bytes(self._pending), None)
+            self._pending += piece
+        return parse(decode(body))
+
+    async def _more(self, deadline: float | None) -> bytes:
+        if deadline is None:
+            return await self._stream.read(_READ_BYTES)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._stream.read(_READ_BYTES)
+        except TimeoutError:
+            raise FrameStalled(f"a frame was not complete within {self._frame_s} s") from None
+
+    def _take(self) -> bytes | None:
+        if len(self._pending) < LENGTH.size:
+            return None
+        (length,) = LENGTH.unpack_from(self._pending)
+        if length > OUTPUT_FRAME_BYTES_MAX + FRAME_FIELDS_BYTES:
+            raise FrameTooLong(f"a frame of {length} bytes")
+        end = LENGTH.size + length
+        if len(self._pending) < end:
+            return None
+        body = bytes(self._pending[LENGTH.size : end])
+        del self._pending[:end]
+        return body

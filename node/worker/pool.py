@@ -188,8 +188,10 @@ class ModelPool:
         self._refuse_quarantined()
         await self._slots.take(tenant, until)
         try:
-            async with asyncio.timeout_at(until):
-                worker = await self.worker()
+            worker = self.live
+            if worker is None:
+                async with asyncio.timeout_at(until):
+                    worker = await self.worker()
             job = worker.open(job_id, request, until, tenant)
         except TimeoutError:
             self._slots.give_back(tenant)

@@ -29,6 +29,7 @@ from node.worker.frames import (
     Confined,
     Failed,
     Frame,
+    FrameReader,
     FrameStalled,
     FrameTooLong,
     InputDone,
@@ -36,7 +37,6 @@ from node.worker.frames import (
     PieceDone,
     Ready,
     RequestRefused,
-    read_frame,
 )
 from node.worker.limits import INPUT_BYTES_MAX, MEBIBYTE, STDERR_BYTES_KEPT, WorkerLimits
 from node.worker.models import Manifest, ModelStore
@@ -369,9 +369,10 @@ class Worker:
 
     async def _read(self) -> None:
         stream = self._process.stdout
+        frames = FrameReader(stream, self._limits.frame_s)
         try:
             while True:
-                self._take(await read_frame(stream, self._limits.frame_s))
+                self._take(await frames.next())
         except asyncio.IncompleteReadError:
             self._closing = True
         except (OutputOverflow, FrameTooLong):

@@ -1,6 +1,7 @@
 """Targets on the near side: files, settings, a worker's pipe, requests to the control API."""
 
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
@@ -22,7 +23,7 @@ from node.runtime.control import RunRequest
 from node.transport.peer_store import PeerStore
 from node.worker.child.frames import MalformedFrame, encode
 from node.worker.errors import BadDescription
-from node.worker.frames import FrameStalled, FrameTooLong, read_frame
+from node.worker.frames import FrameReader, FrameStalled, FrameTooLong
 from node.worker.models import Manifest, ModelFile, load_description, parse_manifest
 from protocol.ledger.light_client import verify_receipt
 from protocol.ledger.receipt_file import read_receipt_file, write_receipt_file
@@ -164,8 +165,10 @@ async def _read_worker_frames(content: bytes) -> None:
     stream = asyncio.StreamReader()
     stream.feed_data(content)
     stream.feed_eof()
-    while not stream.at_eof():
-        await read_frame(stream, 1.0)
+    frames = FrameReader(stream, 1.0)
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while True:
+            await frames.next()
 
 
 def worker_frames() -> list[bytes]:

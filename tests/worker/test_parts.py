@@ -53,13 +53,34 @@ def test_frames_round_trip(value: Value) -> None:
     assert decode(encode(value)[4:]) == value
 
 
+async def test_frames_that_come_together_or_in_pieces_are_read_one_by_one() -> None:
+    said: list[Value] = [["prefilled", 1, 5], ["cancelled", 2], ["piece", 1, b"x" * 100_000, 3, [], "done"]]
+    whole = b"".join(encode(value) for value in said)
+    for size in (1, 7, 70_000, len(whole)):
+        stream = asyncio.StreamReader(limit=1 << 20)
+        reader = frames.FrameReader(stream, 5)
+        pieces = iter([whole[start : start + size] for start in range(0, len(whole), size)] if size > 1 else [whole])
+        seen = []
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(_frames(reader, len(said)))
+            for piece in pieces:
+                stream.feed_data(piece)
+                await asyncio.sleep(0)
+            seen = await reading
+        assert seen == [frames.parse(value) for value in said]
+
+
+async def _frames(reader: frames.FrameReader, count: int) -> list[frames.Frame]:
+    return [await reader.next() for _ in range(count)]
+
+
 async def test_the_reader_refuses_long_and_stalled_frames_and_sees_the_end() -> None:
     async def read(content: bytes, end: bool) -> None:
         stream = asyncio.StreamReader()
         stream.feed_data(content)
         if end:
             stream.feed_eof()
-        await frames.read_frame(stream, 0.01)
+        await frames.FrameReader(stream, 0.01).next()
 
     with pytest.raises(frames.FrameTooLong):
         await read(struct.pack(">I", OUTPUT_FRAME_BYTES_MAX * 2), end=False)

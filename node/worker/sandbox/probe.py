@@ -12,7 +12,7 @@ from typing import Literal
 from node.worker.child.canaries import ATTACKS
 from node.worker.child.frames import MalformedFrame, Value, encode
 from node.worker.errors import IsolationUnavailable, RuntimeUnavailable
-from node.worker.frames import CanaryDone, Confined, FrameStalled, FrameTooLong, read_frame
+from node.worker.frames import CanaryDone, Confined, FrameReader, FrameStalled, FrameTooLong
 from node.worker.limits import DEFAULT_LIMITS, WorkerLimits
 from node.worker.runtimes import CHILD_SOURCE, child_binds
 from node.worker.sandbox import facts, seccomp
@@ -74,9 +74,10 @@ async def canaries(
             "processes": process.processes_max,
         }
         process.stdin.write(encode(["start", wanted]))
+        frames = FrameReader(process.stdout, limits.frame_s)
         async with asyncio.timeout(PROBE_S):
             while True:
-                match await read_frame(process.stdout, limits.frame_s):
+                match await frames.next():
                     case CanaryDone() as canary:
                         done.append(canary)
                     case Confined():
