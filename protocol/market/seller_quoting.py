@@ -158,8 +158,11 @@ class Quoting:
             held.until = min(held.until, now.monotonic_ms)  # whoever was not reached in time was promised nothing
             quotes.expire(bid, now)
             return []
-        again = SetTimer(TimerKey(ROOM, QUOTE_TIMER, bid), held.until)
-        if held.revealed or now.monotonic_ms < held.reveal_at:
+        key = TimerKey(ROOM, QUOTE_TIMER, bid)
+        if now.monotonic_ms < held.reveal_at:
+            return [SetTimer(key, held.reveal_at)]
+        again = SetTimer(key, held.until)
+        if held.revealed:
             return [again]
         held.revealed = True
         return [SignAndSend(MessageKind.QUOTE, held.payload, (held.node,)), again]

@@ -1,5 +1,7 @@
 """A town with auctions: bids reach sellers by word of mouth, at once or late; each has its own price and policy."""
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from protocol.market.policies import QuotePolicy
@@ -21,6 +23,8 @@ class AuctionTown(Town):
         self.late_ms: dict[AccountId, int] = {}
         """Who hears of bids so much later."""
         self.bids: list[tuple[MessageId, Bid]] = []
+        self.halted = False
+        """The ledger decides nothing."""
         self._word: list[tuple[int, Person, MessageId, Bid, AccountId]] = []
         self._steps = steps
         super().__init__(sellers=len(steps))
@@ -81,6 +85,18 @@ class AuctionTown(Town):
             self.wait(step_ms)
             self._spread()
             self.run()
+
+    def decide(self) -> None:
+        if not self.halted:
+            super().decide()
+
+    def busy(self) -> list[Callable[[], None]]:
+        waiting = self.ledger.waiting
+        if self.halted:
+            self.ledger.waiting = []
+        choices = super().busy()
+        self.ledger.waiting = waiting
+        return choices
 
     def say(self, seller: Person, payload: QuoteSeal | Quote) -> None:
         """A seller says something of its own choice to the buyer."""

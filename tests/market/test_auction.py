@@ -16,7 +16,7 @@ from protocol.market.events import (
 from protocol.market.order_book import LiveOffer
 from protocol.market.policies import QuotePolicy
 from protocol.market.quotes_held import DIAL_BURST
-from protocol.messages.effects import Dial, Now
+from protocol.messages.effects import Dial, Now, SetTimer, TimerKey
 from protocol.messages.market import Agreement, AuctionTerms, Bid, FaultKind, Offer, Prices, Quote, QuoteSeal
 from protocol.primitives.limits import AUCTION_SEALS_MAX, QUOTES_HELD_MAX
 from protocol.primitives.units import (
@@ -356,10 +356,51 @@ def test_an_agreement_at_a_quote_made_for_somebody_else_is_refused() -> None:
     town.after(AUCTION_MS)
     [agreement] = [payload for _, payload in heard if isinstance(payload, Agreement)]
     assert agreement.prices != PRICES
-    stolen = replace(agreement, bid=MessageId(b"z" * 32))
-    core = town.seller.seller._core
-    assert core.quotes.named_by(stolen, town.now) is None
-    assert core.quotes.named_by(agreement, town.now) is None, "a quote is good once"
+    quotes = town.seller.seller._core.quotes
+    assert quotes.named_by(agreement, town.now) is None, "a quote is good once"
+    town.start(request(2, auction_ms=AUCTION_MS))
+    town.run()
+    held = quotes.of_bid(town.bids[-1][0])
+    assert held is not None
+    named = replace(agreement, offer=held.id, bid=held.bid)
+    assert quotes.named_by(named, town.now) is None, "not revealed yet"
+    held.revealed = True
+    assert quotes.named_by(named, town.now) is held
+    assert quotes.named_by(replace(named, bid=MessageId(b"z" * 32)), town.now) is None
+    assert quotes.named_by(replace(named, buyer=OTHER), town.now) is None
+    assert quotes.named_by(replace(named, model=ModelId(b"z" * 32)), town.now) is None
+    late = Now(held.until, town.now.wall_ms)
+    assert quotes.named_by(named, late) is None
+
+
+def test_a_quote_that_lapsed_while_the_ledger_funded_the_channel_gives_way_to_the_posted_price() -> None:
+    town = AuctionTown((0,), (QuotePolicy(discount_permille=500),))
+    heard = town.overheard()
+    town.halted = True
+    town.start(WANTED)
+    town.after(AUCTION_MS)
+    town.wait(2_500)
+    town.halted = False
+    town.after(100)
+    [agreement] = [payload for _, payload in heard if isinstance(payload, Agreement)]
+    assert agreement.prices == PRICES
+    live = town.buyer.book.offer_of(town.seller.account)
+    assert live is not None
+    assert agreement.offer == live.id
+
+
+def test_a_timer_that_is_early_reveals_nothing() -> None:
+    town = AuctionTown((0,))
+    heard = town.overheard()
+    town.start(WANTED)
+    town.run()
+    [(bid, _)] = town.bids
+    key = TimerKey("seller", "quote", bid)
+    effects = town.seller.seller.timer(key, town.now)
+    assert [type(effect) for effect in effects] == [SetTimer]
+    town.do(town.seller, effects)
+    town.after(AUCTION_MS)
+    assert [type(payload) for _, payload in heard if isinstance(payload, Quote)] == [Quote]
 
 
 def test_bids_of_one_account_are_answered_so_often_and_not_more() -> None:

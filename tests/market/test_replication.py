@@ -166,6 +166,35 @@ def test_a_failed_replica_leaves_less_of_the_ceiling_and_never_more_is_promised_
     assert len(town.watch.agreements) <= 3 * ATTEMPTS_MAX
 
 
+def in_order_of_choice(town: GroupTown) -> list[Person]:
+    """All sellers: those that would get the replicas first."""
+    assert town.groups is not None
+    chosen = [match.live.account for match in town.groups._choose(WANTED, town.now)]
+    return sorted(town.sellers, key=lambda seller: chosen.index(seller.account) if seller.account in chosen else 9)
+
+
+@pytest.mark.parametrize(("spare", "agreements"), [(10, 3), (AT_LIMITS, 4)])
+def test_a_place_is_given_again_only_for_what_is_neither_paid_nor_promised(spare: int, agreements: int) -> None:
+    town = GroupTown(sellers=4)
+    first, *others = in_order_of_choice(town)
+    first.worker = Worker(fails_at=2)
+    for other in others:
+        other.worker = Worker(silent_from=1)
+    town.begin(price_ceiling=Amount(3 * AT_LIMITS + spare))
+    assert len(town.told(ReplicaFailed)) == 1
+    assert len(town.watch.agreements) == agreements
+
+
+def test_nobody_gets_a_second_replica_of_a_group_whatever_fails() -> None:
+    town = GroupTown(sellers=4)
+    first, second, third, fourth = in_order_of_choice(town)
+    for failing in (first, second, fourth):
+        failing.worker = Worker(fails_at=1)
+    town.begin()
+    asked = [agreement.provider for agreement in town.watch.agreements.values()]
+    assert sorted(asked) == sorted({seller.account for seller in (first, second, third, fourth)})
+
+
 def test_a_group_that_is_cancelled_cancels_every_replica_and_tells_what_was_paid() -> None:
     town = GroupTown(sellers=3)
     for seller in town.sellers:
