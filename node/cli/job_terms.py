@@ -54,9 +54,7 @@ _OPTIONS = (
     click.option("--provider", default="", metavar="ADDRESS", help="Only this provider's account."),
     click.option("--region", default="", help="Only providers of this region."),
     click.option("--isolation", default="", help="At least this level of isolation, such as strong."),
-    click.option(
-        "--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for a fitting offer."
-    ),
+    click.option("--wait", type=click.FloatRange(min=0), default=0.0, help="Seconds to wait for a fitting offer."),
     click.option(
         "--auction",
         is_flag=False,

@@ -19,8 +19,8 @@ from protocol.primitives.limits import (
     JOB_INPUT_BYTES_MAX,
     LOGPROBS_MAX,
     MODELS_PER_OFFER_MAX,
-    SCHEMA_BYTES_MAX,
     REPLICAS_MAX,
+    SCHEMA_BYTES_MAX,
     SETTINGS_BYTES_MAX,
     TEXT_BYTES_MAX,
 )
