@@ -35,6 +35,10 @@ def parse_endpoint(text: str) -> tuple[str, int]:
         raise EndpointInvalid(f"not host:port: {text!r}")
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise EndpointInvalid(f"not a port number: {port!r} in {text!r}")
+    try:
+        host.encode("idna")  # looking a name up does the same, and fails with no error of the system's
+    except UnicodeError:
+        raise EndpointInvalid(f"not a host's name: {host!r}") from None
     return host, int(port)
 
 

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from node.runtime.model_plan import Piece, PullPlan
 from node.runtime.model_pull import PullSettings
+from node.runtime.model_source import SourceAddress
 from node.runtime.model_sources import PullFailed
 from node.transport.piece_server import NotShared, PieceLibrary, PiecePolicy, SharedModel
 from node.worker.errors import BadDescription, ModelInUse, StoreFull
@@ -25,6 +26,7 @@ from node.worker.pieces import PIECE_BYTES
 from node.worker.quota import pulls, remove
 from protocol.primitives.units import ModelId
 from tests.runtime.givers import PIECES, TIMES, Spoiling, giving
+from tests.transport.network import identity_of
 
 
 def honest(library: PieceLibrary) -> PieceLibrary:
@@ -166,6 +168,14 @@ async def test_a_source_that_is_gone_or_shares_nothing_is_told_when_nobody_is_le
             await givers.pull().run()
     with pytest.raises(PullFailed, match="nobody on offer has the model"):
         await givers.pull(sources=list).run()
+
+
+async def test_an_address_that_is_none_costs_nothing_but_that_source(tmp_path: Path) -> None:
+    async with giving(tmp_path, {"a": honest}) as givers:
+        liar = SourceAddress(identity_of("liar").node_id, ("a..b:80",))
+        pull = givers.pull(sources=lambda: [liar, givers.address("a")])
+        await pull.run()
+        assert "not a host's name" in pull.sources[0].state
 
 
 async def test_a_source_that_turns_up_later_is_asked(tmp_path: Path) -> None:

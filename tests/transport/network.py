@@ -67,6 +67,7 @@ class RecordingNode:
         store: PeerStore | None = None,
         on_messages: OnMessages | None = None,
         make: type[Transport] = Transport,
+        loopback_only: bool = True,
     ) -> None:
         self.name = name
         self.identity = identity_of(name)
@@ -91,7 +92,7 @@ class RecordingNode:
             seeds=seeds,
             dial=dial,
             link=link,
-            loopback_only=True,
+            loopback_only=loopback_only,
         )
 
     def _hello(self) -> Hello:

@@ -232,3 +232,10 @@ async def test_a_peer_that_hangs_up_during_the_upgrade_is_no_error_of_ours(
         async with raw_link("mallory", alice):
             await alice.until(lambda: alice.linked() == [MALLORY])
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "a" * 64, "a" * 64 + ".example", "xn--" + "9" * 60])
+async def test_an_address_that_no_name_server_could_be_asked_for_is_a_dial_in_vain(host: str) -> None:
+    async with RecordingNode("a", loopback_only=False) as a:
+        a.transport.dial(identity_of("liar").node_id, (f"{host}:80",))
+        await a.until(lambda: any(host in reason for reason in a.reasons("dial.failed")))
