@@ -100,9 +100,7 @@ def print_quote(output: Output, quote_view: QuoteView) -> None:
         lines += [f"  {count} x {printable(reason)}" for reason, count in quote_view.reasons]
     output.show(quote_view, "\n".join(lines), takers)
     if takers:
-        output.note(
-            "score: price/speed/reputation/region, 1000 is best; `?` was never measured here"
-        )
+        output.note("score: price/speed/reputation/region, 1000 is best; `?` was never measured here")
 
 
 def _time_text(row: QuoteRow) -> str:

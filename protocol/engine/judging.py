@@ -18,7 +18,7 @@ from protocol.gossip.token_bucket import TokenBucket
 from protocol.gossip.verdicts import ACCEPTED, EXPIRED, Judgement, ignore, reject
 from protocol.ledger.errors import NotATransaction
 from protocol.ledger.mempool import TransactionRejected
-from protocol.market.order_book import OrderBook, Ruling
+from protocol.market.order_book import OrderBook, Ruling, is_address
 from protocol.messages.consensus import Dispatch, FinalBody, Inquiry, Testimony, VoteBody
 from protocol.messages.effects import Effect, Now
 from protocol.messages.envelope import Envelope, envelope_id, open_envelope
@@ -149,6 +149,9 @@ class Judge:
         # [IGNORE] lives too long: the judge's clock may be the one that is wrong
         if bid.expires_at > now.wall_ms + BID_LIFETIME_MS_MAX:
             return ignore("expires too far ahead", retryable=True)
+        # [REJECT] quotes are wanted where nobody can be dialed
+        if bid.auction is not None and not all(map(is_address, bid.auction.addresses)):
+            return reject("address is not host:port")
         # [IGNORE] more live bids than an account may have
         live = {bid_id: held for bid_id, held in self._bids.pop(buyer, {}).items() if held.counts_until > now.wall_ms}
         if live:

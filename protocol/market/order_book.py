@@ -297,7 +297,7 @@ def malformed_offer(offer: Offer) -> str | None:
         return "offers no model"
     if offer.slots_free > offer.slots_total:
         return "more slots free than there are"
-    if not all(_is_address(address) for address in offer.addresses):
+    if not all(is_address(address) for address in offer.addresses):
         return "address is not host:port"
     seen: dict[ModelId, None] = {}
     for served in offer.models:
@@ -313,6 +313,7 @@ def malformed_offer(offer: Offer) -> str | None:
     return None
 
 
-def _is_address(address: str) -> bool:
+def is_address(address: str) -> bool:
+    """True for what a node can be dialed at: ``HOST:PORT``."""
     host, separator, port = address.rpartition(":")
     return bool(separator and host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536

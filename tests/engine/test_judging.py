@@ -10,7 +10,7 @@ from protocol.engine.judging import (
     relayed_until,
 )
 from protocol.engine.ledger_facts import LedgerFacts
-from protocol.gossip.verdicts import ACCEPTED, Judgement
+from protocol.gossip.verdicts import ACCEPTED, Judgement, Verdict
 from protocol.market.order_book import OrderBook
 from protocol.messages.consensus import VoteBody
 from protocol.messages.effects import Now
@@ -80,6 +80,14 @@ def test_bids_that_share_their_random_bytes_count_one_by_one() -> None:
     for number in range(BIDS_PER_ACCOUNT_MAX):
         assert bench.rule("alice", 1, 500 - number) is ACCEPTED
     assert bench.rule("alice", 1, 400).reason == "too many bids of this account are live"
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:0", "host:65536", "host:1x"])
+def test_an_auction_whose_quotes_can_go_nowhere_is_held_against_its_sender(address: str) -> None:
+    auction = AuctionTerms(PEER, ("127.0.0.1:80", address), 200, 200)
+    ruled = Bench().rule("alice", 1, 500, auction=auction)
+    assert (ruled.verdict, ruled.reason) == (Verdict.REJECT, "address is not host:port")
+    assert Bench().rule("alice", 1, 500, auction=AuctionTerms(PEER, (), 200, 200)) is ACCEPTED
 
 
 def test_bids_that_expire_at_once_count_for_seconds_all_the_same() -> None:
