@@ -374,5 +374,5 @@ class Buyer:
 
 def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
     reason = "this node restarted while the job was under way"
-    failed = ended_by_restart(record, BuyerState.FAILED.value, FaultKind.NETWORK, reason, lane.paid, now.wall_ms)
+    failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

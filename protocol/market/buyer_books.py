@@ -27,6 +27,7 @@ from protocol.primitives.units import (
     SequenceNumber,
 )
 from protocol.settlement.accumulator import EMPTY, MembershipProof
+from protocol.settlement.chunks import Progress
 from protocol.settlement.vouchers import LanePosition, position_after, unused_lane
 
 
@@ -138,13 +139,13 @@ class BuyerBooks:
         return self._keep(row)
 
     def pay(
-        self, channel: ChannelId, lane: Lane, due: Amount, receipt: Hash | None
+        self, channel: ChannelId, lane: Lane, delivered: Progress, receipt: Hash | None
     ) -> tuple[Put, Voucher, MembershipProof | None]:
         """Promise what the lane's job has come to; with ``receipt`` (its leaf) commit to the receipt as well.
 
         The voucher may be sent once the ``Put`` is durable.
         """
-        held = self._channels[channel][lane]
+        held, due = self._channels[channel][lane], delivered.due
         assert held.job is not None
         assert held.paid <= due <= held.ceiling
         accumulator, proof = held.accumulator, None
@@ -164,6 +165,8 @@ class BuyerBooks:
             position=position_after(voucher),
             accumulator=accumulator,
             paid=due,
+            input_units=delivered.input_units,
+            output_units=delivered.output_units,
             last_receipt=held.job if receipt is not None else held.last_receipt,
         )
         return self._keep(row), voucher, proof

@@ -119,10 +119,9 @@ class Delivery:
         except ReceiptInvalid as error:
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
         leaf = receipt_leaf(envelope_bytes)
-        due = attempt.progress.due
-        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, due, leaf)
+        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, attempt.progress, leaf)
         assert proof is not None
-        attempt.paid = due
+        attempt.paid = attempt.progress.due
         record = ReceiptRecord(
             job=attempt.job,
             request=job.request.request,
@@ -229,9 +228,9 @@ class Delivery:
         return [*effects, *self._opening.choose(job, now)]
 
     def _pay(self, job: BuyerJob, attempt: Attempt) -> list[MarketEffect]:
-        agreement, due = attempt.agreement, attempt.progress.due
-        lane_put, voucher, _ = self._core.books.pay(agreement.channel, agreement.lane, due, None)
-        attempt.paid = due
+        agreement = attempt.agreement
+        lane_put, voucher, _ = self._core.books.pay(agreement.channel, agreement.lane, attempt.progress, None)
+        attempt.paid = attempt.progress.due
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
 
     def _disputed(self, attempt: Attempt, refusal: Refusal) -> bool:

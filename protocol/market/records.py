@@ -37,6 +37,7 @@ from protocol.primitives.units import (
     SequenceField,
     TimestampField,
     TimestampMs,
+    WorkUnits,
     WorkUnitsField,
 )
 from protocol.settlement.accumulator import Accumulator, MembershipProof
@@ -76,6 +77,9 @@ class BuyerLane(Message, frozen=True):
     """Job of the last receipt that a voucher of this lane committed to."""
     retired: bool
     """The provider holds vouchers of ours whose receipts we have lost: nothing new starts here."""
+    input_units: WorkUnitsField = WorkUnits(0)
+    output_units: WorkUnitsField = WorkUnits(0)
+    """What ``paid`` is for: known after a restart too."""
 
 
 class SellerLane(Message, frozen=True):
@@ -101,6 +105,9 @@ class SellerLane(Message, frozen=True):
     pending_job: MessageIdField | None
     unredeemed_since: TimestampField
     """When the first voucher came that is not redeemed yet; 0 when there is none."""
+    input_units: WorkUnitsField = WorkUnits(0)
+    output_units: WorkUnitsField = WorkUnits(0)
+    """What ``paid`` is for: known after a restart too."""
 
 
 class Side(IntEnum):
@@ -238,13 +245,25 @@ def noted(history: list[HistoryEntry], entry: HistoryEntry) -> None:
         history.insert(_HISTORY_HEAD, replace(second, state=LEFT_OUT, cause="", chunks=left_out))
 
 
-def ended_by_restart(record: JobRecord, state: str, fault: FaultKind, reason: str, paid: Amount, at: int) -> JobRecord:
-    """The row of a job that was under way when its node's process ended."""
+def ended_by_restart(
+    record: JobRecord, lane: BuyerLane | SellerLane, state: str, fault: FaultKind, reason: str, at: int
+) -> JobRecord:
+    """The row of a job that was under way when its node's process ended: what its lane knows to be paid, it had."""
     history = list(record.history)
     last = history[-1] if history else None
     chunks = max(record.chunks, last.chunks if last is not None else 0)
-    noted(history, HistoryEntry(TimestampMs(at), state, reason, attempt=record.attempt, chunks=chunks, paid=paid))
-    return replace(record, state=state, fault=fault, reason=reason[:TEXT_BYTES_MAX], paid=paid, history=tuple(history))
+    noted(history, HistoryEntry(TimestampMs(at), state, reason, attempt=record.attempt, chunks=chunks, paid=lane.paid))
+    return replace(
+        record,
+        state=state,
+        fault=fault,
+        reason=reason[:TEXT_BYTES_MAX],
+        paid=lane.paid,
+        input_units=lane.input_units,
+        output_units=lane.output_units,
+        chunks=chunks,
+        history=tuple(history),
+    )
 
 
 def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> Timeline:

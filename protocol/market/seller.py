@@ -342,7 +342,7 @@ class Seller:
         if stored is not None:
             record = decode(stored, JobRecord)
             failed = ended_by_restart(
-                record, SellerState.FAILED.value, FaultKind.PROVIDER, _RESTARTED, lane.paid, now.wall_ms
+                record, lane, SellerState.FAILED.value, FaultKind.PROVIDER, _RESTARTED, now.wall_ms
             )
             effects.append(Put(Table.JOB, job, encode(failed)))
         return effects

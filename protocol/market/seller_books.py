@@ -23,6 +23,7 @@ from protocol.primitives.units import (
     TimestampMs,
 )
 from protocol.settlement.accumulator import EMPTY, MembershipProof
+from protocol.settlement.chunks import Progress
 from protocol.settlement.vouchers import (
     LanePosition,
     ReceiptsFell,
@@ -141,14 +142,13 @@ class SellerBooks:
         own: AccountId,
         deposit: int,
         redeemed: tuple[LanePosition, ...],
-        due: Amount | None,
-        chunk: int,
+        released: Progress | None,
         now: TimestampMs,
     ) -> Taken:
         """Judge a voucher for a lane and keep it if it counts. Raises ``VoucherInvalid``.
 
-        ``due`` is what the lane's live job has come to with the released ``chunk`` that waits for payment, ``None``
-        when the lane has no job: then any rise is welcome.
+        ``released`` is what the lane's live job has come to with the chunk that waits for payment, ``None`` when the
+        lane has no job: then any rise is welcome.
         """
         held = self._channels[voucher.channel][voucher.lane]
         check_voucher(
@@ -159,15 +159,17 @@ class SellerBooks:
             other_lanes_total=self._promised_elsewhere(held, redeemed),
             deposit=deposit,
         )
-        paid = held.paid
-        if due is not None:
+        counted = held
+        if released is not None:
             # [live job] one voucher for each chunk, for exactly what is due
-            expected = max(held.position.cumulative, held.start + due)
-            if voucher.sequence != held.sequence_start + 1 + chunk:
-                raise SequenceNotRising(held.sequence_start + chunk, voucher.sequence)
+            expected = max(held.position.cumulative, held.start + released.due)
+            if voucher.sequence != held.sequence_start + released.chunks:
+                raise SequenceNotRising(held.sequence_start + released.chunks - 1, voucher.sequence)
             if voucher.cumulative != expected:
                 raise AmountNotDue(expected, voucher.cumulative)
-            paid = due
+            counted = replace(
+                held, paid=released.due, input_units=released.input_units, output_units=released.output_units
+            )
         accumulator, proof = held.accumulator, None
         if voucher.receipts_count != accumulator.count:
             # [receipts] only the receipt that this node issued for the lane's last job may be new
@@ -177,12 +179,11 @@ class SellerBooks:
             if (voucher.receipts_count, voucher.receipts_root) != (accumulator.count, accumulator.root()):
                 raise ReceiptsFell(accumulator.count, voucher.receipts_count)
         row = replace(
-            held,
+            counted,
             position=position_after(voucher),
             accumulator=accumulator,
             voucher=envelope_bytes,
-            earned=self._earned_after(held, voucher) if due is None else held.earned,
-            paid=paid,
+            earned=self._earned_after(held, voucher) if released is None else held.earned,
             pending=None if proof is not None else held.pending,
             pending_job=None if proof is not None else held.pending_job,
             unredeemed_since=held.unredeemed_since or now,

@@ -68,11 +68,10 @@ class Selling:
         # [IGNORE] for a chunk that is not out yet
         if job is not None and SaleInput.VOUCHER not in TAKES[job.state]:
             return []
-        due = job.progress.due if job is not None else None
-        chunk = job.progress.chunks - 1 if job is not None else 0
+        released = job.progress if job is not None else None
         try:
             taken = core.books.take(
-                voucher, envelope_bytes, core.own, facts.deposit, facts.redeemed, due, chunk, now.wall_ms
+                voucher, envelope_bytes, core.own, facts.deposit, facts.redeemed, released, now.wall_ms
             )
         except VoucherInvalid as error:
             return core.fail(job, FaultKind.USER, str(error), now, ours=False) if job is not None else []

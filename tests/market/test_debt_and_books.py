@@ -24,8 +24,10 @@ from protocol.primitives.units import (
     MessageId,
     NodeId,
     SequenceNumber,
+    WorkUnits,
 )
 from protocol.settlement.accumulator import EMPTY_ROOT
+from protocol.settlement.chunks import Progress, progress_start
 from protocol.settlement.pricing import amount_due
 from tests.market.town import PRICES, Person, Town, Worker, envelope_of, request
 
@@ -262,12 +264,21 @@ def test_voucher_in_a_refusal_counts_only_if_it_is_our_own_of_that_lane() -> Non
     [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
     assert lost.paid == 0
     assert town.buyer.buyer.books.lane(bought.channel, bought.lane) == replace(
-        bought, start=bought.position.cumulative, paid=Amount(0), ceiling=amount_due(PRICES, 10, 40)
+        bought,
+        start=bought.position.cumulative,
+        paid=Amount(0),
+        ceiling=amount_due(PRICES, 10, 40),
+        input_units=WorkUnits(0),
+        output_units=WorkUnits(0),
     )
 
 
 def facts(deposit: int) -> ChannelFacts:
     return ChannelFacts(CHANNEL, AccountId(b"b" * 32), PROVIDER, Amount(deposit), (), False, LedgerTimeMs(0))
+
+
+def delivered(due: int) -> Progress:
+    return replace(progress_start(job(0)), due=Amount(due))
 
 
 def job(number: int) -> MessageId:
@@ -291,7 +302,7 @@ def test_lane_with_a_debt_comes_first_and_counts_the_debt() -> None:
     books = BuyerBooks()
     for number in (0, 1):
         books.begin(books.terms(CHANNEL, Lane(number)), PROVIDER, NODE, job(number), Amount(100))
-    books.pay(CHANNEL, Lane(1), Amount(40), None)
+    books.pay(CHANNEL, Lane(1), delivered(40), None)
     books.end(CHANNEL, Lane(0), owed_back=False)
     books.end(CHANNEL, Lane(1), owed_back=True)
     assert books.free_lane(facts(140), 100) == 1
@@ -305,16 +316,16 @@ def test_paying_more_than_the_ceiling_or_less_than_before_is_our_own_defect() ->
     books = BuyerBooks()
     books.begin(books.terms(CHANNEL, Lane(0)), PROVIDER, NODE, job(0), Amount(100))
     with pytest.raises(AssertionError):
-        books.pay(CHANNEL, Lane(0), Amount(101), None)
-    books.pay(CHANNEL, Lane(0), Amount(50), None)
+        books.pay(CHANNEL, Lane(0), delivered(101), None)
+    books.pay(CHANNEL, Lane(0), delivered(50), None)
     with pytest.raises(AssertionError):
-        books.pay(CHANNEL, Lane(0), Amount(49), None)
+        books.pay(CHANNEL, Lane(0), delivered(49), None)
 
 
 def test_adopting_never_lowers_a_promise() -> None:
     books = BuyerBooks()
     books.begin(books.terms(CHANNEL, Lane(0)), PROVIDER, NODE, job(0), Amount(100))
-    books.pay(CHANNEL, Lane(0), Amount(50), None)
+    books.pay(CHANNEL, Lane(0), delivered(50), None)
     books.end(CHANNEL, Lane(0), owed_back=True)
     ours = books.position(CHANNEL, Lane(0))
 

@@ -48,6 +48,7 @@ def test_seller_that_restarts_keeps_its_best_voucher_and_says_that_the_job_faile
     [record] = [decode(row, JobRecord) for row in town.seller.rows(Table.JOB)]
     assert (record.state, record.reason) == ("failed", "this node restarted while the job was under way")
     assert record.paid == amount_due(PRICES, 10, 10)
+    assert (record.input_units, record.output_units) == (10, 10), "nobody reads of a price without work"
 
 
 def test_seller_that_restarts_before_the_final_voucher_still_completes_the_receipt() -> None:
@@ -113,6 +114,7 @@ def test_buyer_that_restarts_cancels_what_was_under_way_and_keeps_its_promises()
     assert town.seller.seller.jobs() == ()
     [record] = [decode(row, JobRecord) for row in town.buyer.rows(Table.JOB)]
     assert (record.state, record.paid) == ("failed", amount_due(PRICES, 10, 10))
+    assert (record.input_units, record.output_units) == (10, 10), "nobody reads of a price without work"
     assert [entry.cause for entry in record.history][-1] == "this node restarted while the job was under way"
 
 

@@ -7,6 +7,7 @@ from protocol.market.records import (
     CHUNKS,
     LEFT_OUT,
     NO_REQUEST,
+    BuyerLane,
     ChannelLine,
     JobRecord,
     RedeemedLane,
@@ -34,6 +35,8 @@ from protocol.primitives.units import (
     TimestampMs,
     WorkUnits,
 )
+from protocol.settlement.accumulator import EMPTY
+from protocol.settlement.vouchers import unused_lane
 from tests.market.town import Town, Worker, request
 
 ZERO = MessageId(bytes(32))
@@ -260,8 +263,14 @@ def test_a_full_history_keeps_its_beginning_and_its_end_and_counts_the_rest() ->
 
 
 def test_a_restart_is_the_last_line_of_what_it_ended() -> None:
-    ended = ended_by_restart(BOUGHT, "failed", FaultKind.NETWORK, "this node restarted", Amount(20), 5_000)
+    lane = BuyerLane(
+        channel=ChannelId(ZERO), lane=Lane(0), provider=PROVIDER, node=NodeId(ZERO), position=unused_lane(Lane(0)),
+        accumulator=EMPTY, earned=Amount(0), job=BOUGHT.job, start=Amount(0), ceiling=Amount(50), paid=Amount(20),
+        last_receipt=None, retired=False, input_units=WorkUnits(3), output_units=WorkUnits(4),
+    )  # fmt: skip
+    ended = ended_by_restart(BOUGHT, lane, "failed", FaultKind.NETWORK, "this node restarted", 5_000)
     assert (ended.state, ended.paid, ended.history[-1].cause) == ("failed", 20, "this node restarted")
+    assert (ended.input_units, ended.output_units) == (3, 4)
     assert ended.history[-1].chunks == 3
 
 
