@@ -8,7 +8,7 @@ import pytest
 
 from node.worker import process
 from node.worker.errors import JobRefused, WorkerDied
-from node.worker.gguf_header import has_invariant_weights
+from node.worker.gguf_header import context_bytes_per_token, has_invariant_weights
 from node.worker.models import ModelDescription, ModelId, ModelStore
 from node.worker.runtimes import CHILD_SOURCE
 from node.worker.supervisor import JobRequest, WorkerSupervisor
@@ -56,6 +56,17 @@ def test_weights_are_judged_by_how_the_file_stores_them(
     for length in range(0, len(whole), 7):
         file.write_bytes(whole[:length])
         assert has_invariant_weights(file) is False
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_numbers_that_are_none_in_a_header_are_passed_over(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    odd = string("odd") + struct.pack("<IIQd", 9, 12, 1, float(number))
+    plain = header((2, Q8_0))
+    entries = plain.index(string("general.architecture"))
+    file.write_bytes(plain[: entries - 8] + struct.pack("<Q", 3) + odd + plain[entries:])
+    assert has_invariant_weights(file) is True
+    assert context_bytes_per_token(file) is None
 
 
 async def test_a_receipt_names_canonical_mode_and_the_settings_that_run(store: ModelStore, smollm: ModelId) -> None:
