@@ -12,6 +12,7 @@ Fact = int | str
 
 PATH_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 HASH_PATTERN = re.compile(r"[0-9a-f]{64}")
+UNKNOWN_SHOWN = 8
 FACT_MIN, FACT_MAX = -(2**63), 2**64 - 1  # what MessagePack can carry to a worker
 
 
@@ -63,11 +64,17 @@ def hashes_of(value: object, what: str, count_max: int) -> tuple[str, ...]:
     return tuple(hashes)
 
 
+def _shown(name: str) -> str:
+    """A stranger's name for something, as part of a line."""
+    return name if len(name) <= 40 and name.isprintable() else ascii(name[:40])
+
+
 def check_only(table: Mapping[str, object], allowed: tuple[str, ...], what: str) -> None:
     """Refuse fields that nobody reads."""
     unknown = sorted(set(table) - set(allowed))
     if unknown:
-        raise BadDescription(f"{what} has unknown fields: " + ", ".join(unknown))
+        shown = ", ".join(_shown(name) for name in unknown[:UNKNOWN_SHOWN])
+        raise BadDescription(f"{what} has unknown fields: {shown}")
 
 
 def check_path(path: str) -> str:

@@ -76,6 +76,16 @@ def test_a_manifest_that_is_not_canonical_and_safe_is_refused(content: bytes) ->
         parse_manifest(content)
 
 
+@pytest.mark.parametrize(
+    "name", ['"\\ud800"', '"\\u001b[31m"', '"' + "x" * 50_000 + '"'], ids=["half", "escape", "long"]
+)
+def test_a_field_that_nobody_knows_is_told_in_a_line_that_can_be_shown(name: str) -> None:
+    with pytest.raises(BadDescription) as refused:
+        parse_manifest(b"{" + name.encode() + b":1}")
+    assert refused.value.reason.isprintable()
+    assert len(refused.value.reason) < 200
+
+
 def test_stored_files_are_read_only_named_by_their_hash_and_checked_at_every_load(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "store")
     source = tmp_path / "weights"
