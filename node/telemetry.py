@@ -42,7 +42,10 @@ def _spelled(text: str) -> str:
 
 
 def _one_line(_logger: object, _method: str, event: Event) -> str:
-    return _spelled(msgspec.json.encode(event, enc_hook=str).decode())
+    try:
+        return _spelled(msgspec.json.encode(event, enc_hook=str).decode())
+    except UnicodeEncodeError:  # half a character pair, out of a stranger's JSON
+        return json.dumps(event, default=str)
 
 
 def _spell(_logger: object, _method: str, event: Event) -> Event:

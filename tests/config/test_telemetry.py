@@ -42,7 +42,7 @@ def test_level_holds_back_lesser_events() -> None:
 
 
 @pytest.mark.parametrize("as_json", [True, False], ids=["JSON", "text"])
-@pytest.mark.parametrize("hostile", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2028"])
+@pytest.mark.parametrize("hostile", ["\x1b[31m", "\x9b31m", "\x7f", "\u202e", "\u2028", "\ud800"])
 def test_what_a_terminal_would_obey_is_spelled_out(as_json: bool, hostile: str) -> None:
     """Peers' reasons come into the log, and people read it at a terminal."""
     stream = io.StringIO()
