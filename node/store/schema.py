@@ -92,6 +92,15 @@ def step_7_timelines(database: Database) -> None:
         database.conn.execute("UPDATE job SET value = ? WHERE key = ?", (encode([*fields, "", None, 0, 0, 0]), key))
 
 
+def step_8_work_of_a_lane(database: Database) -> None:
+    """What a lane's last job was paid for; nothing is known of earlier ones."""
+    for name, fields_before in (("buyer_lane", 13), ("seller_lane", 16)):
+        for key, value in database.conn.execute(f"SELECT key, value FROM {name}").fetchall():
+            fields = msgspec.msgpack.decode(value)
+            if len(fields) == fields_before:
+                database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, 0, 0]), key))
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -112,6 +121,7 @@ STORE_SCHEMA = Schema(
         step_5_no_transaction_heights,
         step_6_receipts_of_a_lane,
         step_7_timelines,
+        step_8_work_of_a_lane,
     ),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

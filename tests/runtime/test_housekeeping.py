@@ -10,13 +10,14 @@ from msgspec.structs import replace
 from node.runtime.housekeeping import prune_jobs
 from node.store.connection import open_database
 from node.store.database import Store
-from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines
-from protocol.market.records import JobRecord, attempt_key
+from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines, step_8_work_of_a_lane
+from protocol.market.records import BuyerLane, JobRecord, SellerLane, attempt_key
 from protocol.messages.effects import Put, Table
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.units import Hash, MessageId
 from tests.ledger.world import make_genesis
 from tests.market.test_timeline import BOUGHT, SOLD
+from tests.market.town import Town, request
 
 
 @pytest.fixture
@@ -91,3 +92,27 @@ def test_jobs_of_the_version_before_are_taken_up_with_what_they_did_not_tell_lef
     record = decode(row, JobRecord)
     assert (record.state, record.paid, record.model_name, record.node) == ("done", BOUGHT.paid, "", None)
     assert [entry.cause for entry in record.history] == [entry.cause for entry in BOUGHT.history]
+
+
+def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
+    """A node that could not read its lanes would not start, and its vouchers would stay unredeemed."""
+    town = Town()
+    town.start(request())
+    town.run()
+    [bought_lane], [sold_lane] = town.buyer.rows(Table.BUYER_LANE), town.seller.rows(Table.SELLER_LANE)
+    path = tmp_path / "old.sqlite"
+    steps = STORE_SCHEMA.steps
+    before = Schema("store", steps[: steps.index(step_8_work_of_a_lane)])
+    database = open_database(path, before, exclusive=False)
+    with database.conn:
+        for name, row in (("buyer_lane", bought_lane), ("seller_lane", sold_lane)):
+            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-2])
+            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"old", old))
+            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"newer", row))
+    database.close()
+    opened = Store.open(path, make_genesis())
+    bought_lanes = [decode(row, BuyerLane) for _, row in opened.load_table(Table.BUYER_LANE)]
+    sold_lanes = [decode(row, SellerLane) for _, row in opened.load_table(Table.SELLER_LANE)]
+    opened.close()
+    assert [(lane.paid, lane.output_units) for lane in bought_lanes] == [(1_450, 25), (1_450, 0)]
+    assert [(lane.paid, lane.output_units) for lane in sold_lanes] == [(1_450, 25), (1_450, 0)]
