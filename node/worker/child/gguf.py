@@ -33,7 +33,7 @@ from node.worker.child.text_guide import Guide, Vocabulary
 from node.worker.child.text_schema import RULES, grammar_of
 
 CONTEXT_TOKENS_MAX = 1 << 17
-ROWS_READ_LEAST = 4  # reading goes on, however many write: with one row a step a long prompt would take minutes
+ROWS_READ_LEAST = 8  # however many write: few rows read late make answers end apart, and small batches are dear
 BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of context can't fit
 
 
