@@ -18,7 +18,16 @@ from blake3 import blake3
 from node.worker.errors import CorruptModel, StoreFull
 from node.worker.limits import MEBIBYTE
 from node.worker.models import Manifest, ModelFile, ModelId, ModelStore
-from node.worker.pieces import HASH_BYTES, PIECE_BYTES, disk_room, hash_stream, piece_root, piece_size, pieces_of
+from node.worker.pieces import (
+    HASH_BYTES,
+    PIECE_BYTES,
+    disk_room,
+    hash_stream,
+    list_of,
+    piece_root,
+    piece_size,
+    pieces_of,
+)
 from node.worker.quota import make_room, pulled_mark, pulling, pulls
 
 SPARE_BYTES = 64 * MEBIBYTE
@@ -196,7 +205,11 @@ class PartialModel:
         """
         for number, file in enumerate(self.manifest.files):
             with _part(self._folder, number).open("rb") as part:
-                if hash_stream(part, file.size) != (file.size, file.blake3):
+                whole = hash_stream(part, file.size) == (file.size, file.blake3)
+                if whole and file.pieces and number not in self._parts:  # taken over: no piece of it was looked at
+                    part.seek(0)
+                    whole = piece_root(list_of(part)) == file.pieces
+                if not whole:
                     shutil.rmtree(self._folder)
                     raise CorruptModel(
                         f"{self.manifest.name}: every piece of {file.path} is what the manifest names, the file is "

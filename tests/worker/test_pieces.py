@@ -258,3 +258,20 @@ def test_files_that_another_model_has_are_not_pulled_and_survive_its_removal(tmp
     assert store.verify(model).name == "b"
     assert remove(store, model) > len(CONTENT)
     assert list((store.directory / "files").iterdir()) == list((store.directory / "pieces").iterdir()) == []
+
+
+def test_a_manifest_with_a_foreign_piece_list_of_a_file_that_is_there_is_its_makers_fault(tmp_path: Path) -> None:
+    """Whoever had stored it would give others that list and pieces that are not of it, and be called a liar."""
+    source, _, manifest = made(tmp_path)
+    store = ModelStore(tmp_path / "store")
+    pull(store, manifest, source)
+    foreign = list_of(io.BytesIO(b"x" * len(CONTENT)))
+    large = next(file for file in manifest.files if file.pieces)
+    lying = tuple(replace(file, pieces=piece_root(foreign)) if file is large else file for file in manifest.files)
+    framing = replace(manifest, files=lying)
+    with opened_partial(store, framing) as pulled:
+        for number, file in enumerate(framing.files):
+            pulled.open_file(number, foreign if file.pieces else pulled.kept_list(number) or b"")
+        with pytest.raises(CorruptModel, match="whoever made this manifest is at fault"):
+            pulled.finish()
+    assert store.model_ids() == (manifest.model_id(),)
