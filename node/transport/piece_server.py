@@ -3,7 +3,8 @@
 Law: a stranger names a model by its hash and its files and pieces by number; what there is to give, the library
 decides, and no byte of a question ever becomes part of a path. A peer takes one thread and one buffer for as long as it
 keeps asking and taking, has at most ``PIECE_CONNECTIONS_PER_PEER_MAX`` such connections, and pays for every byte from
-its own allowance and from that of all. Who finds no room is told so before TLS, which costs us nothing.
+its own allowance and from that of all, and with time for a question that brings few. Who finds no room is told so
+before TLS, which costs us nothing.
 """
 
 import asyncio
@@ -40,6 +41,9 @@ from protocol.primitives.units import Hash, ModelId, NodeId
 
 SLICE_BYTES = 256 * 1024
 """Sent between two looks at allowance and time."""
+
+SMALL_ANSWERS_PER_SECOND = 50
+"""On one connection. An answer below a slice costs time, not bytes: a model has a hundred of them, a flood no end."""
 
 OnEvent = Callable[[str, dict[str, object]], None]
 IsBanned = Callable[[NodeId], bool]
@@ -232,6 +236,7 @@ class _Answerer:
         self._stop = stop
         self._open: tuple[ModelId, SharedModel] | None = None
         self._buffer = memoryview(bytearray(SLICE_BYTES))
+        self._small = Throttle(SMALL_ANSWERS_PER_SECOND)
 
     def close(self) -> None:
         """Let go of the model that was asked for last."""
@@ -243,10 +248,14 @@ class _Answerer:
         """Until the peer hangs up, breaks a rule or asks nothing more. Raises what the channel raises."""
         while not self._stop.is_set():
             question = self._channel.receive(self._channel.times.idle_ms)
+            size = 0
             try:
-                served.bytes_sent += self._answer(question)
+                size = self._answer(question)
             except NotShared as error:
                 self._channel.send(Refused(str(error)[:TEXT_BYTES_MAX], False))
+            served.bytes_sent += size
+            if size < SLICE_BYTES:
+                self._small.take(1, self._stop)
 
     def _answer(self, question: PieceMessage) -> int:
         match question:

@@ -16,7 +16,7 @@ from node.clock import read_clock
 from node.transport.peer_store import PeerStore
 from node.transport.piece_channel import ConnectionLost, PieceChannel, PieceTimes
 from node.transport.piece_client import PeerRefused, PieceAsker, WrongNode, connect_for_pieces
-from node.transport.piece_server import NotShared, PiecePolicy, SharedModel
+from node.transport.piece_server import SMALL_ANSWERS_PER_SECOND, NotShared, PiecePolicy, SharedModel
 from node.transport.policy import LinkPolicy
 from node.transport.throttle import Throttle
 from node.transport.transport import Transport
@@ -195,6 +195,20 @@ async def test_what_is_not_there_is_refused_and_the_next_question_is_answered(
 
     async with giving(tmp_path) as giver:
         assert await giver.asking(work) == BODY[PIECE : 2 * PIECE]
+
+
+async def test_questions_that_bring_little_are_answered_at_a_pace_that_leaves_the_node_its_time(tmp_path: Path) -> None:
+    def work(asker: PieceAsker) -> int:
+        began = read_clock().monotonic_ms
+        for _ in range(20):
+            asker.manifest(MODEL, 100)
+            asker.ask(ModelId(b"x" * 32), 0, 0)
+            with pytest.raises(PeerRefused):
+                asker.receive(memoryview(bytearray(PIECE)))
+        return read_clock().monotonic_ms - began
+
+    async with giving(tmp_path) as giver:
+        assert await giver.asking(work) >= 1_000 * (2 * 20 - 10) // SMALL_ANSWERS_PER_SECOND
 
 
 async def test_another_network_gets_nothing(tmp_path: Path) -> None:
