@@ -12,13 +12,42 @@ from node.runtime.event_stream import EventStream
 from node.telemetry import EventLogger, event_logger
 from protocol.engine.events import OfferPublished, PeerMisbehaved
 from protocol.engine.telling import TimelineTold
-from protocol.market.events import JobAgreed, JobPrefilled, JobProgressed, JobText, SaleAccepted, SaleRefused
+from protocol.market.events import (
+    JobAgreed,
+    JobPrefilled,
+    JobProgressed,
+    JobText,
+    QuoteRevealed,
+    QuoteSealed,
+    ReplicaAgreed,
+    ReplicasCompared,
+    ReplicaText,
+    SaleAccepted,
+    SaleRefused,
+)
 from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Hash
 
-_QUIET = (BlockDecided, JobAgreed, JobPrefilled, JobProgressed, JobText, OfferPublished, SaleAccepted, TimelineTold)
+_QUIET = (
+    BlockDecided,
+    JobAgreed,
+    JobPrefilled,
+    JobProgressed,
+    JobText,
+    OfferPublished,
+    QuoteRevealed,
+    QuoteSealed,
+    ReplicaAgreed,
+    ReplicasCompared,
+    ReplicaText,
+    SaleAccepted,
+    TimelineTold,
+)
 """Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
+
+_NEVER_LOGGED = ("payload", "outcomes")
+"""What somebody's job said, at no level; and what is told as events of its own."""
 
 _PEERS_MAKE = (PeerMisbehaved, SaleRefused)
 _PEERS_LINES_PER_SECOND = 10
@@ -59,7 +88,11 @@ class Announcements:
         if isinstance(event, _PEERS_MAKE) and not self._has_room():
             return
         name = type(event).__name__
-        fields = {key: value for key, value in msgspec.structs.asdict(event).items() if not isinstance(value, Message)}
+        fields = {
+            key: value
+            for key, value in msgspec.structs.asdict(event).items()
+            if not isinstance(value, Message) and key not in _NEVER_LOGGED
+        }
         if quiet:
             self._log.debug(name, **fields)
         else:

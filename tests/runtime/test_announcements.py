@@ -1,8 +1,11 @@
 """A stream that is not read ends with a word about it, and never slows the node; news on the way travels together."""
 
+from typing import cast
+
 from node.runtime.announcements import Announcements
 from node.runtime.event_stream import EventStream, StreamLost
-from protocol.market.events import JobPrefilled, JobText
+from node.telemetry import EventLogger
+from protocol.market.events import JobPrefilled, JobText, ReplicaText
 from protocol.messages.market import FinishReason
 from protocol.primitives.units import Hash, MessageId, WorkUnits
 
@@ -56,3 +59,28 @@ async def test_brief_stream_leaves_out_what_happens_on_the_way() -> None:
     stream.add(event(1))
     stream.add(text(2))
     assert await stream.take() == [text(2)]
+
+
+class Lines:
+    """A log that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def debug(self, name: str, **fields: object) -> None:
+        self.written.append(f"debug {name} {fields}")
+
+    def info(self, name: str, **fields: object) -> None:
+        self.written.append(f"info {name} {fields}")
+
+
+def test_what_a_job_said_is_logged_at_no_level_and_replicas_on_the_way_at_the_lowest() -> None:
+    board, lines = Announcements(), Lines()
+    board._log, board._tells_all = cast(EventLogger, lines), True
+    board.tell(JobText(REQUEST, JOB, 1, b"secret", WorkUnits(1), FinishReason.NONE))
+    board.tell(ReplicaText(REQUEST, 1, b"secret", WorkUnits(1)))
+    assert [line.split()[:2] for line in lines.written] == [["debug", "JobText"], ["debug", "ReplicaText"]]
+    assert not any("secret" in line for line in lines.written)
+    board._tells_all = False
+    board.tell(ReplicaText(REQUEST, 1, b"secret", WorkUnits(1)))
+    assert len(lines.written) == 2
