@@ -77,6 +77,33 @@ def test_what_a_closing_channel_holds_is_redeemed_although_it_is_not_much() -> N
     assert isinstance(wanted.action, ChannelRedeem)
 
 
+def test_provider_that_was_down_when_the_channel_closed_redeems_with_the_first_block_that_it_sees() -> None:
+    town = town_with()
+    channel = sell(town, 1)
+    assert look(town) == [], "too little and too young to be redeemed by itself"
+    town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
+    town.crash(town.seller)
+    town.do(town.seller, town.seller.seller.block_decided(town.now))
+    [wanted] = asked(town)
+    assert isinstance(wanted.action, ChannelRedeem)
+    town.run()
+    assert town.ledger.balances[town.seller.account] == PRICE
+
+
+def test_redemption_that_was_lost_with_the_process_is_asked_for_again_and_pays_once() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    town.ledger.waiting.clear()
+    town.ledger.channels[channel] = replace(town.ledger.channels[channel], closing=True)
+    town.crash(town.seller)
+    assert len(look(town)) == 1
+    town.run()
+    town.crash(town.seller)
+    assert look(town) == []
+    assert town.ledger.balances[town.seller.account] == PRICE
+
+
 def test_nothing_is_asked_for_twice_and_work_goes_on_meanwhile() -> None:
     town = town_with(redeem_amount=Amount(1))
     channel = sell(town, 1)
