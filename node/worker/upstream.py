@@ -169,7 +169,7 @@ class UpstreamServer:
         except aiohttp.ClientConnectionError as error:
             raise UpstreamUnavailable(f"{self._base} can't be reached: {str(error)[:200]}") from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            raise JobFailed(f"the server does not speak HTTP: {str(error)[:200]}") from None
+            raise JobFailed(f"the server does not speak HTTP: {type(error).__name__}") from None
         try:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise JobFailed("the server compresses what it was asked not to")
@@ -184,7 +184,7 @@ class UpstreamServer:
             while piece := await response.content.readany():
                 yield piece
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise JobFailed(f"the server hung up: {str(error)[:200]}") from None
+            raise JobFailed(f"the server hung up: {type(error).__name__}") from None
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
@@ -203,10 +203,13 @@ class UpstreamServer:
 
 
 def _fault(status: int, said: str) -> WorkerError:
-    """Whose fault a status is: the request's, the server's, or nobody's for now."""
-    text = f"the server answers {status}" + (f": {said}" if said else "")
+    """Whose fault a status is: the request's, the server's, or nobody's for now.
+
+    Of a request that can't be served its buyer is told why; what else the server says may name keys and machines.
+    """
+    text = f"the server answers {status}"
     if status in (400, 413, 422):
-        return JobRefused(text)
+        return JobRefused(text + (f": {said}" if said else ""))
     if status in (429, 503):
         return CapacityExceeded(text)
     if 300 <= status < 400:

@@ -154,8 +154,9 @@ class UpstreamJob:
         except WorkerError as error:
             if isinstance(error, UpstreamUnavailable):
                 self._lost(error)
+                error = UpstreamUnavailable("the server of this model can't be reached")  # where it is, is not told
             await self._end(error)
-            raise
+            raise error from None
         except TimeoutError:
             late = JobTimedOut("the job's deadline passed")
             await self._end(late)
