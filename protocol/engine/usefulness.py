@@ -37,6 +37,9 @@ class Use(IntEnum):
     """Checked in vain."""
 
 
+_ANSWERS_TO_BIDS = (MessageKind.QUOTE_SEAL, MessageKind.QUOTE)
+"""They go where a bid said, and nobody tells a provider that its offer does not do or that it came too late."""
+
 NEUTRAL_WORK = DoorWork(1, 0)
 """For callers without a door of their own."""
 
@@ -100,6 +103,8 @@ class Usefulness:
                     if isinstance(effect, ReadJob):
                         return Use.NEUTRAL  # a question: its answer is paid for when it is given
                     useful = useful or not _refusal(effect)
+                if not useful and isinstance(message, wire.Direct) and _kind(message) in _ANSWERS_TO_BIDS:
+                    return Use.CHATTER
                 return Use.USEFUL if useful else Use.USELESS
             case wire.Transactions():
                 if work.listed == 0:
@@ -126,6 +131,10 @@ class Usefulness:
     def _taken(self, message: wire.Transactions, effects: list[Effect]) -> bool:
         ids = (envelope_id(open_envelope(received)[0]) for received in message.envelopes)
         return _decided(effects) or any(transaction_id in self._pending for transaction_id in ids)
+
+
+def _kind(message: wire.Direct) -> MessageKind:
+    return open_envelope(message.envelope)[0].kind
 
 
 def _decided(effects: list[Effect]) -> bool:

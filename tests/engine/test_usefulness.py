@@ -13,7 +13,7 @@ from protocol.messages.consensus import VoteBody
 from protocol.messages.effects import Disconnect, Effect
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Bid, Voucher
+from protocol.messages.market import Bid, QuoteSeal, Voucher
 from protocol.messages.peers import NodeRecord
 from protocol.messages.transactions import Output, Transaction, Transfer
 from protocol.primitives.codec import encode
@@ -24,6 +24,7 @@ from protocol.primitives.units import (
     Hash,
     Height,
     Lane,
+    MessageId,
     NodeId,
     Nonce,
     SequenceNumber,
@@ -99,6 +100,19 @@ def test_peer_that_is_of_no_use_for_ever_is_left_within_a_minute(happened: list[
     engine = make_engine("follower")
     begin(engine)
     assert _left_after_ms(engine, happened, every_ms, 60_000) is not None
+
+
+def test_providers_that_answer_every_bid_in_vain_are_not_left() -> None:
+    """A bid names the node that its quotes go to: whoever answers as it was asked has done nothing wrong."""
+    engine = make_engine("follower")
+    begin(engine)
+    seals = [
+        sealed(GENESIS, "bob", MessageKind.QUOTE_SEAL, QuoteSeal(MessageId(bytes((number,)) * 32), Hash(bytes(32))))
+        for number in range(64)
+    ]
+    answered: list[Input] = [Received(PEER, wire.Direct(seal), CHECKED) for seal in seals]
+    assert _left_after_ms(engine, answered, 20, 600_000) is None
+    assert _left_after_ms(engine, answered, 1, 60_000) is not None, "no honest provider has so much to say"
 
 
 def test_peer_that_is_of_no_use_now_and_then_is_never_left() -> None:
