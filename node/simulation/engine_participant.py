@@ -3,6 +3,8 @@
 Law: the engine is the shipped one, built as ``node/runtime`` builds it.
 """
 
+from collections.abc import Callable
+
 from node.simulation.disk import SimulatedDisk
 from protocol.engine.engine import Engine
 from protocol.engine.inputs import (
@@ -67,7 +69,11 @@ class ReplicaParticipant:
 class EngineParticipant:
     """The engine with the entry points that a simulated node calls."""
 
-    def __init__(self, engine: Engine, disk: SimulatedDisk, serve: Serve | None) -> None:
+    def __init__(
+        self, engine: Engine, disk: SimulatedDisk, serve: Serve | None, account_of: Callable[[NodeId], AccountId]
+    ) -> None:
+        """``account_of``: whose each peer says it is."""
+        self._account_of = account_of
         self.engine = engine
         self.state: LedgerState = engine.replica.state
         self._disk = disk
@@ -93,7 +99,7 @@ class EngineParticipant:
 
     def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
         """A link stands."""
-        record = NodeRecord(1, now.wall_ms, (), AccountId(bytes(32)))
+        record = NodeRecord(1, now.wall_ms, (), self._account_of(peer))
         return self.engine.step(LinkUp(peer, record, 0), now)
 
     def link_down(self, peer: NodeId, now: Now) -> list[Effect]:

@@ -153,7 +153,7 @@ class MarketWorld(World):
         serve = self._serve(number) if sells else None
 
         def build(disk: SimulatedDisk) -> EngineParticipant:
-            return EngineParticipant(self._engine(keys, disk), disk, serve)
+            return EngineParticipant(self._engine(keys, disk), disk, serve, self.account_of)
 
         around, skew, disk = self.around, self.any_skew(), self.new_disk()
         failing = self.market.failing_share

@@ -151,6 +151,10 @@ class World:
         """An empty disk on a power supply of its own."""
         return SimulatedDisk(self.genesis, Power(self.dice))
 
+    def account_of(self, node: NodeId) -> AccountId:
+        """Whose a node says it is."""
+        return next(AccountId(each.keys.account.public) for each in self.nodes if each.id == node)
+
     def any_skew(self) -> int:
         """An error in ms that any clock may have."""
         precision = self.options.clock_precision_ms
@@ -165,7 +169,7 @@ class World:
             if not self.options.whole_engine:
                 return ReplicaParticipant(replica)
             engine = build_engine(replica, AccountId(keys.account.public), node, SellerPolicy())
-            return EngineParticipant(engine, disk, None)
+            return EngineParticipant(engine, disk, None, self.account_of)
 
         return SimulatedNode(name, keys, self.any_skew(), self.around, self.new_disk(), build)
 

@@ -209,7 +209,7 @@ class Engine:
         return [
             *self.replica.link_up(peer, now),
             *self.gossip.link_up(peer, now),
-            *self.trade.link_up(peer, now),
+            *self.trade.link_up(peer, happened.record.account, now),
         ]
 
     def _link_down(self, peer: NodeId, now: Now) -> list[Effect]:

@@ -91,11 +91,11 @@ class Trade:
         """The node starts; ``secret`` is fresh and random."""
         return self._carry(self.seller, self.seller.start(now, secret), now)
 
-    def link_up(self, peer: NodeId, now: Now) -> list[Effect]:
-        """A link stands."""
+    def link_up(self, peer: NodeId, account: AccountId, now: Now) -> list[Effect]:
+        """A link stands to a node that says whose it is."""
         return [
             *self._carry(self.buyer, self.buyer.link_up(peer, now), now),
-            *self._carry(self.seller, self.seller.link_up(peer, now), now),
+            *self._carry(self.seller, self.seller.link_up(peer, now, account), now),
             *self.telling.link_up(peer, now),
         ]
 

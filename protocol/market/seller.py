@@ -14,7 +14,7 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
     work_piece(job, payload, units, finish, now)              answers each later one
     work_failed(job, fault, reason, now)
     timer(key, now)                                           keys with room == "seller"
-    link_up(peer, now), link_down(peer, now)
+    link_up(peer, now, account), link_down(peer, now)
     compare(peer, buying, now)                                the peer's part of an OpenJobs
     housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
@@ -204,15 +204,15 @@ class Seller:
         expiry = SALE_EXPIRIES[job.state]
         return self._core.fail(job, expiry.fault, expiry.reason, now, ours=expiry.ours)
 
-    def link_up(self, peer: NodeId, now: Now) -> list[MarketEffect]:
-        """A link stands: say again what may have been lost with the last one."""
+    def link_up(self, peer: NodeId, now: Now, account: AccountId | None = None) -> list[MarketEffect]:
+        """A link stands to whose node ``account`` says: say again what may have been lost with the last one."""
         effects: list[MarketEffect] = []
         for failure in self._to_tell.pop(peer, []):
             effects.append(SignAndSend(MessageKind.FAILURE, encode(failure), (peer,)))
         for job in self._core.jobs.values():
             if job.agreement.buyer_node == peer:
                 effects.extend(Send(peer, Direct(sent)) for sent in job.unanswered)
-        return [*effects, *self._comparison.link_up(peer), *self._quoting.link_up(peer, now)]
+        return [*effects, *self._comparison.link_up(peer), *self._quoting.link_up(peer, account, now)]
 
     def link_down(self, peer: NodeId, now: Now) -> list[MarketEffect]:
         """A link is lost: jobs on it run into their deadlines unless it comes back."""

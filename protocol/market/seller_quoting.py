@@ -43,7 +43,8 @@ class Quoting:
     def __init__(self, core: SellerCore) -> None:
         self._core = core
         self._secret: Hash | None = None
-        self._linked: dict[NodeId, None] = {}
+        self._linked: dict[NodeId, AccountId | None] = {}
+        """Nodes that are reached, and whose they say they are."""
         self._paces = Paces()
         self._work: dict[MessageId, _Work] = {}
 
@@ -121,6 +122,10 @@ class Quoting:
             return "price above ceiling"
         if at_limits > bid.price_ceiling:
             return "price above ceiling"
+        assert bid.auction is not None
+        # [node] the quote would go to the buyer's own node: nobody is told what it has not asked for
+        if not self._is_of(bid.auction.node, buyer):
+            return "quotes would go to somebody else's node"
         # [room] not too many promises at once
         if core.quotes.full():
             return "too many quotes are open"
@@ -128,7 +133,6 @@ class Quoting:
         if not core.quotes.may_answer(buyer, now):
             return "too many bids of this account"
         # [reach] its node is linked, or one more may be dialed
-        assert bid.auction is not None
         reached = bid.auction.node in self._linked or core.quotes.may_dial(core.own, now)
         return "" if reached else "too many nodes are dialed"
 
@@ -167,15 +171,21 @@ class Quoting:
         held.revealed = True
         return [SignAndSend(MessageKind.QUOTE, held.payload, (held.node,)), again]
 
-    def link_up(self, peer: NodeId, now: Now) -> list[MarketEffect]:
+    def link_up(self, peer: NodeId, account: AccountId | None, now: Now) -> list[MarketEffect]:
         """A buyer's node is reached: seals that waited for it go out."""
-        self._linked[peer] = None
-        waiting = [held for held in self._core.quotes.waiting_for(peer) if not held.seal_sent]
+        self._linked[peer] = account
+        waiting = [
+            held for held in self._core.quotes.waiting_for(peer) if not held.seal_sent and self._is_of(peer, held.buyer)
+        ]
         return [effect for held in waiting if now.monotonic_ms < held.reveal_at for effect in self._seal(held)]
 
     def link_down(self, peer: NodeId) -> None:
         """The link is gone."""
         self._linked.pop(peer, None)
+
+    def _is_of(self, node: NodeId, buyer: AccountId) -> bool:
+        """False if a linked node has said that it is another account's."""
+        return self._linked.get(node) in (None, buyer)
 
     def _seal(self, held: HeldQuote) -> list[MarketEffect]:
         held.seal_sent = True

@@ -489,6 +489,23 @@ def test_a_provider_answers_neither_itself_nor_twice_nor_without_room() -> None:
     assert quoting.why_silent(MessageId(b"2" * 32), WISH, town.buyer.account, town.now) == "no free slots"
 
 
+def test_quotes_go_to_the_buyers_own_node_alone() -> None:
+    """A bid may name anybody's node: an answer would be useless to it, and be held against who sent it."""
+    town = AuctionTown((0,))
+    quoting, stranger = town.seller.seller._quoting, AccountId(identity("stranger"))
+    assert WISH.auction is not None
+    node = WISH.auction.node
+    quoting.link_up(node, town.buyer.account, town.now)
+    assert quoting.why_silent(BID, WISH, stranger, town.now) == "quotes would go to somebody else's node"
+    assert quoting.why_silent(BID, WISH, town.buyer.account, town.now) == ""
+    quoting.link_down(node)
+    assert [type(effect) for effect in quoting.heard(BID, WISH, stranger, town.now)] == [Dial, SetTimer]
+    assert quoting.link_up(node, town.buyer.account, town.now) == []
+    held = town.seller.seller._core.quotes.of_bid(BID)
+    assert held is not None
+    assert not held.seal_sent
+
+
 def test_bids_that_name_ever_other_addresses_are_dialed_only_so_often() -> None:
     town = AuctionTown((0,), slots=64)
     quoting = town.seller.seller._quoting
