@@ -103,11 +103,12 @@ def batch(
     target = out or file.with_name(f"{file.stem}.out{file.suffix}")
     options = Options(concurrency, int(max_price or 0), int(max_total or 0), timeout, provider, region, isolation)
     partial = target.with_name(target.name + ".partial")
-    published = () if partial.exists() or not target.exists() else _published(source, target, retry_failed)
+    going_on = retry_failed or partial.exists()  # a kill may have come while published results were taken over
+    published = _published(source, target, going_on) if target.exists() else ()
     with Journal.opened(partial, source.digest, defaults, len(source)) as journal:
         for place, result in enumerate(published):
-            journal.take()
-            journal.adopt(result, place)
+            if journal.untouched(place):
+                journal.adopt(result, place)
         if retry_failed:
             session.output.note(f"{journal.retry_failed()} failed lines are run again")
         _run(session, source, journal, options, target)
@@ -195,9 +196,9 @@ def _tell_bad(source: InputFile, skip_bad: bool) -> None:
     note(text)
 
 
-def _published(source: InputFile, target: Path, retry_failed: bool) -> tuple[Result, ...]:
+def _published(source: InputFile, target: Path, going_on: bool) -> tuple[Result, ...]:
     """Results of a batch that has ended, to go on from. Raises ``CommandFailed`` if that is not wanted or can't be."""
-    if not retry_failed:
+    if not going_on:
         raise CommandFailed(
             f"{target} is there: this batch has ended. --retry-failed runs its failed lines again; for a new batch "
             "remove it or name another --out",

@@ -204,6 +204,10 @@ class Journal:
         self._file.close()
         self.path.unlink()
 
+    def untouched(self, place: int) -> bool:
+        """Whether no try of the line was ever begun or taken over here."""
+        return self._states[place] == _WAITING and self._attempts[place] == 0
+
     def adopt(self, result: Result, place: int) -> None:
         """Take over a published result, to go on from."""
         self.ended(place, result.price, result)

@@ -15,6 +15,7 @@ import pytest
 import structlog
 from msgspec.structs import replace
 
+from node.cli.batch_journal import Journal, Result
 from node.cli.batch_run import BACKOFF_SECONDS
 from node.runtime.control import (
     ControlError,
@@ -232,6 +233,28 @@ def test_failed_lines_are_listed_and_run_again_on_request(mercat: Mercat, market
     assert market.asked() == ["fail two"]
     assert results(folder)[1]["price"] == 60
     assert [row["text"] for row in results(folder)[::2]] == ["ONE", "THREE"]
+
+
+def test_a_kill_while_published_results_are_taken_over_costs_no_line_again(
+    mercat: Mercat, market: Market, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(folder, "one", "fail two", "three", "four")
+    assert run(mercat, path).code == 3
+    market.requests.clear()
+    adopt = Journal.adopt
+
+    def killed(journal: Journal, result: Result, place: int) -> None:
+        if place == 2:
+            raise KeyboardInterrupt
+        adopt(journal, result, place)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Journal, "adopt", killed)
+        assert run(mercat, path, "--retry-failed").code == 130
+    assert run(mercat, path, "--retry-failed").code == 3
+    assert market.asked() == ["fail two"]
+    assert [row["text"] for row in results(folder)[2:]] == ["THREE", "FOUR"]
+    assert sum(row["price"] for row in results(folder)) == 3 * PRICE + 2 * 30
 
 
 def test_capacity_makes_a_batch_slower_and_fails_no_line(
