@@ -266,10 +266,10 @@ def test_a_long_log_is_copied_into_the_file_in_the_background(bench: Bench) -> N
     assert bench.store.path.stat().st_size > 300_000
 
 
-def test_a_timer_put_off_fires_once_at_its_last_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timers_fire_once_at_their_last_moment_in_the_order_of_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0
     fired: list[tuple[int, TimerKey]] = []
-    key = TimerKey("seller", "deadline")
+    first, second, third = (TimerKey("seller", name) for name in ("first", "second", "third"))
 
     async def run() -> None:
         nonlocal now
@@ -277,23 +277,33 @@ def test_a_timer_put_off_fires_once_at_its_last_moment(monkeypatch: pytest.Monke
         loop = asyncio.get_running_loop()
         armed: list[float] = []
 
-        def noted(delay_s: float, look: Callable[..., None], of: TimerKey) -> asyncio.Handle:
+        def noted(delay_s: float, look: Callable[..., None]) -> asyncio.Handle:
             armed.append(delay_s)
             return loop.call_soon(lambda: None)
 
         monkeypatch.setattr(loop, "call_later", noted)
-        timers.set(key, MonotonicMs(10))
-        timers.set(key, MonotonicMs(30))
-        timers.set(key, MonotonicMs(20))
-        assert len(armed) == 1, "putting it off costs the loop nothing"
-        now = 10
-        timers._look(key)
-        assert fired == []
-        assert armed[-1] == 0.01
-        timers.set(key, MonotonicMs(15))
-        assert armed[-1] == 0.005, "one that is due earlier than the loop looks is armed anew"
-        now = 15
-        timers._look(key)
+        timers.set(first, MonotonicMs(10))
+        timers.set(second, MonotonicMs(40))
+        timers.set(first, MonotonicMs(30))
+        timers.set(third, MonotonicMs(20))
+        timers.cancel(third)
+        assert armed == [0.01], "putting off and cancelling cost the loop nothing"
+        now = 9
+        timers._look()
+        assert fired == [], "the loop was early"
+        assert armed[-1] == 0.021
+        timers.set(second, MonotonicMs(15))
+        assert armed[-1] == 0.006, "one that is due earlier than the loop looks is armed anew"
+        timers.set(second, MonotonicMs(29))
+        for moment in (15, 29, 31, 50):
+            now = moment
+            timers._look()
+        for number in range(1000):
+            timers.set(first, MonotonicMs(60 + number))
+        assert len(timers._entries) < 100
+        timers.cancel_all()
+        now = 2000
+        timers._look()
 
     asyncio.run(run())
-    assert fired == [(15, key)]
+    assert fired == [(29, second), (31, first)]
