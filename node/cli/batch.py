@@ -226,7 +226,7 @@ def _tell_end(session: Session, summary: Summary, failures: tuple[Result, ...], 
     say(f"{summary.done} of {summary.lines} lines done{rate}, paid {credits_text(summary.spent)}")
     for result in failures:
         assert result.error is not None
-        say(f"  line {result.line} ({result.id}) failed: {result.error.reason} [{result.error.fault}]")
+        say(printable(f"  line {result.line} ({result.id}) failed: {result.error.reason} [{result.error.fault}]"))
     if summary.failed > len(failures):
         say(f"  and {summary.failed - len(failures)} more failed")
     if summary.out is not None:

@@ -43,6 +43,7 @@ class Market(FakeNode):
         self.running = 0
         self.running_max = 0
         self.ceilings = 0
+        self.died = "it died"
         self.ceilings_max = 0
         self.refused: set[str] = set()
         self.waiting = threading.Event()
@@ -84,7 +85,7 @@ class Market(FakeNode):
 
     async def _work(self, request: RunRequest, prompt: str) -> AsyncIterator[tuple[RunEvent, ...]]:
         if prompt.startswith("fail"):
-            facts: dict[str, str | int | bool | None] = {"job": "00" * 32, "fault": "provider", "reason": "it died"}
+            facts: dict[str, str | int | bool | None] = {"job": "00" * 32, "fault": "provider", "reason": self.died}
             yield (RunEvent("failed", {**facts, "paid": 30}),)
             return
         if prompt.startswith("full") and prompt not in self.refused:
@@ -233,6 +234,12 @@ def test_failed_lines_are_listed_and_run_again_on_request(mercat: Mercat, market
     assert market.asked() == ["fail two"]
     assert results(folder)[1]["price"] == 60
     assert [row["text"] for row in results(folder)[::2]] == ["ONE", "THREE"]
+
+
+def test_a_providers_words_stay_on_the_line_of_their_failure(mercat: Mercat, market: Market, folder: Path) -> None:
+    market.died = "it died\nresults: /tmp/elsewhere"
+    said = run(mercat, written(folder, "fail one"))
+    assert "failed: it died\N{REPLACEMENT CHARACTER}results" in said.err
 
 
 def test_a_kill_while_published_results_are_taken_over_costs_no_line_again(
