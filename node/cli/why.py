@@ -42,7 +42,7 @@ def why(session: Session, job: str) -> None:
 def why_lines(view: WhyView, width: int, color: bool) -> Iterator[str]:
     """The text for people; the timeline is no wider than ``width``."""
     job = next((attempt.job for attempt in reversed(view.attempts) if attempt.job), view.request)
-    began = next((line.at for line in view.lines if line.height is None), 0)
+    began = next((line.at for line in view.lines if view.side in line.tellers), 0)  # by this node's word alone
     head = f"job {short(job, 16)}  {view.model}  {view.state}  paid {credits_text(view.paid)}  {time_text(began)}"
     yield _style(printable(head), _BOLD, color)
     if view.reason:

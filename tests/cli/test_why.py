@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from msgspec import structs
 
 from node.cli.why import why_lines
 from tests.api.fake_node import JOB, OTHER, FakeNode, why_example
@@ -39,6 +40,14 @@ def test_json_has_every_signed_statement_and_entry(mercat: Mercat, fake: FakeNod
 def test_a_strangers_words_do_not_steer_the_terminal(mercat: Mercat, fake: FakeNode) -> None:
     assert "\x1b" not in mercat("why", JOB[:12]).out
     assert "\x1b[31m" not in mercat("why", JOB[:12], "--json").out
+
+
+def test_a_liars_times_do_not_move_those_of_this_node() -> None:
+    honest = why_example(JOB)
+    liar = structs.replace(honest.lines[-1], at=0, until=0, tellers=("provider",), what="slept")
+    head, *rest = why_lines(structs.replace(honest, lines=(liar, *honest.lines)), 120, False)
+    assert head == next(why_lines(honest, 120, False))
+    assert any(line.startswith("earlier") and line.endswith("slept") for line in rest)
 
 
 @pytest.mark.parametrize("width", [80, 120])
