@@ -115,7 +115,8 @@ class PieceAsker:
             case Granted(size):
                 return size
             case Refused(reason, later):
-                raise PeerRefused(reason, later)
+                shown = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason)
+                raise PeerRefused(shown, later)  # it becomes part of a line that people and logs are told
             case other:
                 raise OutOfTurn(other)
 

@@ -431,6 +431,7 @@ def says(*messages: PieceMessage | bytes) -> Callable[[PieceChannel], None]:
         (says(b"\x1f\x8b" * 600), RemoteProtocolError, "a message of"),
         (says(PieceWanted(MODEL, 0, 0)), RemoteProtocolError, "out of turn"),
         (says(Refused("no", True)), PeerRefused, "no"),
+        (says(Refused("no\n\x1b[1mall is well", True)), PeerRefused, "^no\N{REPLACEMENT CHARACTER}{2}.1mall is well$"),
     ],
 )
 async def test_an_answer_of_another_length_or_none_is_the_peers_fault_within_its_time(
