@@ -275,10 +275,20 @@ class Front:
             try:
                 await self._want(ChannelRedeem(identity, vouchers), timeout_ms)
             except ControlError:
-                # The engine may have redeemed them meanwhile: the ledger takes no voucher twice.
-                if market_views.unredeemed(self._node, identity):
+                # The engine may be redeeming them by itself: the ledger takes no voucher twice.
+                if not await self._is_redeemed(identity, timeout_ms // 2):
                     raise
         return await self._want(ChannelClose(identity), timeout_ms)
+
+    async def _is_redeemed(self, channel: ChannelId, timeout_ms: int) -> bool:
+        """Whether the ledger has every voucher of a channel soon: a redemption may be on its way into a block."""
+        until = read_clock().monotonic_ms + min(timeout_ms, _REDEMPTION_WAIT_MS_MAX)
+        while market_views.unredeemed(self._node, channel):
+            remaining_ms = until - read_clock().monotonic_ms
+            if remaining_ms <= 0:
+                return False
+            await self._node.next_block(remaining_ms)
+        return True
 
     async def bond(self, amount: int, timeout_ms: int) -> control.TransactionView:
         """Move credits into this account's bond."""

@@ -210,6 +210,19 @@ def test_a_request_waits_no_longer_than_its_own_time() -> None:
     assert lost.fault is FaultKind.CAPACITY
 
 
+def test_nothing_is_begun_when_the_requests_time_is_over() -> None:
+    town = town_of(1)
+    refuse_all(town, town.sellers, FaultKind.CAPACITY, NO_SLOTS)
+    town.start(request(total_ms=DurationMs(3_500)))
+    town.run()
+    for _ in range(8):
+        town.wait(500)
+        town.run()
+    assert len(town.watch.agreements) == 3, "at once, after 1 s and after 3 s"
+    [lost] = failed(town)
+    assert (lost.fault, lost.paid) == (FaultKind.CAPACITY, 0)
+
+
 def test_a_longer_wait_that_the_asker_names_wins() -> None:
     town = town_of(1)
     occupied(town, 1)
