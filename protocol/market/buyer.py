@@ -190,7 +190,7 @@ class Buyer:
         for channel, number in core.unconfirmed.get(peer, {}):
             lane = core.books.lane(channel, number)
             voucher = core.books.last_voucher(lane) if lane is not None and lane.job is None else None
-            if voucher is not None:
+            if voucher is not None and core.ledger.channel(channel) is not None:
                 effects.append(core.send_voucher(voucher, peer))
         for job in tuple(core.requests.values()):
             if job.attempt is not None and job.attempt.node == peer:

@@ -133,6 +133,29 @@ def test_voucher_that_was_durable_but_never_sent_reaches_the_provider_after_the_
     assert bought.position.cumulative == amount_due(PRICES, 10, 0)
 
 
+def test_vouchers_of_channels_that_have_ended_are_not_said_again() -> None:
+    """Channels come and go: what nobody can redeem any more would only be held against who sends it."""
+    town = Town()
+    town.start(request())
+    town.run()
+    said: list[Message] = []
+
+    def heard(_sender: Person, payload: Message) -> bool:
+        said.append(payload)
+        return True
+
+    town.on_send = heard
+    for ended in (False, True):
+        said.clear()
+        if ended:
+            town.ledger.channels.clear()
+        town.unlink(town.buyer, town.seller)
+        town.crash(town.buyer)
+        town.link(town.buyer, town.seller)
+        town.run()
+        assert [type(each) for each in said] == ([] if ended else [Voucher])
+
+
 @pytest.mark.parametrize("victim", ["buyer", "seller"])
 def test_a_restart_with_nothing_under_way_changes_no_row(victim: str) -> None:
     town = Town()
