@@ -43,8 +43,9 @@ _BATCH_EFFECTS_MAX = 2048
 _WATERMARK_EVERY = 16
 """The guard forgets closed heights this often; rows kept a little longer cost nothing."""
 
-_INLINE_ROWS_MAX = 128
-_INLINE_COMMIT_S = 0.002
+_INLINE_ROWS_MAX = 1024
+"""Less than ten ms on the loop. In a thread each row waits for the interpreter twice, behind whatever the loop does."""
+_INLINE_COMMIT_S = 0.004
 _FORGET = 1.2
 """How fast a disk is shows in its fastest commits: others met a busy machine. Each commit lets the best one count so
 much less, so that a disk which turns slow is taken for slow after a dozen."""
