@@ -17,6 +17,7 @@ ITEMS_MAX = 1 << 20
 STRING_KIND, ARRAY_KIND = 8, 9
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 FLOATS = (6, 12)
+LAYERS_MAX = 4096  # no longer array is of use here; the node's loop waits for this
 HALF_FLOAT_BYTES = 2
 TENSORS_MAX = 1 << 16
 FLOAT_KIND = 0
@@ -72,7 +73,9 @@ class _Reader:
             return None
         layout = self._layout(inner)
         items = self.take(count * struct.calcsize(layout))
-        return [int(item) for (item,) in struct.iter_unpack(layout, items)] if inner not in FLOATS else None
+        if inner in FLOATS or count > LAYERS_MAX:
+            return None
+        return [int(item) for (item,) in struct.iter_unpack(layout, items)]
 
     @staticmethod
     def _layout(kind: int) -> str:

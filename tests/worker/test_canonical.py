@@ -2,13 +2,14 @@
 
 import asyncio
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from node.worker import process
 from node.worker.errors import JobRefused, WorkerDied
-from node.worker.gguf_header import context_bytes_per_token, has_invariant_weights
+from node.worker.gguf_header import HEADER_BYTES_MAX, context_bytes_per_token, has_invariant_weights
 from node.worker.models import ModelDescription, ModelId, ModelStore
 from node.worker.runtimes import CHILD_SOURCE
 from node.worker.supervisor import JobRequest, WorkerSupervisor
@@ -67,6 +68,25 @@ def test_numbers_that_are_none_in_a_header_are_passed_over(number: str, tmp_path
     file.write_bytes(plain[: entries - 8] + struct.pack("<Q", 3) + odd + plain[entries:])
     assert has_invariant_weights(file) is True
     assert context_bytes_per_token(file) is None
+
+
+def test_a_long_array_in_a_header_is_passed_over_and_not_kept(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    plain = header((2, Q8_0))
+    long = string("llama.long") + struct.pack("<IIQ", 9, 0, 1 << 20) + bytes(1 << 20)
+    file.write_bytes(plain[:16] + struct.pack("<Q", 3) + plain[24 : -len(tensor_of(plain))] + long + tensor_of(plain))
+    tracemalloc.start()
+    try:
+        assert has_invariant_weights(file) is True
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < HEADER_BYTES_MAX + (4 << 20)
+
+
+def tensor_of(plain: bytes) -> bytes:
+    """The one tensor at the end of a header."""
+    return plain[plain.rindex(string("weight")) :]
 
 
 async def test_a_receipt_names_canonical_mode_and_the_settings_that_run(store: ModelStore, smollm: ModelId) -> None:
