@@ -73,7 +73,7 @@ def test_numbers_that_are_none_in_a_header_are_passed_over(number: str, tmp_path
 def test_a_long_array_in_a_header_is_passed_over_and_not_kept(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     plain = header((2, Q8_0))
-    long = string("llama.long") + struct.pack("<IIQ", 9, 0, 1 << 20) + bytes(1 << 20)
+    long = string("llama.long") + struct.pack("<IIQ", 9, 2, 1 << 20) + b"\xff" * (2 << 20)
     file.write_bytes(plain[:16] + struct.pack("<Q", 3) + plain[24 : -len(tensor_of(plain))] + long + tensor_of(plain))
     tracemalloc.start()
     try:
