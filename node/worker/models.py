@@ -362,6 +362,8 @@ class ModelStore:
     def find(self, description: ModelDescription, source: str) -> ModelId | None:
         """The model that was made from this description and source, if all its files are there and intact."""
         for model_id, kept in self.models():
+            if (self.directory / "pulled" / model_id).exists():
+                continue  # its maker wrote where it comes from, and nobody has checked that
             asked = (description.name, description.version, description.runtime, description.license, source)
             if (kept.name, kept.version, kept.runtime, kept.license, kept.source) != asked:
                 continue

@@ -275,3 +275,15 @@ def test_a_manifest_with_a_foreign_piece_list_of_a_file_that_is_there_is_its_mak
         with pytest.raises(CorruptModel, match="whoever made this manifest is at fault"):
             pulled.finish()
     assert store.model_ids() == (manifest.model_id(),)
+
+
+def test_a_pulled_model_is_never_taken_for_what_a_description_pins(tmp_path: Path) -> None:
+    """Its maker wrote whatever it liked of where it came from: only what came from there counts."""
+    source, _, manifest = made(tmp_path)
+    claiming = replace(manifest, source="model-package 1.0")
+    store = ModelStore(tmp_path / "store")
+    pull(store, claiming, source)
+    described = ModelDescription(claiming.name, claiming.version, claiming.runtime, claiming.license, claiming.settings)
+    assert store.find(described, "model-package 1.0") is None
+    mine = source.add_manifest(claiming)
+    assert source.find(described, "model-package 1.0") == mine
