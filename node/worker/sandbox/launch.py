@@ -9,6 +9,7 @@ for them, which is less: other files' names and the host's stay visible, and it 
 import asyncio
 import contextlib
 import json
+import marshal
 import os
 import platform
 import resource
@@ -33,7 +34,7 @@ from node.worker.sandbox.bubblewrap import (
 )
 from node.worker.sandbox.layers import PYTHON_HOME, STRONG_LAYERS, Bind, Command, Layers
 from node.worker.sandbox.running import SandboxedProcess, readable
-from node.worker.sandbox.stage import Direct, Specification
+from node.worker.sandbox.specification import Direct, Specification
 
 STAGE_SCRIPT = Path(__file__).with_name("stage.py")
 STACK_BYTES = 8 << 20  # what Linux gives a program by default; inherited, it may be unlimited
@@ -232,7 +233,8 @@ async def launch(command: Command, limits: WorkerLimits, *, layers: Layers = STR
         preparation.held(reading)
         preparation.held(writing)
         wanted = preparation.specification(writing)
-        stage = preparation.held(_memory_file("stage", json.dumps(wanted).encode()))
+        wanted_bytes = marshal.dumps(wanted)  # type: ignore[arg-type]  # a typed dictionary is a dictionary
+        stage = preparation.held(_memory_file("stage", wanted_bytes))
         popen = subprocess.Popen(  # noqa: ASYNC220 - returns once the program is there; its pipes are asynchronous
             [sys.executable, "-I", "-S", "-B", str(STAGE_SCRIPT), str(stage)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -7,23 +7,29 @@ often lies under a closed home), and gives up root for the worker's own uid. The
 Where there are no namespaces it becomes the worker itself, behind the kernel's path rules (Landlock) and the first
 system call filter. What the worker needs is then shown under one folder: bound there if we may mount, else linked.
 
-Law: standard library only, nothing of ours is imported; the order is stage, limits, uid, die-with-parent, exec. The
-specification is JSON on the descriptor named by the first argument.
+Law: nothing of ours is imported, and of the standard library only what imports fast: every start of a worker waits for
+it. The order is stage, limits, uid, die-with-parent, exec. The specification (``specification.py``), which the node
+wrote, is marshalled on the descriptor named by the first argument.
 
 Source for Landlock: Linux `Documentation/userspace-api/landlock.rst`.
 """
 
-import contextlib
+from __future__ import annotations
+
 import ctypes
-import json
+import marshal
 import os
-import re
 import resource
-import signal
 import struct
 import sys
-from typing import NoReturn, TypedDict
 
+TYPE_CHECKING = False  # the module that defines it takes as long to import as all others together
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from node.worker.sandbox.specification import Direct, Specification
+
+SIGKILL = 9
 CLONE_NEWNS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x2, 0x4, 0x1000, 0x4000, 0x40000
 PR_SET_PDEATHSIG = 1
@@ -42,30 +48,6 @@ STAGE_DIRECTORY = "/tmp"  # in a private mount namespace, hidden under a fresh f
 FAILURE_STATUS = 125
 
 
-class Direct(TypedDict):
-    """How to start the worker itself. ``targets`` say where under ``root`` each staged path is shown."""
-
-    root: str
-    targets: list[str]
-    readable: list[str]
-    landlock: bool
-    filter: int
-
-
-class Specification(TypedDict):
-    """What the node asks for. An argument `{n}` stands for the place of path n in `staged`."""
-
-    parent: int
-    descriptors: list[int]
-    uid: int | None
-    staged: list[str]
-    cgroup_files: list[str]
-    limits: list[tuple[int, int]]
-    arguments: list[str]
-    environment: dict[str, str]
-    direct: Direct | None
-
-
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
@@ -78,7 +60,7 @@ def _must(result: int, what: str) -> None:
 
 def die_with(parent: int) -> None:
     """Be killed when the node ends; leave at once if it has ended already."""
-    _must(_library().prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    _must(_library().prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         sys.exit(FAILURE_STATUS)
 
@@ -202,21 +184,24 @@ def close_all_but(kept: list[int]) -> None:
     """Close every inherited descriptor that isn't ours to pass on, whatever the node's event loop left open."""
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) not in kept:
-            with contextlib.suppress(OSError):  # the listing's own
+            try:  # noqa: SIM105  what would say it shorter is slow to import
                 os.close(int(name))
+            except OSError:  # the listing's own
+                pass
 
 
 def filled(argument: str, places: list[str]) -> str:
     """The argument, or the staged path that it stands for."""
-    placeholder = re.fullmatch(r"\{([0-9]+)\}", argument)
-    return places[int(placeholder[1])] if placeholder is not None else argument
+    number = argument[1:-1]
+    is_placeholder = argument == f"{{{number}}}" and number.isascii() and number.isdigit()
+    return places[int(number)] if is_placeholder else argument
 
 
 def main() -> NoReturn:
     """Run the stages and become the sandbox; any failure is one line on standard error."""
     descriptor = int(sys.argv[1])
     with os.fdopen(descriptor, "rb") as stream:
-        wanted: Specification = json.load(stream)
+        wanted: Specification = marshal.load(stream)
     try:
         die_with(wanted["parent"])
         close_all_but(wanted["descriptors"])
