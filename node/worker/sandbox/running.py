@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from node.worker.sandbox import users
 from node.worker.sandbox.cgroup import ControlGroup
 
 END_S = 10.0  # a kill of a process with gigabytes of memory takes a third of a second
+STAND_STILL_S = 0.05  # a process that is not in the middle of a slow system call stands still within microseconds
 PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -86,6 +88,8 @@ class SandboxedProcess:
         self._popen = popen
         self._launcher = os.pidfd_open(popen.pid)
         self._inner = -1
+        self._orphans: list[int] = []
+        """Killed before the launcher had told of them: once it is gone they are ours to wait for."""
         self._pipes: list[asyncio.BaseTransport] = []
         self._status: int | None = None
         self._sampled = Usage()
@@ -115,14 +119,31 @@ class SandboxedProcess:
         """SIGKILL the first process inside, and with it everything there; returns at once."""
         self._sampled = _most(self._sampled, self.usage())
         if self._inner < 0 and self._launcher >= 0:
-            # Killed first, the launcher could leave a child behind that it was just about to tie to its own life.
-            for child in _children(self._popen.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+            self._kill_unknown()
         held = self._inner if self._inner >= 0 else self._launcher
         if held >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(held, signal.SIGKILL)
+
+    def _kill_unknown(self) -> None:
+        """Kill what the launcher has started and not told of yet.
+
+        Killed first, the launcher could leave a child behind that it was just about to tie to its own life; going on
+        meanwhile, it could start one after the look. So it stands still first.
+        """
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            signal.pidfd_send_signal(self._launcher, signal.SIGSTOP)
+            until = time.monotonic() + STAND_STILL_S
+            while time.monotonic() < until:
+                if (
+                    os.waitid(os.P_PIDFD, self._launcher, os.WSTOPPED | os.WEXITED | os.WNOWAIT | os.WNOHANG)
+                    is not None
+                ):
+                    break
+        for child in _children(self._popen.pid):
+            with contextlib.suppress(ProcessLookupError):
+                self._orphans.append(os.pidfd_open(child))
+                signal.pidfd_send_signal(self._orphans[-1], signal.SIGKILL)
 
     def usage(self) -> Usage:
         """What the running process has used so far."""
@@ -143,7 +164,7 @@ class SandboxedProcess:
             self.kill()
         for pipe in self._pipes[:1]:
             pipe.close()
-        for held in (self._inner, self._launcher):
+        for held in (*self._orphans, self._inner, self._launcher):
             if held >= 0 and not await readable(held, END_S):
                 self.kill()
                 await readable(held, END_S)
@@ -156,6 +177,9 @@ class SandboxedProcess:
         _, status, used = os.wait4(self._popen.pid, 0)
         code = self._popen.returncode = os.waitstatus_to_exitcode(status)
         bills = [used]
+        for orphan in self._orphans:
+            with contextlib.suppress(ChildProcessError):  # its launcher had waited for it already
+                os.waitid(os.P_PIDFD, orphan, os.WEXITED)
         if self.inner_pid is not None and self.inner_pid != self._popen.pid:
             with contextlib.suppress(ChildProcessError):  # ours to wait for only if the launcher was gone before it
                 if os.waitid(os.P_PIDFD, self._inner, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
@@ -167,10 +191,11 @@ class SandboxedProcess:
         return 128 - code if code < 0 else code
 
     def _release(self) -> None:
-        for held in (self._inner, self._launcher):
+        for held in (*self._orphans, self._inner, self._launcher):
             if held >= 0:
                 os.close(held)
         self._inner = self._launcher = -1
+        self._orphans.clear()
         for pipe in self._pipes[1:]:
             pipe.close()
         for file in (self._popen.stdin, self._popen.stdout, self._popen.stderr)[len(self._pipes) :]:
