@@ -367,11 +367,8 @@ class ModelStore:
             asked = (description.name, description.version, description.runtime, description.license, source)
             if (kept.name, kept.version, kept.runtime, kept.license, kept.source) != asked:
                 continue
-            made_from = (kept.parents, kept.training_data)
-            if dict(kept.settings) == dict(description.settings) and made_from == (
-                description.parents,
-                description.training_data,
-            ):
+            same_origin = (kept.parents, kept.training_data) == (description.parents, description.training_data)
+            if dict(kept.settings) == dict(description.settings) and same_origin:
                 with contextlib.suppress(CorruptModel):
                     self.verify(model_id)
                     return model_id
