@@ -80,7 +80,9 @@ class Dialer:
             return
         target = self._targets.get(node)
         if target is not None:
-            target.addresses = addresses or target.addresses
+            # Bids and offers name any node and any address: they don't lead us away from one that we were given.
+            if addresses and (keep or not target.keep):
+                target.addresses = addresses
             target.keep = target.keep or keep
             target.again = node not in self._links
             return
