@@ -160,6 +160,7 @@ WRONG_MODELS: dict[str, tuple[dict[str, Value], dict[str, bytes], str]] = {
     ),
     "unknown rule for long texts": ({"over_length": "ignore"}, {}, "over_length must be one of"),
     "unknown output": ({"output": "other"}, {}, "no output 'other'"),
+    "labels with half a character": ({}, {"labels": b'["good","\\ud800"]'}, "labels file must be"),
     "labels that are no list": ({}, {"labels": b'"good"'}, "labels file must be"),
     "too few labels": ({}, {"labels": b'["good", "bad"]'}, "scores 3 labels, and 2"),
     "labels twice": ({}, {"labels": b'["good", "bad", "bad"]'}, "each once"),

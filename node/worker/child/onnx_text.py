@@ -47,6 +47,7 @@ def read_labels(content: bytes) -> tuple[str, ...]:
         read = json.loads(content)
         if isinstance(read, dict):
             read = [read["id2label"][str(number)] for number in range(len(read["id2label"]))]
+        "".join(read).encode()  # JSON lets half a character pair through, which no answer could be spelled with
     except (ValueError, RecursionError, KeyError, TypeError):
         read = None
     if not isinstance(read, list) or not all(isinstance(label, str) for label in read):
