@@ -94,7 +94,7 @@ async def test_a_model_comes_whole_from_one_source_and_can_be_given_on(tmp_path:
 
 
 async def test_several_sources_share_the_work(tmp_path: Path) -> None:
-    slow = PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES)
+    slow = PiecePolicy(times=TIMES, upload_bytes_per_second=3 * PIECE_BYTES)
     policies = dict.fromkeys(("a", "b"), slow)
     async with giving(tmp_path, {"a": honest, "b": honest}, policies) as givers:
         pull = givers.pull()
