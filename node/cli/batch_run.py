@@ -111,6 +111,7 @@ class Batch:
                     self._take(self._outcomes.get(timeout=TICK_SECONDS))
                     while True:
                         self._take(self._outcomes.get_nowait())
+            tell()
         except KeyboardInterrupt:
             self._cancel_all(tell)
             raise
