@@ -52,7 +52,7 @@ TARGETS = {
         for role in ("authority", "provider", "buyer")
     },
 }
-SLOW = ("ledger", "worker")
+SLOW = ("failover", "ledger", "market", "worker")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 
+import pytest
+
 from node.runtime.control import JobView
 from tests.e2e.network import (
     CHUNK_UNITS,
@@ -128,6 +130,7 @@ def test_time_limit_ends_with_124_and_pays_for_what_came(network: Network) -> No
     wait_until(lambda: network.slots_free(seller) == (2, 2), "the seller's slot is free again")
 
 
+@pytest.mark.long
 def test_provider_stopped_in_order_tells_the_buyer_and_leaves_no_worker(network: Network) -> None:
     before = network.jobs("buyer-1")
     with streaming(network, *MIDDLING_JOB[:-1], "600") as process:

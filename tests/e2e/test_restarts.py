@@ -2,6 +2,7 @@
 
 import sqlite3
 
+import pytest
 from msgspec.structs import replace
 
 from node.runtime.control import AccountView, JobView
@@ -62,6 +63,7 @@ def test_two_of_four_decide_nothing_and_the_ledger_goes_on_when_a_third_returns(
         assert network.events(name, "Equivocation") == []
 
 
+@pytest.mark.long
 def test_everything_killed_at_once_comes_back_as_it_was(network: Network) -> None:
     first = network.json("run", "echo", "before", "--settle")["facts"]
     accounts, channels = network.accounts(), network.channels()
