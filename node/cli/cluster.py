@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from node.cli.chaos import chaos
+from node.cli.chaos import chaos, cluster_directory_option
 from node.cli.client import NodeClient
 from node.cli.cluster_layout import (
     DEFAULT_MODELS,
@@ -28,9 +28,7 @@ from node.cli.failures import CommandFailed
 from node.cli.options import (
     CONTROL_VARIABLE,
     GENESIS_VARIABLE,
-    Command,
     confirm,
-    directory_option,
     with_output,
     yes_option,
 )
@@ -79,11 +77,6 @@ def cluster() -> None:
 
 cluster.add_command(chaos)
 cluster.add_command(soak)
-
-
-def cluster_directory_option(command: Command) -> Command:
-    """Adds ``--dir``."""
-    return directory_option("a directory of your own state")(command)
 
 
 def _node_state(node: NodeRecord) -> NodeState:

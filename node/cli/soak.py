@@ -133,6 +133,10 @@ class Chaos:
         self._broken: dict[str, float] = {}
         self.faults: list[Fault] = []
 
+    def quiet_s(self) -> float:
+        """How long to let things go on until the next step."""
+        return self._dice.uniform(*QUIET_SECONDS)
+
     def step(self) -> None:
         """Mend what is due, then perhaps break something else."""
         now = time.monotonic()
@@ -237,7 +241,6 @@ def _fresh_cluster(output: Output, folder: Path, shape: Shape) -> ClusterRecord:
 def _run(output: Output, workload: Workload, chaos: Chaos | None, streams: int, seconds: float) -> None:
     progress = Progress(enabled=not output.quiet and not output.as_json)
     until = time.monotonic() + seconds
-    dice = random.Random(f"{seconds}")
     with ThreadPoolExecutor(streams, thread_name_prefix="soak") as threads:
         running: list[Future[None]] = [threads.submit(workload.run) for _ in range(streams)]
         try:
@@ -248,7 +251,7 @@ def _run(output: Output, workload: Workload, chaos: Chaos | None, streams: int, 
                 progress.update(f"{left:.0f} s left; {shown or 'no job has ended yet'}; {faults} faults")
                 if chaos is not None:
                     chaos.step()
-                time.sleep(min(left, dice.uniform(*QUIET_SECONDS)))
+                time.sleep(min(left, chaos.quiet_s() if chaos else QUIET_SECONDS[0]))
         finally:
             workload.stop.set()
             progress.update("waiting for the last jobs to end")

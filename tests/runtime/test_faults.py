@@ -2,6 +2,7 @@
 
 import pytest
 
+from node.cli.cluster_layout import MISCONDUCTS
 from node.keystore.development import development_keys
 from node.runtime.control import ControlError, FaultsView
 from node.runtime.faults import FaultyTransport, Misconduct, falsified
@@ -130,6 +131,10 @@ async def test_a_cut_node_loses_its_links_and_makes_none_until_it_is_mended() ->
         assert not a.linked()
         faulty(a).have(FaultsView())
         await b.until(lambda: a.node_id in b.linked())
+
+
+def test_the_command_line_knows_every_misconduct() -> None:
+    assert sorted(MISCONDUCTS) == sorted(kind.value for kind in Misconduct)
 
 
 @pytest.mark.parametrize(
