@@ -23,7 +23,6 @@ from protocol.market.reputation import (
     FAILURE_WEIGHT,
     NEWCOMER_SCORE_MILLI,
     NOTHING_KNOWN,
-    PRIOR_VOLUME,
     Side,
     TrackRecord,
     is_newcomer,
@@ -32,6 +31,7 @@ from protocol.market.reputation import (
 from protocol.messages.market import FaultKind
 from protocol.primitives.addresses import AddressInvalid, AddressKind, begins_with, format_address, parse_address
 from protocol.primitives.units import AccountId, LedgerTimeMs, ModelId, format_credits
+from protocol.settlement.blame import PRIOR_VOLUME
 from protocol.settlement.fading import faded
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _score_view(record: TrackRecord, side: Side, now: LedgerTimeMs) -> ScoreView
         f"earned: experience {parts.experience} ‰ × maturity {parts.maturity} ‰ × {1000 - NEWCOMER_SCORE_MILLI} "
         f"({COUNTERPARTIES_FULL} counterparties of {format_credits(COUNTERPARTY_VOLUME_FULL)} credits each are 1000 ‰, "
         f"thirty days of ledger time full maturity); reliability: {format_credits(settled)} credits settled against "
-        f"{format_credits(failed)} for failures, each weighed {FAILURE_WEIGHT} times what the job could have cost"
+        f"{format_credits(failed)} for failures, each weighed {FAILURE_WEIGHT} times what counts of it"
     )
     return ScoreView(
         role=side.name.lower(),
@@ -155,7 +155,7 @@ def _dealing_facts(state: LedgerState, record: TrackRecord, side: Side, role: Ro
     signed = f"{origin}: reported with agreement, acceptance and the provider's own failure"
     yield FactView(about, name, facts.failures, "jobs", signed)
     failed = faded(facts.failed_volume, now - facts.failed_at)
-    yield FactView(about, "recent failed volume", failed, "base units", f"{origin}: what those jobs could have cost")
+    yield FactView(about, "recent failed volume", failed, "base units", f"{origin}: what counts of those jobs' worth")
     yield FactView(about, "age", now - facts.first_at, "ledger ms", f"{origin}: since the first settlement or report")
     yield FactView(about, "last active", now - facts.last_at, "ledger ms ago", origin)
 

@@ -61,7 +61,9 @@ def side_record(track: Track) -> SideRecord:
         recent_volume=track.recent_volume,
         first_at=track.first_at,
         last_at=track.last_at,
-        dealings=tuple(Dealing(each.counterparty, each.volume, each.settled_at) for each in track.dealings),
+        dealings=tuple(
+            Dealing(each.counterparty, each.volume, each.settled_at) for each in track.dealings if each.volume
+        ),
         failures=track.failures,
         failed_volume=track.failed_volume,
         failed_at=track.failed_at,

@@ -27,7 +27,7 @@ from protocol.primitives.units import (
 TRACK_PREFIX = b"t"
 
 DEALINGS_MAX = 32
-"""Counterparties that a row tells apart: twice as many as make full experience, at most 1.7 KB."""
+"""Counterparties that a row tells apart: twice as many as make full experience, at most 2 KB."""
 REPORTED_MAX = 16
 """Reports that a buyer may file out of the order in which it agreed the jobs."""
 
@@ -46,11 +46,14 @@ class Role(IntEnum):
 
 
 class Dealing(Message, frozen=True):
-    """What was settled with one counterparty, as it had faded by ``settled_at``, and then."""
+    """What was settled with one counterparty, as it had faded by ``settled_at``, when it last changed."""
 
     counterparty: AccountIdField
     volume: AmountField
     settled_at: LedgerTimeField
+    backing: Annotated[int, Meta(ge=-AMOUNT_MAX, le=AMOUNT_MAX)] = 0
+    """In a buyer's row: what its further reports of this provider may count, faded alike; below zero what its reports
+    claim that no payment backs yet. See ``settlement.blame``."""
 
 
 class ReportedJob(Message, frozen=True):
@@ -78,7 +81,7 @@ class Track(Message, frozen=True):
     failures: Total
     """Jobs that failed by the provider's own fault, as both parties signed: its own, or what the buyer suffered."""
     failed_volume: AmountField
-    """What they could have cost, as it had faded by ``failed_at``."""
+    """What they could have cost, as far as it counts, as it had faded by ``failed_at``."""
     failed_at: LedgerTimeField
     reported: Annotated[tuple[ReportedJob, ...], Meta(max_length=REPORTED_MAX)]
     """A buyer's latest reports, in the order of their jobs; empty for a provider."""

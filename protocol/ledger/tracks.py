@@ -7,7 +7,8 @@ buyer: an agreement with its acceptance says that work was to be done, not that 
 voucher may not have received the chunk. Both bound their loss by the chunk instead.
 
 A report is filed by the job's buyer, once: it remembers its latest ones, and below the oldest of them nothing is
-reported any more. It costs several least fees, because it carries four signatures.
+reported any more. It costs several least fees, because it carries four signatures. What it counts is bounded by what
+the buyer has paid this provider (``settlement.blame``): deadlines that nobody keeps are no cheap way to mark one down.
 """
 
 from bisect import bisect_left
@@ -40,6 +41,7 @@ from protocol.messages.market import Acceptance, Agreement, Failure, FaultKind
 from protocol.messages.transactions import FailureReport
 from protocol.primitives.errors import AmountOutOfRange, MalformedMessage
 from protocol.primitives.units import AMOUNT_MAX, AccountId, Amount, LedgerTimeMs
+from protocol.settlement.blame import FAILED_VOLUME_MIN, backed, blamed, faded_backing
 from protocol.settlement.fading import faded
 from protocol.settlement.pricing import amount_due
 
@@ -47,8 +49,6 @@ REPORT_FEES = 4
 """Least fees that a report costs: four signatures to check and some two kilobytes in a block."""
 REPORT_WINDOW_MS = 7 * 24 * 3_600_000
 """How long after the agreement a failure can be reported, by the clocks in agreement and header: nobody hoards them."""
-FAILED_VOLUME_MIN = Amount(1_000)
-"""What a failed job weighs at least, so that failures of free work are seen."""
 
 
 def report_fee(parameters: Parameters) -> Amount:
@@ -59,14 +59,22 @@ def report_fee(parameters: Parameters) -> Amount:
 def settle(overlay: Overlay, context: Context, payer: AccountId, payee: AccountId, paid: Amount, receipts: int) -> None:
     """Note on both sides that ``paid`` base units changed hands for so many more receipts."""
     now = context.ledger_time_ms
-    for role, account, counterparty in ((Role.BUYER, payer, payee), (Role.PROVIDER, payee, payer)):
-        identity = track_id(role, account)
-        overlay.tracks[identity] = settled(overlay.track(identity), counterparty, paid, receipts, now)
+    buyer, provider = track_id(Role.BUYER, payer), track_id(Role.PROVIDER, payee)
+    bought, sold = overlay.track(buyer), overlay.track(provider)
+    late, backing = backed(paid, dealing_with(bought, payee, now).backing)
+    bought = settled(bought, payee, paid, receipts, now, backing)
+    sold = settled(sold, payer, paid, receipts, now)
+    overlay.tracks[buyer] = _failed(bought, late, now) if late else bought
+    overlay.tracks[provider] = _failed(sold, late, now) if late else sold
 
 
-def settled(track: Track, counterparty: AccountId, paid: Amount, receipts: int, now: LedgerTimeMs) -> Track:
-    """The record after a settlement."""
+def settled(
+    track: Track, counterparty: AccountId, paid: Amount, receipts: int, now: LedgerTimeMs, backing: int = 0
+) -> Track:
+    """The record after a settlement; ``backing``: what a buyer's reports of the counterparty may count from now on."""
     recent = faded(track.recent_volume, now - track.last_at) + paid
+    before = dealing_with(track, counterparty, now)
+    dealing = replace(before, volume=Amount(min(before.volume + paid, AMOUNT_MAX)), backing=backing)
     return replace(
         track,
         jobs=min(track.jobs + receipts, AMOUNT_MAX),
@@ -74,7 +82,7 @@ def settled(track: Track, counterparty: AccountId, paid: Amount, receipts: int, 
         recent_volume=Amount(min(recent, AMOUNT_MAX)),
         first_at=track.first_at if _says_something(track) else now,
         last_at=now,
-        dealings=_dealings(track.dealings, counterparty, paid, now) if paid else track.dealings,
+        dealings=_with_dealing(track.dealings, dealing) if paid else track.dealings,
     )
 
 
@@ -82,17 +90,23 @@ def _says_something(track: Track) -> bool:
     return track.jobs + track.volume + track.failures > 0
 
 
-def _dealings(
-    dealings: tuple[Dealing, ...], counterparty: AccountId, paid: Amount, now: LedgerTimeMs
-) -> tuple[Dealing, ...]:
-    """With ``paid`` more for one counterparty; of too many the one of least volume by now goes, a new one never."""
-    place = bisect_left(dealings, counterparty, key=_counterparty)
-    if place < len(dealings) and dealings[place].counterparty == counterparty:
-        before = dealings[place]
-        volume = faded(before.volume, now - before.settled_at) + paid
-        changed = Dealing(counterparty, Amount(min(volume, AMOUNT_MAX)), now)
+def dealing_with(track: Track, counterparty: AccountId, now: LedgerTimeMs) -> Dealing:
+    """What was settled with one counterparty, faded by now; all zeros where the row knows nothing of it."""
+    place = bisect_left(track.dealings, counterparty, key=_counterparty)
+    if place == len(track.dealings) or track.dealings[place].counterparty != counterparty:
+        return Dealing(counterparty, Amount(0), now)
+    known = track.dealings[place]
+    elapsed_ms = now - known.settled_at
+    return Dealing(counterparty, faded(known.volume, elapsed_ms), now, faded_backing(known.backing, elapsed_ms))
+
+
+def _with_dealing(dealings: tuple[Dealing, ...], changed: Dealing) -> tuple[Dealing, ...]:
+    """With one more, or changed; of too many the one of least volume by now goes, a new one never."""
+    now = changed.settled_at
+    place = bisect_left(dealings, changed.counterparty, key=_counterparty)
+    if place < len(dealings) and dealings[place].counterparty == changed.counterparty:
         return (*dealings[:place], changed, *dealings[place + 1 :])
-    grown = (*dealings[:place], Dealing(counterparty, paid, now), *dealings[place:])
+    grown = (*dealings[:place], changed, *dealings[place:])
     if len(grown) <= DEALINGS_MAX:
         return grown
     least = min(dealings, key=lambda one: (faded(one.volume, now - one.settled_at), one.counterparty))
@@ -155,10 +169,13 @@ def report(overlay: Overlay, context: Context, sender: AccountId, action: Failur
     agreement, reported = _judged(context, sender, action)
     buyer, provider = track_id(Role.BUYER, agreement.buyer), track_id(Role.PROVIDER, agreement.provider)
     # [report] once for each job
-    track = _with_report(overlay.track(buyer), reported)
-    lost, now = failed_volume(agreement), context.ledger_time_ms
-    overlay.tracks[buyer] = _failed(track, lost, now)
-    overlay.tracks[provider] = _failed(overlay.track(provider), lost, now)
+    bought, sold, now = _with_report(overlay.track(buyer), reported), overlay.track(provider), context.ledger_time_ms
+    dealing = dealing_with(bought, agreement.provider, now)
+    recent, failed = faded(sold.recent_volume, now - sold.last_at), faded(sold.failed_volume, now - sold.failed_at)
+    counted, backing = blamed(failed_volume(agreement), dealing.backing, recent, failed)
+    bought = replace(bought, dealings=_with_dealing(bought.dealings, replace(dealing, backing=backing)))
+    overlay.tracks[buyer] = _failed(_reported(bought, now), counted, now)
+    overlay.tracks[provider] = _failed(_reported(sold, now), counted, now)
 
 
 def _with_report(track: Track, reported: ReportedJob) -> Track:
@@ -180,14 +197,19 @@ def failed_volume(agreement: Agreement) -> Amount:
     return max(min(most, agreement.price_ceiling), FAILED_VOLUME_MIN)
 
 
-def _failed(track: Track, lost: Amount, now: LedgerTimeMs) -> Track:
-    failed = faded(track.failed_volume, now - track.failed_at) + lost
+def _reported(track: Track, now: LedgerTimeMs) -> Track:
+    """One more failure, whatever it weighs."""
+    first_at = track.first_at if _says_something(track) else now
+    return replace(track, first_at=first_at, failures=min(track.failures + 1, AMOUNT_MAX))
+
+
+def _failed(track: Track, counted: Amount, now: LedgerTimeMs) -> Track:
+    """Failures weigh so much more."""
+    failed = faded(track.failed_volume, now - track.failed_at) + counted
     return replace(
         track,
         recent_volume=faded(track.recent_volume, now - track.last_at),
-        first_at=track.first_at if _says_something(track) else now,
         last_at=now,
-        failures=min(track.failures + 1, AMOUNT_MAX),
         failed_volume=Amount(min(failed, AMOUNT_MAX)),
         failed_at=now,
     )

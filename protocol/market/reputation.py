@@ -9,6 +9,10 @@ redeem, and again after each half-life. With the fees of a new network's genesis
 cheapest way to 100 points above a newcomer's costs 0.07 credits, to 250 points 0.4, to all 500 points 1.6, a month
 after the first settlement; at first half of that is to be had for the same.
 
+What a failure costs its provider is bounded by what the buyer who reports it has paid it (``settlement.blame``): to
+take a tenth of an honest provider's score, buyers have to pay it a tenth of all that it settled lately, for work; to
+take a quarter, more than a third; no report takes more than five ninths, and strangers' together no more than a tenth.
+
 A newcomer starts in the middle; whoever starts anew after failures gives up what it had earned and pays a bond. So that
 newcomers get work at all, a small share of choices prefers them.
 """
@@ -19,6 +23,7 @@ from math import isqrt
 from msgspec import Struct
 
 from protocol.primitives.units import CREDIT, AccountId, Amount, Hash, LedgerTimeMs
+from protocol.settlement.blame import PRIOR_VOLUME
 from protocol.settlement.fading import faded
 
 SCORE_MAX = 1000
@@ -37,8 +42,6 @@ AGE_FULL_MS = 30 * 24 * 3_600_000
 
 FAILURE_WEIGHT = 5
 """A failure weighs as much as five settled jobs of its size: one job in ten failing costs a third of the score."""
-PRIOR_VOLUME = Amount(CREDIT // 20)
-"""Settled volume that everybody is credited with when failures are weighed, so that the first one ruins nobody."""
 
 NEWCOMER_EXPERIENCE_MILLI = 100
 NEWCOMER_RELIABILITY_MILLI = 900
@@ -77,7 +80,7 @@ class SideRecord(Struct, frozen=True):
     failures: int = 0
     """Jobs whose failure by the provider's own fault both parties signed: suffered, if the account is the buyer."""
     failed_volume: Amount = Amount(0)
-    """What those jobs could have cost, faded by ``failed_at``."""
+    """What those jobs could have cost, as far as it counts, faded by ``failed_at``."""
     failed_at: LedgerTimeMs = LedgerTimeMs(0)
 
 

@@ -24,19 +24,19 @@ from protocol.ledger.signatures import transaction_checks
 from protocol.ledger.snapshots import check_root, cut_rows, joined_rows, judge_rows
 from protocol.ledger.state import LedgerState
 from protocol.ledger.track_rows import DEALINGS_MAX, NO_TRACK, REPORTED_MAX, Role, Track, track_id, track_row
-from protocol.ledger.tracks import FAILED_VOLUME_MIN, REPORT_FEES, REPORT_WINDOW_MS, settled
+from protocol.ledger.tracks import REPORT_FEES, REPORT_WINDOW_MS, dealing_with, settled
 from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Agreement, Failure, FaultKind
 from protocol.messages.transactions import ChannelClose, ChannelRedeem, FailureReport, Transaction
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AMOUNT_MAX, AccountId, Amount, LedgerTimeMs, MessageId, TimestampMs
+from protocol.settlement.blame import BACKED_SHARE, FAILED_VOLUME_MIN, PRIOR_VOLUME, STRANGERS_SHARE
 from protocol.settlement.fading import HALF_LIFE_MS, faded
 from tests.ledger.deal import Deal, id_of
 from tests.ledger.world import FEE, Ledger, account_of, make_genesis, sealed
 
 PRICE = FEE * REPORT_FEES
-COULD_HAVE_COST = 10 + (100 * 2_000 + 100 * 4_000) // 1_000
 ROOT = b"r" * 32
 
 
@@ -121,7 +121,7 @@ def test_the_largest_record_is_below_two_kilobytes_and_its_totals_stop_at_their_
     found = NO_TRACK
     for number in range(DEALINGS_MAX + 8):
         name = AccountId(number.to_bytes(32, "big"))
-        found = settled(found, name, Amount(AMOUNT_MAX), AMOUNT_MAX, LedgerTimeMs(2**47))
+        found = settled(found, name, Amount(AMOUNT_MAX), AMOUNT_MAX, LedgerTimeMs(2**47), -AMOUNT_MAX)
     assert (found.jobs, found.volume, found.recent_volume) == (AMOUNT_MAX, AMOUNT_MAX, AMOUNT_MAX)
     assert len(encode(found)) < 2_048
 
@@ -144,26 +144,104 @@ def test_a_reported_failure_weighs_on_the_provider_and_is_seen_with_the_buyer_fo
     assert deal.ledger.balance("alice") == before - PRICE
     for role, name in ((Role.PROVIDER, "bob"), (Role.BUYER, "alice")):
         found = track(deal.ledger, role, name)
-        assert (found.failures, found.failed_volume) == (1, COULD_HAVE_COST if COULD_HAVE_COST > 1_000 else 1_000)
+        assert (found.failures, found.failed_volume) == (1, FAILED_VOLUME_MIN)
         assert found.first_at == found.last_at == found.failed_at == deal.ledger.state.ledger_time_ms
         assert (found.jobs, found.volume) == (0, 0)
     assert deal.ledger.state.supply().total == deal.ledger.state.issued
 
 
-def test_a_failed_job_weighs_what_it_could_have_cost_within_its_ceiling() -> None:
+def pay(ledger: Ledger, buyer: str, amount: int) -> None:
+    """``buyer`` pays bob for work, and bob redeems it."""
+    channel = ledger.open_channel(buyer, "bob", amount)
+    ledger.act("bob", ChannelRedeem(channel, (ledger.voucher(channel, buyer, "bob", 1, amount),)))
+
+
+def report_of(deal: Deal, stake: int, number: int = 0) -> None:
+    """Alice reports one more failed job that could have cost so much."""
+    prices = replace(deal.terms.prices, request=Amount(stake - 600))
+    terms = replace(agreed_at(deal, deal.terms.created_at + number), prices=prices, price_ceiling=Amount(stake))
+    deal.ledger.act("alice", failure_report(deal, terms), PRICE)
+
+
+def blamed_on_bob(ledger: Ledger) -> int:
+    return track(ledger, Role.PROVIDER, "bob").failed_volume
+
+
+def test_a_report_counts_what_the_job_could_have_cost_as_far_as_its_buyer_has_paid_for_four_times_as_much() -> None:
     deal = Deal()
-    costly = replace(deal.terms, prices=replace(deal.terms.prices, request=Amount(6_000)), price_ceiling=Amount(50_000))
-    deal.ledger.act("alice", failure_report(deal, costly), PRICE)
-    assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_000 + 600
-    capped = replace(costly, prices=replace(costly.prices, request=Amount(AMOUNT_MAX)), price_ceiling=Amount(9_000))
-    deal.ledger.act("alice", failure_report(deal, capped), PRICE)
-    assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_600 + 9_000
-    free = replace(deal.terms, price_ceiling=Amount(0))
-    deal.ledger.act("alice", failure_report(deal, free), PRICE)
-    assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_600 + 9_000 + FAILED_VOLUME_MIN
-    low = replace(costly, price_ceiling=Amount(2_000))
-    deal.ledger.act("alice", failure_report(deal, low), PRICE)
-    assert track(deal.ledger, Role.PROVIDER, "bob").failed_volume == 6_600 + 9_000 + FAILED_VOLUME_MIN + 2_000
+    pay(deal.ledger, "alice", 40_000)
+    report_of(deal, 6_600)
+    assert blamed_on_bob(deal.ledger) == 6_600
+    report_of(deal, 9_000, 1)
+    assert blamed_on_bob(deal.ledger) == track(deal.ledger, Role.BUYER, "alice").failed_volume == 40_000 // BACKED_SHARE
+    report_of(deal, 1_000_000, 2)
+    found = track(deal.ledger, Role.PROVIDER, "bob")
+    assert (found.failures, found.failed_volume) == (3, 40_000 // BACKED_SHARE)
+
+
+def test_a_report_that_nothing_backs_yet_counts_when_its_buyer_s_payments_are_redeemed_and_once() -> None:
+    deal = Deal()
+    pay(deal.ledger, "carol", 450_000)  # room for ten strangers' reports
+    report_of(deal, 8_000)
+    assert blamed_on_bob(deal.ledger) == FAILED_VOLUME_MIN
+    pay(deal.ledger, "alice", 8_000)
+    assert blamed_on_bob(deal.ledger) == FAILED_VOLUME_MIN + 2_000
+    pay(deal.ledger, "alice", 80_000)
+    assert blamed_on_bob(deal.ledger) == track(deal.ledger, Role.BUYER, "alice").failed_volume == 8_000
+    pay(deal.ledger, "alice", 80_000)
+    assert blamed_on_bob(deal.ledger) == 8_000
+    assert track(deal.ledger, Role.PROVIDER, "bob").failures == 1
+
+
+def test_strangers_reports_count_little_and_all_of_them_together_no_more_than_their_share() -> None:
+    deal = Deal()
+    share = PRIOR_VOLUME // STRANGERS_SHARE
+    for number in range(3):
+        report_of(deal, 5_000_000, number)
+        assert blamed_on_bob(deal.ledger) == share == FAILED_VOLUME_MIN
+    pay(deal.ledger, "carol", 150_000)
+    for number in range(3, 9):
+        report_of(deal, 5_000_000, number)
+    assert blamed_on_bob(deal.ledger) == (PRIOR_VOLUME + 150_000) // STRANGERS_SHARE
+    assert track(deal.ledger, Role.PROVIDER, "bob").failures == 9
+
+
+def test_failures_of_free_work_are_seen_and_what_backs_reports_fades_like_what_was_paid() -> None:
+    deal = Deal()
+    pay(deal.ledger, "alice", 40_000)
+    bought = track(deal.ledger, Role.BUYER, "alice")
+    later = LedgerTimeMs(bought.last_at + HALF_LIFE_MS)
+    dealing = dealing_with(bought, account_of("bob"), later)
+    assert (dealing.volume, dealing.backing) == (20_000, 20_000 // BACKED_SHARE)
+    deal.ledger.act("alice", failure_report(deal, replace(deal.terms, price_ceiling=Amount(0))), PRICE)
+    assert blamed_on_bob(deal.ledger) == FAILED_VOLUME_MIN
+    report_of(deal, 50_000, 1)
+    claimed = dealing_with(track(deal.ledger, Role.BUYER, "alice"), account_of("bob"), later).backing
+    assert -20_505 <= claimed <= -20_495  # half of 50,000, less what backed it
+
+
+reported_and_paid = st.lists(
+    st.tuples(st.booleans(), st.integers(1_000, 200_000), st.integers(0, 20_000)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(reported_and_paid)
+def test_whatever_is_reported_and_paid_in_any_order_failures_stay_within_both_bounds(
+    steps: list[tuple[bool, int, int]],
+) -> None:
+    deal = Deal()
+    paid = 0
+    for number, (pays, amount, after_ms) in enumerate(steps):
+        deal.ledger.pass_time(after_ms)
+        if pays:
+            pay(deal.ledger, "alice", amount)
+            paid += amount
+        else:
+            report_of(deal, amount, number)
+        found = track(deal.ledger, Role.PROVIDER, "bob")
+        assert found.failed_volume <= paid // BACKED_SHARE + (PRIOR_VOLUME + paid) // STRANGERS_SHARE
+        assert found.failures == sum(not pays for pays, _, _ in steps[: number + 1])
 
 
 def test_a_report_for_the_fee_of_a_transfer_is_refused() -> None:

@@ -19,7 +19,6 @@ from protocol.market.reputation import (
     FAILURE_WEIGHT,
     NEWCOMER_SCORE_MILLI,
     NOTHING_KNOWN,
-    PRIOR_VOLUME,
     SCORE_MAX,
     Dealing,
     Side,
@@ -34,6 +33,7 @@ from protocol.market.reputation import (
 from protocol.messages.transactions import ChannelClose, ChannelRedeem
 from protocol.primitives.hashing import content_hash
 from protocol.primitives.units import AMOUNT_MAX, CREDIT, AccountId, Amount, Hash, LedgerTimeMs
+from protocol.settlement.blame import FAILED_VOLUME_MIN, PRIOR_VOLUME, STRANGERS_SHARE, backed, blamed
 from protocol.settlement.fading import HALF_LIFE_MS
 from tests.ledger.world import FEE, Ledger, account_of, make_genesis
 
@@ -222,3 +222,75 @@ def test_who_washes_on_a_real_ledger_has_paid_what_the_bound_says() -> None:
     gained = score_milli(record, ledger.state.ledger_time_ms) - NEWCOMER_SCORE_MILLI
     alone = score(side([500_000] * 2, first_at=NOW), NOW).total - NEWCOMER_SCORE_MILLI
     assert gained == alone == 2
+
+
+# Cheap bad marks: somebody who makes a rival fail and reports it
+
+
+HONEST = [10 * CREDIT] * 12
+"""What an honest provider has redeemed from twelve buyers: 120 credits."""
+ALL_THE_MONEY = 10_000 * CREDIT
+REPORT_COST = 4 * PARAMETERS.fee_min
+
+
+def marked_down(paid: int, reports: int = 64, stake: int = ALL_THE_MONEY) -> int:
+    """The honest provider's score once one more buyer has paid it ``paid`` and reported that many huge failures."""
+    volumes = [*HONEST, paid] if paid else HONEST
+    settled, failed = sum(volumes), 0
+    _, backing = backed(Amount(paid), 0)
+    for _ in range(reports):
+        counted, backing = blamed(Amount(stake), backing, settled, failed)
+        failed += counted
+    return points(side(volumes, failed=failed))
+
+
+def cheapest_mark(wanted: int) -> int | None:
+    """The least that one buyer has to pay its rival, for work, to take so many points; ``None``: no sum does it."""
+    clean = points(side(HONEST))
+    if marked_down(ALL_THE_MONEY) > clean - wanted:
+        return None
+    low, high = 0, ALL_THE_MONEY
+    while low < high:
+        middle = (low + high) // 2
+        if marked_down(middle) <= clean - wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@pytest.mark.parametrize(("wanted", "credits_paid"), [(50, 10), (100, 25), (150, 49), (300, 569), (340, None)])
+def test_to_take_points_from_an_honest_provider_its_rival_has_to_pay_it_that_much_for_work(
+    wanted: int, credits_paid: int | None
+) -> None:
+    """A provider of 120 settled credits and 618 points. Credits that the attacker pays it, fees left out."""
+    assert points(side(HONEST)) == 618
+    cost = cheapest_mark(wanted)
+    assert (cost // CREDIT if cost is not None else None) == credits_paid
+
+
+def test_reports_of_strangers_take_a_tenth_of_a_score_and_for_that_a_fee_for_each_thousand_of_volume() -> None:
+    clean, least = points(side(HONEST)), points(side(HONEST)) * 10 // 11
+    assert marked_down(0, reports=100_000, stake=CREDIT) in (least - 1, least, least + 1)
+    reports = sum(HONEST) // STRANGERS_SHARE // FAILED_VOLUME_MIN
+    assert reports * REPORT_COST > CREDIT * 9 // 10  # what these 56 points cost
+    assert marked_down(0, reports=16) > clean - 2
+
+
+def test_strangers_alone_take_no_newcomer_out_of_the_exploring_share() -> None:
+    failed = 0
+    for _ in range(100):
+        failed += blamed(Amount(CREDIT), 0, 0, failed).counted
+    assert is_newcomer(provider(side([], failed=failed)), NOW)
+
+
+def test_who_fails_those_that_pay_it_is_marked_down_all_the_same() -> None:
+    """Twenty buyers pay five credits each and report a failure in two jobs of each three."""
+    settled = failed = 0
+    for _ in range(20):
+        settled += 5 * CREDIT
+        counted, _ = blamed(Amount(10 * CREDIT), backed(Amount(5 * CREDIT), 0).backing, settled, failed)
+        failed += counted
+    facts = side([5 * CREDIT] * 20, failed=failed)
+    assert score(facts, NOW).reliability < 450
+    assert points(facts) < points(side([5 * CREDIT] * 20)) * 45 // 100
