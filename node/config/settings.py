@@ -234,6 +234,10 @@ class NodeConfig(Section, frozen=True, kw_only=True):
     advertise: Annotated[tuple[str, ...], Meta(max_length=ADDRESSES_PER_NODE_MAX)] = ()
     """``HOST:PORT`` that peers can dial; empty: the address listened on."""
     seeds: tuple[str, ...] = ()
+    dial_private: bool | None = None
+    """Dial addresses of private networks and of this machine though strangers name them, in bids, offers and records of
+    peers. None: if a seed or an address to advertise is one, because then the network lives inside a private one. Seeds
+    and authorities are dialed wherever they are."""
     recovery: tuple[Path, ...] = ()
     """Recovery documents that this node follows; see ``mercat ledger recover``."""
     control: Path | None = None

@@ -212,7 +212,7 @@ class EngineLoop:
                 assert self.snapshots is not None
                 self._tasks.create_task(self.snapshots.act(effect, self._transport, self.feed, self._pay_for_bytes))
             case effect_types.Dial():
-                self._transport.dial(effect.node, effect.addresses, keep=effect.keep)
+                self._transport.dial(effect.node, effect.addresses, keep=effect.keep, once=effect.once)
             case effect_types.Undial():
                 self._transport.forget(effect.node)
             case effect_types.Disconnect():

@@ -39,6 +39,8 @@ from node.store.state_rows import CheckStopped
 from node.telemetry import EventLogger, event_logger
 from node.transport.identity import NodeIdentity
 from node.transport.peer_store import PeerStore
+from node.transport.policy import DialPolicy
+from node.transport.strangers import live_privately
 from node.transport.transport import Transport
 from node.worker.limits import DEFAULT_LIMITS
 from node.worker.supervisor import WorkerSupervisor
@@ -223,6 +225,7 @@ class Node:
             on_event=lambda name, fields: log.info(name, **fields),
             peer_store=PeerStore(self.config.state / "peers", self._genesis_hash),
             seeds=self.config.seeds,
+            dial=DialPolicy(private=self._dials_private()),
             loopback_only=self._genesis.development,
             on_unreachable=lambda peer: self.loop.feed(Unreachable(peer)),
             library=self.models.library(),
@@ -231,6 +234,10 @@ class Node:
         if isinstance(transport, FaultyTransport):
             transport.arm(self._signer)
         return transport
+
+    def _dials_private(self) -> bool:
+        said = self.config.dial_private
+        return live_privately((*self.config.seeds, *self.config.advertise)) if said is None else said
 
     def faulty(self) -> FaultyTransport:
         """The transport, where it can have faults on command. Raises ``ControlError`` where real money is at stake."""

@@ -1,7 +1,8 @@
 """Whom to dial, and when again: nodes to stay linked to, seeds, and enough known peers.
 
 Law: every wait between attempts grows and is drawn with jitter; no target is dialed while a link to it stands. A dial
-runs its link to the link's end, so the number of tasks is bounded by targets and links.
+runs its link to the link's end, so the number of tasks is bounded by targets and links. Addresses of seeds and of nodes
+to stay linked to are dialed as they are; all others are strangers' words, and judged as such.
 """
 
 import asyncio
@@ -12,8 +13,10 @@ from node.transport.endpoints import Seed
 from node.transport.link import Link
 from node.transport.peer_store import PeerStore
 from node.transport.policy import Backoff, DialPolicy
+from node.transport.strangers import StrangersAddresses
+from protocol.primitives.errors import UserError
 from protocol.primitives.limits import DIAL_TARGETS_MAX
-from protocol.primitives.units import NodeId
+from protocol.primitives.units import MonotonicMs, NodeId
 
 Attempt = Callable[[str, NodeId | None], Awaitable[NodeId | None]]
 """Dial one endpoint and run the link to its end: the peer when a link stood, None when the attempt failed."""
@@ -29,11 +32,13 @@ def _ignore(node: NodeId) -> None:
 
 
 class _Target:
-    __slots__ = ("addresses", "again", "keep", "task")
+    __slots__ = ("addresses", "again", "keep", "once", "task")
 
-    def __init__(self, addresses: tuple[str, ...], keep: bool) -> None:
+    def __init__(self, addresses: tuple[str, ...], keep: bool, once: bool) -> None:
         self.addresses = addresses
         self.keep = keep
+        self.once = once
+        """A stranger's wish: one round, which leaves out what has failed lately."""
         self.again = False
         """Asked for again after its link had ended, before the dial that made that link was over."""
         self.task: asyncio.Task[None] | None = None
@@ -52,8 +57,11 @@ class Dialer:
         report: Report,
         own: NodeId,
         unreachable: Callable[[NodeId], None] = _ignore,
+        *,
+        loopback_only: bool = False,
     ) -> None:
         """``unreachable`` is told each time that no address of a node that is dialed on purpose gave a link."""
+        self._strangers = StrangersAddresses(private=policy.private, loopback_only=loopback_only)
         self._policy = policy
         self._store = store
         self._links = links
@@ -74,8 +82,11 @@ class Dialer:
         """True for nodes that are being dialed on purpose: they have room even when links are full."""
         return node in self._targets
 
-    def pursue(self, node: NodeId, addresses: tuple[str, ...], *, keep: bool) -> None:
-        """Dial a node; with ``keep`` for ever again, else until a link stood or some rounds have failed."""
+    def pursue(self, node: NodeId, addresses: tuple[str, ...], *, keep: bool, once: bool = False) -> None:
+        """Dial a node; with ``keep`` for ever again, else until a link stood or some rounds have failed.
+
+        ``once``: a stranger asks for it, so there is one round, and none of addresses that have failed lately.
+        """
         if node == self._own:
             return
         target = self._targets.get(node)
@@ -84,12 +95,13 @@ class Dialer:
             if addresses and (keep or not target.keep):
                 target.addresses = addresses
             target.keep = target.keep or keep
+            target.once = target.once and once
             target.again = node not in self._links
             return
         if len(self._targets) >= DIAL_TARGETS_MAX:
             self._report("dial.refused", {"peer": node.hex(), "reason": "too many nodes to dial"})
             return
-        target = self._targets[node] = _Target(addresses, keep)
+        target = self._targets[node] = _Target(addresses, keep, once and not keep)
         target.task = self._spawn(self._run_target(node, target))
 
     def forget(self, node: NodeId) -> None:
@@ -120,7 +132,7 @@ class Dialer:
     async def _run_target(self, node: NodeId, target: _Target) -> None:
         backoff = Backoff(self._policy, self.dice)
         failed_rounds = 0
-        while target.keep or failed_rounds < self._policy.rounds_max:
+        while target.keep or failed_rounds < (1 if target.once else self._policy.rounds_max):
             if node in self._links:
                 await self._unlinked(node)
                 if target.again:
@@ -131,7 +143,7 @@ class Dialer:
             elif target.keep and not self._endpoints(node, target.addresses):
                 await self._news.wait()  # its record may come by peer exchange; there is nothing to back off from
                 continue
-            elif await self._round(node, target.addresses, backoff):
+            elif await self._round(node, target, backoff):
                 failed_rounds = 0
                 if target.again:
                     target.again = False
@@ -165,11 +177,15 @@ class Dialer:
         record = self._store.record(node)
         return list(dict.fromkeys((*addresses, *(() if record is None else record.addresses))))
 
-    async def _round(self, node: NodeId, addresses: tuple[str, ...], backoff: Backoff | None) -> bool:
+    async def _round(self, node: NodeId, target: _Target | None, backoff: Backoff | None) -> bool:
         """Try each address once; True when a link stood (it has ended by then)."""
-        for endpoint in self._endpoints(node, addresses):
+        for endpoint in self._endpoints(node, target.addresses if target is not None else ()):
             started = asyncio.get_running_loop().time()
-            if await self._attempt(endpoint, node) is not None:
+            if target is not None and target.keep:
+                peer = await self._attempt(endpoint, node)
+            else:
+                peer = await self._attempt_strangers(endpoint, node, once=target is not None and target.once)
+            if peer is not None:
                 if backoff is not None:
                     self._reset_if_lasting(backoff, started)
                 return True
@@ -177,6 +193,31 @@ class Dialer:
                 return False
         self._store.failed(node)
         return False
+
+    async def _attempt_strangers(self, endpoint: str, node: NodeId, *, once: bool) -> NodeId | None:
+        """Dial where a stranger says that a node is, if that is not asked too much."""
+        strangers = self._strangers
+        if once and strangers.rests(endpoint, self._now()):
+            return None
+        try:
+            found = await strangers.found(endpoint, self._policy.attempt_timeout_ms / 1000)
+            strangers.take(found, self._now())
+        except (OSError, UserError) as error:
+            if once:
+                strangers.failed(endpoint, self._now())
+            fields: dict[str, object] = {"endpoint": endpoint, "peer": node.hex()}
+            self._report("dial.failed", {**fields, "reason": str(error) or type(error).__name__})
+            return None
+        peer = await self._attempt(found, node)
+        if peer is not None:
+            strangers.give_back(found)
+        elif once and node not in self._links:
+            strangers.failed(endpoint, self._now())
+        return peer
+
+    @staticmethod
+    def _now() -> MonotonicMs:
+        return MonotonicMs(int(asyncio.get_running_loop().time() * 1000))
 
     def _reset_if_lasting(self, backoff: Backoff, started: float) -> None:
         if asyncio.get_running_loop().time() - started >= LASTING_LINK_SECONDS:
@@ -217,7 +258,7 @@ class Dialer:
 
     async def _explore(self, node: NodeId) -> None:
         try:
-            await self._round(node, (), None)
+            await self._round(node, None, None)
         finally:
             del self._exploring[node]
             ceiling = self._policy.backoff_first_ms << min(self._store.failures(node), 16)

@@ -29,6 +29,8 @@ class DialPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How often a link is asked for more peers, and known peers are reconsidered."""
     misbehaviour_ban_ms: int = 10_000
     """How long a peer that broke the protocol is turned away. Short: the defect may be ours, the peer an authority."""
+    private: bool = False
+    """Addresses of private networks and of this machine are dialed though strangers name them."""
     dice_seed: int | None = None
     """For tests: makes every draw repeatable."""
 

@@ -122,6 +122,7 @@ class Transport:
             on_event,
             identity.node_id,
             on_unreachable,
+            loopback_only=loopback_only,
         )
         self._exchange = PeerExchange(peer_store, genesis_hash, self._dialer, self._dial_policy, on_event)
         self._neighbours = Neighbours(self._link_policy)
@@ -216,10 +217,13 @@ class Transport:
         self._on_event("link.message_dropped", fields)
         return False
 
-    def dial(self, node: NodeId, addresses: tuple[str, ...], *, keep: bool = True) -> None:
-        """Link to a node; with ``keep`` the link is made anew whenever it ends, until ``forget``."""
+    def dial(self, node: NodeId, addresses: tuple[str, ...], *, keep: bool = True, once: bool = False) -> None:
+        """Link to a node; with ``keep`` the link is made anew whenever it ends, until ``forget``.
+
+        ``once``: a stranger asks for it; each address is tried once, and none that has failed lately.
+        """
         if not self._stopping:
-            self._dialer.pursue(node, addresses, keep=keep)
+            self._dialer.pursue(node, addresses, keep=keep, once=once)
 
     def forget(self, node: NodeId) -> None:
         """Stop to keep a link to a node."""

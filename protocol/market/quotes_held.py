@@ -25,6 +25,13 @@ DIAL_BURST = 16
 DIAL_INTERVAL_MS = 1_000
 """Buyers' nodes that are dialed to be told a quote: a bid may name any address, and nodes to dial are few."""
 
+DIAL_BURST_EACH = 4
+DIAL_INTERVAL_EACH_MS = 30_000
+"""Of them, those of one account: it has one node or a few, and once that is linked nobody dials it."""
+
+EVERYBODY = AccountId(bytes(32))
+"""Whose allowance all share; nobody has a key to this account."""
+
 ACCOUNTS_MAX = 1024
 """Accounts whose allowances are remembered."""
 
@@ -99,6 +106,7 @@ class QuotesHeld:
         self._holds = _Allowances(HOLD_BURST, HOLD_INTERVAL_MS)
         self._answers = _Allowances(ANSWER_BURST, ANSWER_INTERVAL_MS)
         self._dials = _Allowances(DIAL_BURST, DIAL_INTERVAL_MS)
+        self._dials_each = _Allowances(DIAL_BURST_EACH, DIAL_INTERVAL_EACH_MS)
 
     def __len__(self) -> int:
         return len(self._by_bid)
@@ -111,9 +119,9 @@ class QuotesHeld:
         """Whether one more bid of an account is answered."""
         return self._answers.take(account, now.monotonic_ms)
 
-    def may_dial(self, own: AccountId, now: Now) -> bool:
-        """Whether one more buyer's node is dialed; the allowance is one for all."""
-        return self._dials.take(own, now.monotonic_ms)
+    def may_dial(self, buyer: AccountId, now: Now) -> bool:
+        """Whether a node that this buyer names is dialed: from an allowance of its own, and from one for all."""
+        return self._dials_each.take(buyer, now.monotonic_ms) and self._dials.take(EVERYBODY, now.monotonic_ms)
 
     def may_hold(self, account: AccountId, slots_free: int, now: Now) -> bool:
         """Whether a slot may wait for an account: one at a time, a part of all slots, and not again and again."""

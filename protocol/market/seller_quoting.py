@@ -89,7 +89,7 @@ class Quoting:
         timer = SetTimer(TimerKey(ROOM, QUOTE_TIMER, bid_id), reveal_at)
         if terms.node in self._linked:
             return [*self._seal(held), timer]
-        return [Dial(terms.node, terms.addresses), timer]
+        return [Dial(terms.node, terms.addresses, once=True), timer]
 
     def why_silent(self, bid_id: MessageId, bid: Bid, buyer: AccountId, now: Now) -> str:
         """Why a bid is not answered; empty if it is."""
@@ -133,7 +133,7 @@ class Quoting:
         if not core.quotes.may_answer(buyer, now):
             return "too many bids of this account"
         # [reach] its node is linked, or one more may be dialed
-        reached = bid.auction.node in self._linked or core.quotes.may_dial(core.own, now)
+        reached = bid.auction.node in self._linked or core.quotes.may_dial(buyer, now)
         return "" if reached else "too many nodes are dialed"
 
     def prices(self, served: ModelOffer, slots_free: int) -> Prices:

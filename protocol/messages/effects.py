@@ -222,12 +222,14 @@ class CancelTimer(_Effect, frozen=True):
 class Dial(_Effect, frozen=True):
     """Link to this node if there is no link yet; with ``keep`` make the link anew whenever it ends.
 
-    No addresses: those that peers have told, as soon as one has.
+    No addresses: those that peers have told, as soon as one has. ``once``: somebody else wants the link, so each address
+    is tried once, and none that has failed lately.
     """
 
     node: NodeId
     addresses: tuple[str, ...]
     keep: bool = False
+    once: bool = False
 
 
 class Undial(_Effect, frozen=True):

@@ -15,7 +15,7 @@ from protocol.market.events import (
 )
 from protocol.market.order_book import LiveOffer
 from protocol.market.policies import QuotePolicy
-from protocol.market.quotes_held import DIAL_BURST
+from protocol.market.quotes_held import DIAL_BURST, DIAL_BURST_EACH
 from protocol.messages.effects import Dial, Now, SetTimer, TimerKey
 from protocol.messages.market import Agreement, AuctionTerms, Bid, FaultKind, Offer, Prices, Quote, QuoteSeal
 from protocol.primitives.limits import AUCTION_SEALS_MAX, QUOTES_HELD_MAX
@@ -521,6 +521,20 @@ def test_bids_that_name_ever_other_addresses_are_dialed_only_so_often() -> None:
         )
         dialed += sum(isinstance(effect, Dial) for effect in heard)
     assert dialed == DIAL_BURST
+
+
+def test_one_account_has_few_nodes_dialed_and_leaves_the_rest_to_others() -> None:
+    town = AuctionTown((0,), slots=64)
+    quoting = town.seller.seller._quoting
+    assert WISH.auction is not None
+    dialed = []
+    for number, buyer in enumerate([*("greedy",) * (DIAL_BURST_EACH + 3), "modest"]):
+        auction = replace(WISH.auction, node=NodeId(identity(f"nobody {number}")))
+        bid = MessageId(identity(f"bid {number}"))
+        heard = quoting.heard(bid, replace(WISH, auction=auction), AccountId(identity(buyer)), town.now)
+        dialed += [effect for effect in heard if isinstance(effect, Dial)]
+    assert len(dialed) == DIAL_BURST_EACH + 1
+    assert all(effect.once for effect in dialed)
 
 
 def test_quotes_that_bind_are_bounded_whoever_asks() -> None:

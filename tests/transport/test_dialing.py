@@ -29,7 +29,7 @@ async def dialed(node: NodeId, *, keep: bool) -> list[str]:
             tasks.append(group.create_task(work))
             return tasks[-1]
 
-        policy = DialPolicy(backoff_first_ms=1, backoff_max_ms=1, backoff_kept_max_ms=1, dice_seed=1)
+        policy = DialPolicy(backoff_first_ms=1, backoff_max_ms=1, backoff_kept_max_ms=1, dice_seed=1, private=True)
         store = PeerStore(None, Hash(bytes(32)))
         dialer = Dialer(policy, store, {}, attempt, spawn, lambda _name, _fields: None, OWN)
         dialer.pursue(node, (OURS,), keep=keep)
