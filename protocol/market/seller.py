@@ -202,6 +202,8 @@ class Seller:
         if now.monotonic_ms < job.deadline:
             return [SetTimer(key, job.deadline)]
         expiry = SALE_EXPIRIES[job.state]
+        if expiry.ours:
+            self._selling.missed(job, now)
         return self._core.fail(job, expiry.fault, expiry.reason, now, ours=expiry.ours)
 
     def link_up(self, peer: NodeId, now: Now, account: AccountId | None = None) -> list[MarketEffect]:

@@ -5,6 +5,7 @@ step in which its job ends.
 """
 
 from protocol.market.events import SaleEnded, SlotsChanged
+from protocol.market.kept_deadlines import KeptDeadlines
 from protocol.market.ledger_view import LedgerView
 from protocol.market.policies import SellerPolicy
 from protocol.market.quotes_held import QuotesHeld
@@ -39,6 +40,7 @@ class SellerCore:
         self.pending: dict[tuple[ChannelId, Lane], ReceiptRecord] = {}
         """Issued receipts that no voucher has committed to yet."""
         self.slots_taken = 0
+        self.kept = KeptDeadlines()
         self.quotes = QuotesHeld(policy.quotes, policy.slots)
         self.ended: dict[MessageId, tuple[NodeId, Failure]] = {}
         """Jobs that ended here and with what words, should their buyers' nodes have missed them."""
@@ -72,7 +74,7 @@ class SellerCore:
     def enter(self, job: SellerJob, state: SellerState, cause: str, now: Now) -> MarketEffect:
         """Change state and set its deadline."""
         assert state in SALES[job.state]
-        job.state = state
+        job.state, job.since = state, now.monotonic_ms
         job.note(now.wall_ms, cause)
         job.deadline = job.deadline_of(state, now)
         return SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline)

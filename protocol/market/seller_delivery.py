@@ -39,6 +39,7 @@ class Selling:
         if input_units > most:
             reason = f"input has {input_units} units, at most {most} were agreed"
             return self._core.fail(job, FaultKind.USER, reason, now, ours=True)
+        self._core.kept.first_output_took(job.agreement.model, now.monotonic_ms - job.since)
         return self._release(job, Piece(b"", 0, FinishReason.NONE), WorkUnits(input_units), now)
 
     def piece(self, job: SellerJob, piece: Piece, now: Now) -> list[MarketEffect]:
@@ -47,11 +48,20 @@ class Selling:
             return self._core.fail(job, FaultKind.PROVIDER, "worker broke its order of pieces", now, ours=True)
         job.pulling = False
         if job.state is SellerState.WORKING:
+            self._core.kept.chunk_took(job.agreement.model, piece.units, now.monotonic_ms - job.since)
             return self._release(job, piece, job.progress.input_units, now)
         assert job.state is SellerState.AWAIT_VOUCHER
         assert job.held is None
         job.held = piece
         return []
+
+    def missed(self, job: SellerJob, now: Now) -> None:
+        """The worker let a deadline of the agreement pass: one as short is not promised again soon."""
+        model, waited_ms = job.agreement.model, now.monotonic_ms - job.since
+        if job.state is SellerState.PREFILL:
+            self._core.kept.first_output_missed(model, waited_ms)
+        elif job.state is SellerState.WORKING:
+            self._core.kept.chunk_missed(model, job.agreement.chunk_units, waited_ms)
 
     def voucher(self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
         """The buyer pays, for a live job or late."""
@@ -135,6 +145,7 @@ class Selling:
             return core.fail(job, FaultKind.USER, "the buyer has closed the channel", now, ours=False)
         if job.held is not None:
             held, job.held = job.held, None
+            core.kept.chunk_took(job.agreement.model, held.units, 0)
             return self._release(job, held, job.progress.input_units, now)
         effects = [core.enter(job, SellerState.WORKING, f"chunk {job.progress.chunks - 1} paid", now)]
         if not job.pulling:

@@ -23,6 +23,7 @@ from protocol.market.terms import (
     check_channel,
     check_input,
     check_lane,
+    check_pace,
     check_parties,
     check_service,
 )
@@ -203,6 +204,10 @@ class Intake:
         if served is not None and quote is not None:
             served = replace(served, prices=quote.prices)
         check_service(agreement, served, core.policy)
+        kept = core.kept
+        check_pace(
+            agreement, kept.first_output_ms(agreement.model), kept.stall_ms(agreement.model, agreement.chunk_units)
+        )
         # [CAPACITY] a slot is free, be it one that waits for this buyer
         if core.slots_unpromised() == 0 and (quote is None or not quote.slot_held):
             raise TermsRefused(FaultKind.CAPACITY, NO_FREE_SLOTS)

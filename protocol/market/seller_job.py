@@ -147,6 +147,7 @@ class SellerJob:
         "pulling",
         "quiet",
         "salt",
+        "since",
         "state",
         "total_until",
         "unanswered",
@@ -175,6 +176,8 @@ class SellerJob:
         self.salt = salt
         self.input = job_input
         self.state = SellerState.PREFILL
+        self.since = now.monotonic_ms
+        """When it entered its state."""
         self.progress: Progress = progress_start(job)
         """What was released."""
         self.paid = Amount(0)

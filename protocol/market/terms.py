@@ -150,6 +150,17 @@ def _check_timeouts(agreement: Agreement, policy: SellerPolicy) -> None:
         raise TermsRefused(FaultKind.CAPACITY, f"total deadline must be at most {policy.total_ms_max} ms")
 
 
+def check_pace(agreement: Agreement, first_output_ms: int, stall_ms: int) -> None:
+    """The timeouts against the shortest that this node promises at its pace of late. Raises ``TermsRefused``."""
+    # [CAPACITY] what is promised is kept: a signed failure tells everybody
+    if agreement.first_output_ms < first_output_ms:
+        raise TermsRefused(
+            FaultKind.CAPACITY, f"first output deadline must be at least {first_output_ms} ms at the pace of late"
+        )
+    if agreement.stall_ms < stall_ms:
+        raise TermsRefused(FaultKind.CAPACITY, f"stall deadline must be at least {stall_ms} ms at the pace of late")
+
+
 def check_input(agreement: Agreement, job_input: JobInput) -> None:
     """The input that came beside the agreement. Raises ``TermsRefused``."""
     # [USER] as long as agreed, and what the commitment commits to
