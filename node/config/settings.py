@@ -31,6 +31,8 @@ Weight = Annotated[int, Meta(ge=0, le=WEIGHT_MAX)]
 ChunkUnits = Annotated[int, Meta(ge=1, le=CHUNK_UNITS_MAX)]
 Rate = Annotated[int, Meta(ge=1_000, le=2**40)]
 """Bytes a second; below a kilobyte nothing would ever arrive."""
+UploadRate = Annotated[int, Meta(ge=0, le=2**40)]
+"""Bytes a second; 0: no limit."""
 Text = Annotated[str, Meta(max_length=TEXT_BYTES_MAX)]
 
 
@@ -205,9 +207,12 @@ class ModelsConfig(Section, frozen=True):
     """How models travel between this node and its peers."""
 
     share: Sharing = Sharing.SERVED
-    upload_bytes_per_second: Rate | None = None
-    """To all peers together; None: as much as they take."""
-    upload_per_peer_bytes_per_second: Rate | None = None
+    upload_bytes_per_second: UploadRate | None = None
+    """To all peers together; 0: as much as they take. None: 10,000,000, which leaves most of a line to jobs; in a
+    development network, which has no line, no limit."""
+    upload_per_peer_bytes_per_second: UploadRate | None = None
+    """To one peer; 0: its share of the whole alone bounds it. None: 5,000,000, so that one peer leaves half to others;
+    in a development network no limit."""
     download_bytes_per_second: Rate | None = None
     """Of one pull from all its sources; None: as much as they give."""
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from node.clock import read_clock
-from node.config.settings import Sharing
+from node.config.settings import ModelsConfig, Sharing
 from node.runtime.control import ControlError
 from node.runtime.ledger_views import account_text, model_argument
 from node.runtime.model_pull import ModelPull, PullSettings
@@ -34,6 +34,8 @@ from protocol.primitives.units import ModelId, NodeId
 if TYPE_CHECKING:
     from node.runtime.node import Node
 
+UPLOAD_BYTES_PER_SECOND, UPLOAD_PER_PEER_BYTES_PER_SECOND = 10_000_000, 5_000_000
+"""Unless configured otherwise: a gigabyte in two minutes, and most of a good line left to jobs and blocks."""
 PULLS_MAX = 8
 """Models pulled at the same time."""
 TELL_S = 0.2
@@ -54,6 +56,22 @@ class _Running:
         self.named = named
         self.users = 0
         self.outcome: asyncio.Future[StoredModelId] = asyncio.get_running_loop().create_future()
+
+
+def piece_policy(models: ModelsConfig, *, development: bool) -> PiecePolicy:
+    """How much is given to peers. Bounded unless configured, but not in development networks: they have no line."""
+
+    def rate(configured: int | None, otherwise: int) -> int | None:
+        if configured is None:
+            return None if development else otherwise
+        return configured or None
+
+    return PiecePolicy(
+        upload_bytes_per_second=rate(models.upload_bytes_per_second, UPLOAD_BYTES_PER_SECOND),
+        upload_per_peer_bytes_per_second=rate(
+            models.upload_per_peer_bytes_per_second, UPLOAD_PER_PEER_BYTES_PER_SECOND
+        ),
+    )
 
 
 class ModelDesk:
@@ -78,11 +96,8 @@ class ModelDesk:
 
     def policy(self) -> PiecePolicy:
         """How much is given."""
-        models = self._node.config.models
-        return PiecePolicy(
-            upload_bytes_per_second=models.upload_bytes_per_second,
-            upload_per_peer_bytes_per_second=models.upload_per_peer_bytes_per_second,
-        )
+        development = self._node.engine.replica.state.genesis.development
+        return piece_policy(self._node.config.models, development=development)
 
     def may_share(self, model: ModelId) -> bool:
         """Whether this node chose to give a model away."""

@@ -12,7 +12,12 @@ import pytest
 from node.clock import read_clock
 from node.config.settings import KeystoreConfig, ModelsConfig, NodeConfig, Sharing
 from node.runtime.control import ControlError
-from node.runtime.model_desk import ModelDesk
+from node.runtime.model_desk import (
+    UPLOAD_BYTES_PER_SECOND,
+    UPLOAD_PER_PEER_BYTES_PER_SECOND,
+    ModelDesk,
+    piece_policy,
+)
 from node.runtime.model_pull import ModelPull
 from node.runtime.model_views import PullEvent, PullRequest
 from node.transport.piece_server import PieceLibrary, PiecePolicy
@@ -212,3 +217,20 @@ async def test_what_a_provider_lacks_is_obtained_and_what_it_has_asks_nobody(tmp
         assert one.desk.store.verify(givers.model.hex()).name == "m"
         await givers.transports["a"].stop()
         await one.desk.obtain(givers.model, 5_000)
+
+
+LIMITS: list[tuple[ModelsConfig, bool, tuple[int | None, int | None]]] = [
+    (ModelsConfig(), False, (UPLOAD_BYTES_PER_SECOND, UPLOAD_PER_PEER_BYTES_PER_SECOND)),
+    (ModelsConfig(), True, (None, None)),
+    (ModelsConfig(upload_bytes_per_second=0, upload_per_peer_bytes_per_second=0), False, (None, None)),
+    (ModelsConfig(upload_bytes_per_second=7_000), False, (7_000, UPLOAD_PER_PEER_BYTES_PER_SECOND)),
+    (ModelsConfig(upload_per_peer_bytes_per_second=9_000), True, (None, 9_000)),
+]
+
+
+@pytest.mark.parametrize(("models", "development", "limits"), LIMITS)
+def test_uploads_are_limited_unless_the_operator_lifts_it(
+    models: ModelsConfig, development: bool, limits: tuple[int | None, int | None]
+) -> None:
+    policy = piece_policy(models, development=development)
+    assert (policy.upload_bytes_per_second, policy.upload_per_peer_bytes_per_second) == limits
