@@ -1,7 +1,8 @@
 """The beginning of a GGUF file: how much memory a token of context takes, and how its weights are stored.
 
 Law: the file is a stranger's. Nothing is believed but that its numbers bound our own estimate; everything read is
-capped, and whatever is not as it should be gives None, never another error.
+capped, in bytes and in steps, and whatever is not as it should be gives None, never another error. It is still work:
+nobody reads a header on the node's loop.
 
 Source: the GGUF format, version 3 (`docs/gguf.md` of the ggml project).
 """
@@ -14,6 +15,7 @@ MAGIC = b"GGUF"
 HEADER_BYTES_MAX = 16 << 20  # a large vocabulary with its merges takes about eight megabytes
 ENTRIES_MAX = 4096
 ITEMS_MAX = 1 << 20
+STEPS_MAX = 1 << 20  # texts, values and tensors of one header; a vocabulary of 256,000 tokens with merges has 770,000
 STRING_KIND, ARRAY_KIND = 8, 9
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 FLOATS = (6, 12)
@@ -34,8 +36,15 @@ class _Malformed(Exception):
 class _Reader:
     def __init__(self, content: bytes) -> None:
         self.tensor_count = 0
+        self.steps = 0
+        """Texts, numbers and tensors read so far."""
         self._content = content
         self._position = 0
+
+    def _step(self, count: int = 1) -> None:
+        self.steps += count
+        if self.steps > STEPS_MAX:
+            raise _Malformed
 
     def take(self, count: int) -> bytes:
         end = self._position + count
@@ -68,6 +77,7 @@ class _Reader:
         if not 0 <= count <= ITEMS_MAX:
             raise _Malformed
         if inner == STRING_KIND:
+            self._step(count)
             for _ in range(count):
                 self._skip_text()
             return None
@@ -75,6 +85,7 @@ class _Reader:
         items = self.take(count * struct.calcsize(layout))
         if inner in FLOATS or count > LAYERS_MAX:
             return None
+        self._step(count)
         return [int(item) for (item,) in struct.iter_unpack(layout, items)]
 
     @staticmethod
@@ -92,6 +103,7 @@ class _Reader:
         if count > ENTRIES_MAX:
             raise _Malformed
         for _ in range(count):
+            self._step()
             name = self.text()
             yield name, self.value(self.number("<I"))
 
@@ -100,6 +112,7 @@ class _Reader:
         if not 0 < self.tensor_count <= TENSORS_MAX:
             raise _Malformed
         for _ in range(self.tensor_count):
+            self._step()
             self.take(self.number("<Q"))
             dimensions = self.number("<I")
             self.take(8 * dimensions)

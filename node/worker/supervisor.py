@@ -198,7 +198,9 @@ class WorkerSupervisor:
         report = await self.probe()
         require(report, manifest.runtime, self._isolation)
         build = runtime_build(manifest.runtime)
-        again = self._admit(model_id, manifest)
+        # In a thread, because the need is read from a stranger's file.
+        need = await asyncio.to_thread(memory.need_of, self._store, manifest, self._slots)
+        again = self._admit(model_id, need)
         try:
             worker = await Worker.start(
                 self._store, manifest, self._slots, self._limits, self._tasks, report.layers, freed
@@ -214,7 +216,7 @@ class WorkerSupervisor:
         )
         return worker
 
-    def _admit(self, model_id: ModelId, manifest: Manifest) -> bool:
+    def _admit(self, model_id: ModelId, need: MemoryNeed) -> bool:
         """Promise a model its memory, until it is unloaded. Returns whether it had been promised before.
 
         Raises CapacityExceeded, MemoryShort.
@@ -222,7 +224,6 @@ class WorkerSupervisor:
         others = [other for other in self._needs if other != model_id]
         if len(others) >= MODELS_LOADED_MAX:
             raise CapacityExceeded(f"{MODELS_LOADED_MAX} models are loaded already: unload one")
-        need = memory.need_of(self._store, manifest, self._slots)
         promised = sum(max(0, self._needs[other].private_bytes - self.usage(other).memory_bytes) for other in others)
         memory.admit(need, self._limits, memory.available_bytes(), promised)
         again = model_id in self._needs

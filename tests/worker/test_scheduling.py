@@ -6,20 +6,22 @@ import os
 import random
 import signal
 import struct
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.worker import memory, process
-from node.worker.errors import CapacityExceeded, JobTimedOut, ModelQuarantined, WorkerDied
+from node.worker import gguf_header, memory, process
+from node.worker.errors import CapacityExceeded, JobTimedOut, ModelQuarantined, WorkerDied, WorkerError
 from node.worker.fair_slots import FairSlots
-from node.worker.gguf_header import context_bytes_per_token
+from node.worker.gguf_header import ITEMS_MAX, STEPS_MAX, context_bytes_per_token
 from node.worker.health import Health, HealthLimits
 from node.worker.limits import DEFAULT_LIMITS, MEBIBYTE, WorkerLimits
 from node.worker.memory import MemoryNeed, MemoryShort
-from node.worker.models import ModelId, ModelStore
+from node.worker.models import Fact, ModelDescription, ModelId, ModelStore
 from node.worker.runtimes import CHILD_SOURCE
 from node.worker.supervisor import JobRequest, WorkerSupervisor
 from tests.worker.conftest import run, running, text
@@ -226,6 +228,41 @@ async def test_a_language_model_with_more_slots_than_fit_is_refused_before_it_is
         with pytest.raises(MemoryShort, match="context for 64 jobs"):
             await supervisor.load(smollm)
         assert supervisor.running(smollm) is None
+
+
+async def test_a_header_full_of_texts_costs_the_loop_no_step_and_a_thread_a_bounded_number(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    """As many empty texts as a header's bytes hold, and then one array more than its steps allow."""
+    array = struct.pack("<IIQ", 9, 8, ITEMS_MAX) + bytes(8 * ITEMS_MAX)
+    name = struct.pack("<Q", 1) + b"a"
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + (name + array) * 2 + bytes(64))
+    settings: dict[str, Fact] = {"model_file": "model.gguf", "context_tokens": 64}
+    hostile = store.add_local(ModelDescription("hostile", "1", "gguf", "MIT", settings), {"model.gguf": file})
+    steps: list[int] = []
+    on_the_loop: list[str] = []
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename == gguf_header.__file__:
+            on_the_loop.append(frame.f_code.co_name)
+
+    class Counting(gguf_header._Reader):
+        def _step(self, count: int = 1) -> None:
+            super()._step(count)
+            steps.append(count)
+
+    async with WorkerSupervisor(store) as supervisor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gguf_header, "_Reader", Counting)
+            sys.setprofile(watch)
+            try:
+                with pytest.raises(WorkerError):
+                    await supervisor.load(hostile)
+            finally:
+                sys.setprofile(None)
+    assert on_the_loop == []
+    assert 0 < sum(steps) <= STEPS_MAX
 
 
 async def test_a_language_model_takes_what_was_estimated(store: ModelStore, smollm: ModelId) -> None:
