@@ -1,13 +1,15 @@
-"""The store: blocks, state, and the durable tables of the engine's rooms, in one SQLite file.
+"""The store: blocks, state, and the durable tables of the engine's rooms, in one SQLite file with a journal of rows.
 
-Law: ``commit`` writes a list of effects in one transaction. A block, its certificate, the state rows that it touched
-and the end of its height's journal are never on disk without each other. Usable from any thread; calls block.
+Law: ``commit`` writes a list of effects all together. A block, its certificate, the state rows that it touched and the
+end of its height's journal are never on disk without each other. Rows that come without a block go to the row journal
+(``row_journal.py``) and are folded into their tables later; every reader here sees them at once. One caller at a time
+commits; everything else is usable from any thread. Calls block.
 """
 
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from blake3 import blake3
@@ -15,10 +17,12 @@ from sqlite_utils import Database
 
 from node.store.accounts import StoredTables
 from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
-from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreForeign
+from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreError, StoreForeign
 from node.store.history import blocks_from, prune, swap_state, take_in_rows
-from node.store.schema import STORE_SCHEMA, table_name
+from node.store.row_journal import SALT_BYTES, RowJournal, Rows
+from node.store.schema import ROW_JOURNAL_FACT, STORE_SCHEMA, table_name
 from node.store.state_rows import LATTICE_FACT, StateSource, is_small, load_state, recheck
+from node.store.table_rows import write_rows
 from protocol.engine.decided import succession_key, succession_of
 from protocol.ledger.errors import StateInvalid
 from protocol.ledger.genesis_state import genesis_rows
@@ -43,9 +47,9 @@ _JOURNAL_TABLES = (Table.CONSENSUS_BODY, Table.CONSENSUS_CERTIFICATE, Table.CONS
 class _Batch:
     """The net result of a list of effects: of several writes to one key the last one counts."""
 
-    def __init__(self, tip: Height) -> None:
+    def __init__(self, tip: Height, waiting: Rows) -> None:
         self.tip = tip
-        self.tables: dict[Table, dict[bytes, bytes | None]] = {}
+        self.tables = waiting
         self.journal_ended = False
         self.state: dict[bytes, bytes | None] = {}
         self.state_tree: dict[bytes, bytes | None] = {}
@@ -75,10 +79,6 @@ _CHECKPOINT_ROWS = 2_000
 """A row changes one to four pages of 4 KiB: the log stays below what SQLite checkpoints by itself within a commit."""
 
 
-def _rows_of(effect: Durable) -> int:
-    return len(effect.rows) + len(effect.tree) if isinstance(effect, CommitBlock) else 1
-
-
 def _checksum(block: bytes, certificate: bytes) -> bytes:
     return blake3(len(block).to_bytes(8, "big") + block + certificate).digest()
 
@@ -98,6 +98,9 @@ class Store:
         """What is only read waits for no commit."""
         self._reader_lock = threading.Lock()
         self._tables: list[StoredTables] = []
+        self._journal: RowJournal
+        self._opened = False
+        self._salt = b""
         self._rows_logged = 0
         """Written since the last checkpoint was begun."""
         self.needs_recheck = False
@@ -133,6 +136,12 @@ class Store:
                     connection.executemany("INSERT INTO state VALUES (?, ?)", rows)
             elif found[0] != wanted:
                 raise StoreForeign(self.path, bytes(found[0]).hex(), wanted.hex())
+            query = "SELECT value FROM facts WHERE name = ?"
+            fact = bytes(connection.execute(query, (ROW_JOURNAL_FACT,)).fetchone()[0])
+        self._salt, folded, left_open = fact[:SALT_BYTES], int.from_bytes(fact[SALT_BYTES:-1], "big"), fact[-1] == 1
+        self._journal = RowJournal(self.path, self._salt, folded, expected=left_open)
+        self._opened = True
+        self._fold()
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -145,7 +154,12 @@ class Store:
             yield self._reader
 
     def close(self) -> None:
-        """Release the file; a second call does nothing."""
+        """Fold what waits and release the files; a second call does nothing."""
+        if self._opened:
+            with suppress(StoreError):  # a full disk, say: then the rows stay in the journal until the next start
+                self._fold(closing=True)
+            self._opened = False
+            self._journal.close()
         for tables in self._tables:
             tables.close()
         with self._reader_lock:
@@ -162,32 +176,58 @@ class Store:
         """
         if not effects:
             return
-        with self._using() as connection, transaction(connection):
-            has_block = any(isinstance(effect, CommitBlock) for effect in effects)
-            batch = _Batch(_tip(connection) if has_block else Height(0))
-            for effect in effects:
-                batch.take(effect)
-            _write(connection, batch)
-        self._rows_logged += sum(map(_rows_of, effects))
+        rows = [effect for effect in effects if not isinstance(effect, CommitBlock)]
+        if len(rows) < len(effects) or not self._journal.append(rows):
+            self._fold(effects)
+
+    def _fold(self, effects: Sequence[Durable] = (), *, closing: bool = False) -> None:
+        """Write what waits in the journal, and these effects behind it, into their tables."""
+        with self._using() as connection:
+            with transaction(connection):
+                waiting, last = self._journal.outstanding()
+                has_block = any(isinstance(effect, CommitBlock) for effect in effects)
+                batch = _Batch(_tip(connection) if has_block else Height(0), waiting)
+                for effect in effects:
+                    batch.take(effect)
+                self._rows_logged += _write(connection, batch)
+                self._folded(connection, last, left_open=not closing)
+            self._journal.forget(last)
+
+    def _folded(self, connection: sqlite3.Connection, last: int, *, left_open: bool) -> None:
+        value = self._salt + last.to_bytes(8, "big") + bytes((left_open,))
+        connection.execute("UPDATE facts SET value = ? WHERE name = ?", (value, ROW_JOURNAL_FACT))
+
+    def _fold_if_waiting(self, table: Table) -> None:
+        if self._journal.holds(table):
+            self._fold()
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Enough was committed that the log should go into the file before it grows long."""
-        return self._rows_logged >= _CHECKPOINT_ROWS
+        """Enough was committed that the journal should be folded, or SQLite's log go into the file."""
+        return self._journal.wants_folding or self._rows_logged >= _CHECKPOINT_ROWS
 
     def checkpoint(self) -> None:
-        """Copy the log into the file, beside commits that go on. Takes tens of ms: not on the loop."""
+        """Fold the journal, and copy a long log into the file, beside commits that go on. Takes tens of ms: not on the
+        loop."""
+        if self._journal.wants_folding:
+            self._fold()
+        if self._rows_logged < _CHECKPOINT_ROWS:
+            return
         self._rows_logged = 0
         with translated(self.path), closing(open_reader(self.path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def load_table(self, table: Table) -> list[tuple[bytes, bytes]]:
         """All rows of a table in order of their keys."""
+        self._fold_if_waiting(table)
         with self._reading() as connection:
             return connection.execute(f"SELECT key, value FROM {table_name(table)} ORDER BY key").fetchall()
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """One value, or ``None``."""
+        waiting = self._journal.find(table, key)
+        if waiting is not None:
+            return waiting[0]
         with self._reading() as connection:
             found = connection.execute(f"SELECT value FROM {table_name(table)} WHERE key = ?", (key,)).fetchone()
         return None if found is None else bytes(found[0])
@@ -201,6 +241,7 @@ class Store:
         return self._by_age(table, "ASC", count_max)
 
     def _by_age(self, table: Table, order: str, count_max: int) -> list[bytes]:
+        self._fold_if_waiting(table)
         with self._reading() as connection:
             # Row ids rise, and a row that is written again keeps its own.
             query = f"SELECT value FROM {table_name(table)} ORDER BY rowid {order} LIMIT ?"
@@ -209,12 +250,14 @@ class Store:
 
     def count(self, table: Table) -> int:
         """How many rows a table has."""
+        self._fold_if_waiting(table)
         with self._reading() as connection:
             return int(connection.execute(f"SELECT count(*) FROM {table_name(table)}").fetchone()[0])
 
     def values_between(self, table: Table, first: bytes, last: bytes, count_max: int) -> list[bytes]:
         """The values with the smallest keys from ``first`` to ``last``, in the order of their keys; all of them with a
         ``count_max`` of -1."""
+        self._fold_if_waiting(table)
         with self._reading() as connection:
             query = f"SELECT value FROM {table_name(table)} WHERE key BETWEEN ? AND ? ORDER BY key LIMIT ?"
             found = connection.execute(query, (first, last, count_max)).fetchall()
@@ -324,12 +367,17 @@ class Store:
         # A change that the block itself names is in no manifest: it has no bearing on who decided that block.
         own = succession_of(header, manifest.certificate, state)
         successions = manifest.successions if own is None else (*manifest.successions, own)
-        kept = {succession_key(each.header.height): encode(each) for each in successions}
-        with self._using() as connection, transaction(connection):
-            swap_state(connection, header, block_row, lattice_bytes(state.lattice), needed)
-            _write_rows(connection, table_name(Table.SUCCESSION), dict(kept))
-            for table in _JOURNAL_TABLES:
-                connection.execute(f"DELETE FROM {table_name(table)}")
+        kept: dict[bytes, bytes | None] = {succession_key(each.header.height): encode(each) for each in successions}
+        with self._using() as connection:
+            with transaction(connection):
+                waiting, last = self._journal.outstanding()
+                _write(connection, _Batch(Height(0), waiting))
+                swap_state(connection, header, block_row, lattice_bytes(state.lattice), needed)
+                write_rows(connection, table_name(Table.SUCCESSION), kept)
+                for table in _JOURNAL_TABLES:
+                    connection.execute(f"DELETE FROM {table_name(table)}")
+                self._folded(connection, last, left_open=True)
+            self._journal.forget(last)
 
     def state_source(self) -> "StateSource":
         """The state as of the last commit, to be read at leisure whatever is committed meanwhile."""
@@ -375,36 +423,26 @@ def _header(decided: DecidedBlock) -> Header:
         raise AssertionError("a block whose checksum holds was decodable when it was written") from error
 
 
-def _write(connection: sqlite3.Connection, batch: _Batch) -> None:
+def _write(connection: sqlite3.Connection, batch: _Batch) -> int:
+    """Write a batch's net result; how many rows that were."""
     if batch.journal_ended:
         for table in _JOURNAL_TABLES:
             connection.execute(f"DELETE FROM {table_name(table)}")
     for table, rows in batch.tables.items():
-        _write_rows(connection, table_name(table), rows)
+        write_rows(connection, table_name(table), rows)
     if batch.blocks:
-        _write_rows(connection, "state", batch.state)
-        _write_rows(connection, "state_tree", batch.state_tree)
+        # Tables without row ids: in the order of their keys neighbours share their pages.
+        write_rows(connection, "state", dict(sorted(batch.state.items())))
+        write_rows(connection, "state_tree", dict(sorted(batch.state_tree.items())))
         connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (LATTICE_FACT, batch.lattice))
     for block in batch.blocks:
         connection.execute(
             "INSERT INTO blocks (height, block_hash, block, certificate, checksum) VALUES (?, ?, ?, ?, ?)",
             _block_row(block.height, block.block_hash, block.decided),
         )
+    return len(batch.state) + len(batch.state_tree) + sum(map(len, batch.tables.values()))
 
 
 def _block_row(height: Height, block_hash: bytes, decided: DecidedBlock) -> tuple[int, bytes, bytes, bytes, bytes]:
     certificate = encode(decided.certificate)
     return height, block_hash, decided.block, certificate, _checksum(decided.block, certificate)
-
-
-def _write_rows(connection: sqlite3.Connection, name: str, rows: dict[bytes, bytes | None]) -> None:
-    kept = sorted((key, value) for key, value in rows.items() if value is not None)
-    if kept:
-        # An update in place: a replacement would remove and add the row and its entry in the index, twice the pages.
-        connection.executemany(
-            f"INSERT INTO {name} (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            kept,
-        )
-    if len(kept) < len(rows):
-        gone = sorted((key,) for key, value in rows.items() if value is None)
-        connection.executemany(f"DELETE FROM {name} WHERE key = ?", gone)

@@ -3,15 +3,20 @@
 Law: a step, once released, never changes; a new version adds a step. A file with a step that we don't know is refused.
 """
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
 from sqlite_utils import Database
 
+from node.store.row_journal import SALT_BYTES
 from protocol.market.records import ReceiptRecord, receipt_rows
 from protocol.messages.effects import Table
 from protocol.primitives.codec import decode, encode
+
+ROW_JOURNAL_FACT = "row_journal"
+"""The journal's salt, the number of the last record folded, and whether the store was left without being closed."""
 
 Step = Callable[[Database], None]
 
@@ -101,6 +106,11 @@ def step_8_work_of_a_lane(database: Database) -> None:
                 database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, 0, 0]), key))
 
 
+def step_9_row_journal(database: Database) -> None:
+    """Rows may be in a journal beside this file; a program that does not know of it would lose them."""
+    database.execute("INSERT INTO facts VALUES (?, ?)", (ROW_JOURNAL_FACT, os.urandom(SALT_BYTES) + bytes(9)))
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -122,6 +132,7 @@ STORE_SCHEMA = Schema(
         step_6_receipts_of_a_lane,
         step_7_timelines,
         step_8_work_of_a_lane,
+        step_9_row_journal,
     ),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))
