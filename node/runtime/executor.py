@@ -35,6 +35,7 @@ from protocol.messages.effects import (
     SetTimer,
     SignAndSend,
 )
+from protocol.messages.kinds import MessageKind
 from protocol.primitives.units import Height
 
 _BATCH_EFFECTS_MAX = 2048
@@ -55,6 +56,10 @@ _PROBE_EVERY = 16
 _COMPANY_S = 0.005
 """So long do rows that nobody waits for wait for others. What a crash in between takes is what it would have taken had
 they come so much later."""
+
+_PATIENT = frozenset((MessageKind.ACCEPTANCE,))
+"""Statements that wait for company, too. Nobody acts on an acceptance: a job's buyer waits for the chunk that follows,
+and where that comes at once both share a commit, a frame and the buyer's attention."""
 
 Durable = Put | Delete | CommitBlock
 _DURABLE = frozenset((Put, Delete, CommitBlock))
@@ -325,12 +330,14 @@ def _durable(effects: list[Effect]) -> list[Durable]:
 
 
 def _may_wait(effect: Effect) -> bool:
-    """True if nobody waits for it: a row, or news that go to the log alone."""
+    """True if nobody waits for it: a row, news that go to the log alone, a statement that others will follow."""
     match effect:
         case Put() | Delete():
             return True
         case Notify(event):
             return not hasattr(event, "request")
+        case SignAndSend():
+            return effect.kind in _PATIENT
         case _:
             return False
 

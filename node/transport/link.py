@@ -282,7 +282,8 @@ class Link:
                     await send_frame(self._socket, frame)
                     self._sent += count
                     self._bytes_sent += len(frame)
-                    await asyncio.sleep(0)  # sending yields only when the socket is full
+                    if self._queue:
+                        await asyncio.sleep(0)  # sending yields only when the socket is full
                 if self._closing.is_set():
                     return self._close_end
                 self._work.clear()
