@@ -247,7 +247,7 @@ class Batch:
         """What a request that has ended means for its line."""
         if view.state == "failed" and view.fault == "capacity" and not view.paid:
             return Outcome(place, Ended.NO_CAPACITY, 0, None, view.reason)
-        if view.state not in ("done", "failed"):
+        if view.state not in ("done", "delivered", "failed"):
             return Outcome(place, Ended.CANCELLED, view.paid, None, view.reason)
         price = self._journal.paid(place) + view.paid
         if view.state == "failed" or view.finish == "failed":
@@ -285,7 +285,7 @@ class Batch:
             view = self._client.request(request)
             if view.state == "unknown":
                 return Outcome(place, Ended.CANCELLED, 0, None, "never started")
-            if view.state in ("done", "failed", "cancelled"):
+            if view.state in ("done", "delivered", "failed", "cancelled"):
                 return self._outcome(place, task, view)
             if time.monotonic() >= until:
                 message = f"the node is still busy with {request[:16]}… of an earlier run; try again in a moment"

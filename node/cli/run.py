@@ -111,7 +111,10 @@ def finished_text(facts: dict[str, Fact]) -> str:
     finish = f" ({facts['finish']})" if facts.get("finish") else ""
     amount, paid = facts.get("amount"), facts.get("paid")
     in_all = "" if paid in (None, amount) else f", {_amount_text(paid)} in all"
-    return f"{units}{finish}, paid {_amount_text(amount)}{in_all}; proof: mercat job receipt {job}"
+    did = f"{units}{finish}, paid {_amount_text(amount)}{in_all}"
+    if facts.get("receipt") == "missing":
+        return f"{did}; {facts.get('reason')}; once the provider is back: mercat job receipt {job}"
+    return f"{did}; proof: mercat job receipt {job}"
 
 
 def _amount_text(fact: Fact) -> str:
@@ -259,9 +262,12 @@ def run(
     writer = OutputWriter(collect=session.output.as_json, is_text=input_format in ("chat", "text"))
     told: list[RunEvent] = []
     facts = _stream(session, request, writer, timeout, told, early=terms.stream and terms.replicas > 1)
-    receipt_file = _keep_receipts(session, facts, told, receipt, settle, timeout)
+    missing = facts.get("receipt") == "missing"
+    receipt_file = None if missing else _keep_receipts(session, facts, told, receipt, settle, timeout)
     if session.output.as_json:
         _print_result(session.output, bytes(writer.collected), facts, receipt_file, told)
+    if missing and (receipt is not None or settle):
+        raise CommandFailed(printable(str(facts.get("reason"))), ExitCode.JOB_FAILED, "receipt_missing")
     if facts.get("finish") == "failed":
         raise CommandFailed("the program ended with an error; see its output", ExitCode.JOB_FAILED, "program_failed")
 

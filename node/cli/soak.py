@@ -91,7 +91,7 @@ class Workload:
                 told.take(event)
         except CommandFailed as error:
             told.broke(error)
-        whole = bytes(output) == text if told.outcome == "finished" else text.startswith(output)
+        whole = bytes(output) == text if told.outcome in ("finished", "delivered") else text.startswith(output)
         seconds = round(time.monotonic() - began, 3)
         return JobOutcome(number, told.outcome, told.job, told.reason, told.paid, told.retries, whole, seconds)
 
@@ -113,7 +113,7 @@ class _Told:
         if event.event == "retry":
             self.retries += 1
         if event.event in ("finished", "failed", "cancelled"):
-            self.outcome = event.event
+            self.outcome = "delivered" if facts.get("receipt") == "missing" else event.event
             self.reason = str(facts.get("reason") or "")
             self.paid = int(facts.get("paid") or 0)
 

@@ -18,7 +18,7 @@ from protocol.primitives.errors import UserError
 SETTLE_SECONDS = 90.0
 """Providers redeem within seconds, payers' closes wait for a challenge of five: far more than either needs."""
 
-FINAL_STATES = ("done", "failed", "cancelled")
+FINAL_STATES = ("done", "delivered", "failed", "cancelled")
 
 
 class JobOutcome(msgspec.Struct, frozen=True):
@@ -91,7 +91,7 @@ def _explained(buyer: NodeClient, outcomes: tuple[JobOutcome, ...]) -> list[Find
     """Every job ended with a result or a reason; one that was lost with its node is in that node's books."""
     found = []
     for outcome in outcomes:
-        if outcome.outcome in ("failed", "cancelled", "refused") and not outcome.reason:
+        if outcome.outcome in ("delivered", "failed", "cancelled", "refused") and not outcome.reason:
             found.append(Finding("job", f"job {outcome.number} {outcome.outcome} without a reason"))
         if outcome.outcome != "lost" or not outcome.job:
             continue

@@ -7,7 +7,7 @@ import asyncio
 
 from node.runtime.market_views import JOBS_KEPT
 from node.store.database import Store
-from protocol.market.records import JobRecord, Side, attempt_key
+from protocol.market.records import JobRecord, Side, attempt_key, awaited_key
 from protocol.messages.effects import Delete, Table
 from protocol.primitives.codec import decode
 
@@ -15,7 +15,7 @@ EVERY_S = 600.0
 _AT_ONCE = 256
 """Rows given up in one commit: others wait for it no longer than for a small block."""
 
-_ENDS = ("done", "failed", "cancelled")
+_ENDS = ("done", "delivered", "failed", "cancelled")
 
 
 async def keep_house(store: Store) -> None:
@@ -43,6 +43,8 @@ def _rows_of(record: JobRecord) -> list[Delete]:
     if not any(record.job):
         return [Delete(Table.JOB, record.request)]
     rows = [Delete(Table.JOB, record.job), Delete(Table.JOB_STATEMENT, record.job)]
+    if record.state == "delivered":
+        rows.append(Delete(Table.JOB_STATEMENT, awaited_key(record.job)))
     if record.side is Side.BUYER:
         rows.append(Delete(Table.JOB_OF_REQUEST, attempt_key(record.request, record.attempt)))
     return rows

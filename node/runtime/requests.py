@@ -11,11 +11,11 @@ from node.runtime.control import ControlError
 from node.runtime.ledger_views import account_text
 from node.runtime.timelines import TimelineDesk
 from protocol.market.buyer_job import BuyerState
-from protocol.market.records import JobRecord, ReceiptRecord, Side, attempt_key
+from protocol.market.records import AwaitedReceipt, JobRecord, ReceiptRecord, Side, attempt_key, awaited_key
 from protocol.messages.effects import Table
 from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import FaultKind, FinishReason, JobPayload, Receipt
+from protocol.messages.market import Chunk, FaultKind, FinishReason, JobPayload, Receipt
 from protocol.primitives.codec import decode
 from protocol.primitives.units import Hash
 
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 CLAIMED_MAX = 65_536
 """Names of this life that are remembered, 4 MB; those of requests that started are on disk by the time one goes."""
 
-_ENDS = {BuyerState.DONE.value, BuyerState.FAILED.value, BuyerState.CANCELLED.value}
+_ENDS = {
+    BuyerState.DONE.value,
+    BuyerState.DELIVERED.value,
+    BuyerState.FAILED.value,
+    BuyerState.CANCELLED.value,
+}
 
 
 def request_name(text: str) -> Hash:
@@ -68,6 +73,7 @@ class RequestDesk:
         records = self._timelines.attempts(found)
         last = records[-1]
         receipt = self._receipt(last)
+        delivered = self._delivered(last) if receipt is None else None
         return control.RequestView(
             request=name.hex(),
             state=last.state if last.state in _ENDS else "running",
@@ -78,8 +84,8 @@ class RequestDesk:
             reason=last.reason,
             input_units=last.input_units,
             output_units=last.output_units,
-            finish=FinishReason(_receipt_of(receipt).finish).name.lower() if receipt is not None else "",
-            output=_whole_output(receipt) if receipt is not None else b"",
+            finish=_finish(receipt, delivered),
+            output=_whole_output(kept) if (kept := receipt or delivered) is not None else b"",
         )
 
     def _record(self, name: Hash) -> JobRecord | None:
@@ -99,6 +105,23 @@ class RequestDesk:
         row = self._node.store.get(Table.RECEIPT, record.job) if record.side is Side.BUYER else None
         return decode(row, ReceiptRecord) if row is not None else None
 
+    def _delivered(self, record: JobRecord) -> AwaitedReceipt | None:
+        """What was delivered whole, and has no receipt."""
+        if record.state != BuyerState.DELIVERED.value:
+            return None
+        row = self._node.store.get(Table.JOB_STATEMENT, awaited_key(record.job))
+        return decode(row, AwaitedReceipt) if row is not None else None
+
+
+def _finish(receipt: ReceiptRecord | None, delivered: AwaitedReceipt | None) -> str:
+    if receipt is not None:
+        return FinishReason(_receipt_of(receipt).finish).name.lower()
+    if delivered is None:
+        return ""
+    _, chunk = open_as(delivered.last_chunk, MessageKind.CHUNK)
+    assert isinstance(chunk, Chunk)
+    return FinishReason(chunk.finish).name.lower()
+
 
 def _receipt_of(record: ReceiptRecord) -> Receipt:
     _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
@@ -106,6 +129,6 @@ def _receipt_of(record: ReceiptRecord) -> Receipt:
     return receipt
 
 
-def _whole_output(record: ReceiptRecord) -> bytes:
+def _whole_output(record: ReceiptRecord | AwaitedReceipt) -> bytes:
     """What earlier providers had delivered stands before what the last one added."""
     return decode(record.input, JobPayload).prefix + record.output

@@ -7,6 +7,7 @@ from protocol.market.events import (
     AuctionClosed,
     JobAgreed,
     JobCancelled,
+    JobDelivered,
     JobFailed,
     JobFinished,
     JobPrefilled,
@@ -25,7 +26,7 @@ from protocol.primitives.codec import Message
 
 _EXIT_CODES = {FaultKind.USER: 3, FaultKind.PROVIDER: 3, FaultKind.CAPACITY: 5, FaultKind.NETWORK: 5}
 
-ENDS = (JobFinished, JobFailed, JobCancelled)
+ENDS = (JobFinished, JobDelivered, JobFailed, JobCancelled)
 """After one of these nothing follows for its request."""
 
 
@@ -44,6 +45,8 @@ def shown(event: Message) -> tuple[RunEvent, ...]:
             return (RunEvent("retry", _failing(event)),)
         case JobFinished():
             return (_finished(event),)
+        case JobDelivered():
+            return (_delivered(event),)
         case JobFailed():
             return (_failed(event),)
         case JobCancelled():
@@ -90,6 +93,26 @@ def _finished(event: JobFinished) -> RunEvent:
             "finish": FinishReason(receipt.finish).name.lower(),
             "amount": receipt.amount,
             "paid": event.paid,
+        },
+    )
+
+
+def _delivered(event: JobDelivered) -> RunEvent:
+    """A job that has its result is finished for whoever asked for it; ``receipt`` says what is missing."""
+    return RunEvent(
+        "finished",
+        {
+            "job": event.job.hex(),
+            "provider": account_text(event.provider),
+            "model": format_address(AddressKind.MODEL, event.model),
+            "input_units": event.input_units,
+            "output_units": event.output_units,
+            "chunks": event.chunks,
+            "finish": FinishReason(event.finish).name.lower(),
+            "amount": event.amount,
+            "paid": event.paid,
+            "receipt": "missing",
+            "reason": event.reason,
         },
     )
 

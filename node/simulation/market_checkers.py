@@ -16,7 +16,7 @@ from protocol.ledger.blocks import decode_block
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.signatures import open_transaction
 from protocol.ledger.track_rows import Role, Track, TrackId
-from protocol.market.events import JobCancelled, JobFailed, JobFinished, JobPrefilled, JobText
+from protocol.market.events import JobCancelled, JobDelivered, JobFailed, JobFinished, JobPrefilled, JobText
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
@@ -118,7 +118,7 @@ class MarketCheckers:
                 self._requests[event.request].input_units[event.job] = event.input_units
             case JobText():
                 self._on_text(event)
-            case JobFinished():
+            case JobFinished() | JobDelivered():
                 self.finished += 1
                 self._on_end(event)
                 if self._requests[event.request].text != self._requests[event.request].body:
@@ -142,7 +142,7 @@ class MarketCheckers:
             raise Violation(f"the text has a gap or a repeat before byte {len(asked.text)}")
         asked.output_units[text.job] = asked.output_units.get(text.job, 0) + len(text.payload)
 
-    def _on_end(self, end: JobFinished | JobFailed | JobCancelled) -> None:
+    def _on_end(self, end: JobFinished | JobDelivered | JobFailed | JobCancelled) -> None:
         asked = self._requests[end.request]
         cost = sum(
             amount_due(self._agreements[job].prices, units, asked.output_units.get(job, 0))

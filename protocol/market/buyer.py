@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from protocol.market.agreement import JobRequest
+from protocol.market.awaited_receipts import AwaitedReceipts
 from protocol.market.buyer_auction import Bidding
 from protocol.market.buyer_books import BuyerBooks
 from protocol.market.buyer_channels import ChannelCare
@@ -82,9 +83,10 @@ class Buyer:
     ) -> None:
         self._core = BuyerCore(own, own_node, ledger, order_book, policy or BuyerPolicy())
         self._opening = Opening(self._core)
-        self._delivery = Delivery(self._core, self._opening)
+        self._awaited = AwaitedReceipts(self._core)
+        self._delivery = Delivery(self._core, self._opening, self._awaited)
         self._bidding = Bidding(self._core, self._opening)
-        self._comparison = BuyerComparison(self._core)
+        self._comparison = BuyerComparison(self._core, self._awaited)
         self._care = ChannelCare(self._core, self._opening)
 
     def start_job(self, request: JobRequest, now: Now) -> list[MarketEffect]:
@@ -121,6 +123,8 @@ class Buyer:
         if not isinstance(payload, Acceptance | Refusal | Chunk | Receipt | Failure):
             return []
         job = self._core.by_job.get(payload.job)
+        if job is None and payload.job in self._awaited:
+            return self._late(payload, envelope, envelope_bytes, now)
         if job is None or (attempt := job.attempt) is None or AccountId(envelope.sender) != attempt.agreement.provider:
             return []
         if type(payload) not in HEARD[job.state]:
@@ -138,6 +142,22 @@ class Buyer:
             case Failure():
                 attempt.ending_bytes = envelope_bytes
                 return self._delivery.failed(job, payload, now)
+
+    def _late(
+        self,
+        payload: Acceptance | Refusal | Chunk | Receipt | Failure,
+        envelope: Envelope,
+        envelope_bytes: bytes,
+        now: Now,
+    ) -> list[MarketEffect]:
+        """A statement about a job that only waits for its receipt."""
+        match payload:
+            case Receipt():
+                return self._awaited.received(payload, envelope, envelope_bytes, now)
+            case Failure():
+                return self._awaited.provider_failed(payload, AccountId(envelope.sender))
+            case _:
+                return []
 
     def signed(self, envelope: Envelope, payload: Message, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
         """A statement of our own, signed: kept for the receipt and for sending it again."""
@@ -184,7 +204,7 @@ class Buyer:
         """A link stands: go on where one was missing, and say again what may have been lost with the last one."""
         core = self._core
         core.linked[peer] = None
-        effects = self._comparison.link_up(peer)
+        effects = [*self._comparison.link_up(peer), *self._awaited.link_up(peer)]
         for cancellation in core.to_cancel.pop(peer, []):
             effects.append(SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (peer,)))
         for channel, number in core.unconfirmed.get(peer, {}):
@@ -236,7 +256,7 @@ class Buyer:
 
     def housekeeping(self, now: Now) -> list[MarketEffect]:
         """A second has passed: quiet jobs are compared with their providers', channels are looked after."""
-        return [*self._comparison.due(now), *self._care.due(now)]
+        return [*self._comparison.due(now), *self._awaited.due(now), *self._care.due(now)]
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Go on with jobs whose channel the ledger may have funded."""
@@ -292,7 +312,7 @@ class Buyer:
             if lane.position.sequence:
                 core.unconfirmed.setdefault(lane.node, {})[(lane.channel, lane.lane)] = None
             effects += self._restore_receipt(lane, row)
-            if lane.job is not None:
+            if lane.job is not None and not self._awaited.restore(lane, row, now):
                 effects.append(core.books.end(lane.channel, lane.lane, owed_back=False))
                 stored = row(Table.JOB, lane.job)
                 if stored is not None:

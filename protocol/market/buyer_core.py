@@ -10,11 +10,11 @@ from msgspec.structs import replace
 from protocol.market.backoff import Backoff
 from protocol.market.buyer_books import BuyerBooks
 from protocol.market.buyer_job import HEARD, TRANSITIONS, Attempt, BuyerJob, BuyerState, clip
-from protocol.market.events import AttemptFailed, JobCancelled, JobFailed, JobFinished, JobProgressed
+from protocol.market.events import AttemptFailed, JobCancelled, JobDelivered, JobFailed, JobFinished, JobProgressed
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import JobStatements, ReceiptRecord
+from protocol.market.records import JobRecord, JobStatements, ReceiptRecord
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import CancelTimer, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
@@ -125,17 +125,17 @@ class BuyerCore:
         return [SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (attempt.node,))]
 
     def end_attempt(
-        self, job: BuyerJob, fault: FaultKind | None, reason: str, *, owed_back: bool
+        self, job: BuyerJob, fault: FaultKind | None, reason: str, *, owed_back: bool, keep_lane: bool = False
     ) -> list[MarketEffect]:
-        """Give the lane back and keep the attempt's row. The job goes on without an attempt."""
+        """Give the lane back, unless its receipt is waited for, and keep the attempt's row. The job goes on without
+        an attempt."""
         attempt = job.attempt
         if attempt is None:
             return []
         agreement = attempt.agreement
-        effects: list[MarketEffect] = [
-            self.books.end(agreement.channel, agreement.lane, owed_back=owed_back),
-            self.put_record(job, fault, reason),
-        ]
+        effects: list[MarketEffect] = [self.put_record(job, fault, reason)]
+        if not keep_lane:
+            effects.insert(0, self.books.end(agreement.channel, agreement.lane, owed_back=owed_back))
         if job.state is not BuyerState.DONE:
             effects += self._keep_statements(attempt)
         if self.books.position(agreement.channel, agreement.lane).sequence:
@@ -184,6 +184,33 @@ class BuyerCore:
         effects += self.close(job)
         finished = JobFinished(job.request.request, receipt.job, receipt, job.paid(), units, chunks)
         return [*effects, Notify(finished)]
+
+    def finish_delivered(
+        self, job: BuyerJob, fault: FaultKind, reason: str, now: Now, *, awaited: bool
+    ) -> tuple[JobRecord, list[MarketEffect]]:
+        """Delivered and paid, without a receipt; ``awaited`` if one may still come. Returns the job's row too."""
+        attempt = job.attempt
+        assert attempt is not None
+        agreement, progress = attempt.agreement, attempt.progress
+        assert attempt.paid == progress.due, "what was delivered whole is paid whole"
+        self._note_end(job, BuyerState.DELIVERED, reason, now)
+        told = JobDelivered(
+            request=job.request.request,
+            job=attempt.job,
+            provider=agreement.provider,
+            model=agreement.model,
+            input_units=progress.input_units,
+            output_units=job.output_units(),
+            chunks=job.asked.pieces + progress.chunks,
+            finish=progress.finish,
+            amount=progress.due,
+            paid=job.paid(),
+            fault=fault,
+            reason=clip(reason),
+        )
+        record = job.record(self.own, None, reason)
+        effects = self.end_attempt(job, None, reason, owed_back=False, keep_lane=awaited)
+        return record, [*effects, *self.close(job), Notify(told)]
 
     def finish_failed(self, job: BuyerJob, fault: FaultKind, reason: str, now: Now) -> list[MarketEffect]:
         """The request fails; a live attempt has no one to blame but its fault (see ``Delivery.attempt_failed``)."""

@@ -2,9 +2,10 @@
 
 Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; the voucher
 is durable before it leaves. The last chunk is paid by the voucher that commits to the receipt; if no good receipt
-comes, it is paid all the same, and the receipt is not acknowledged.
+comes, it is paid all the same, the job has ended as delivered, and a receipt that comes later is acknowledged then.
 """
 
+from protocol.market.awaited_receipts import AwaitedReceipts
 from protocol.market.buyer_core import BuyerCore, timer_key
 from protocol.market.buyer_job import (
     RECONCILIATIONS_MAX,
@@ -18,26 +19,31 @@ from protocol.market.buyer_job import (
 from protocol.market.buyer_opening import Opening
 from protocol.market.continuation import Continuity
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
-from protocol.market.records import ReceiptRecord, Side, receipt_rows
+from protocol.market.records import AwaitedReceipt, ReceiptRecord, Side, awaited_key, receipt_rows
 from protocol.market.requests import MarketEffect
 from protocol.market.terms import BOOKS_DIFFER, PASSING
-from protocol.messages.effects import Notify, Now, SetTimer
+from protocol.messages.effects import Notify, Now, Put, SetTimer, Table
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
+from protocol.primitives.codec import encode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.units import AccountId, MonotonicMs, WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import ChunkInvalid, check_chunk
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
 
+RECEIPT_MISSING = "delivered and paid, the receipt is missing"
+"""Start of the reason of a job that has its result but no receipt."""
+
 
 class Delivery:
     """Steps from OFFERED to DONE."""
 
-    def __init__(self, core: BuyerCore, opening: Opening) -> None:
+    def __init__(self, core: BuyerCore, opening: Opening, awaited: AwaitedReceipts) -> None:
         self._core = core
         self._opening = opening
+        self._awaited = awaited
 
     def accepted(
         self, job: BuyerJob, attempt: Attempt, acceptance: Acceptance, envelope_bytes: bytes, now: Now
@@ -117,7 +123,7 @@ class Delivery:
         try:
             check_receipt(receipt, signer, attempt.job, agreement, accepted_at, attempt.progress, commitment)
         except ReceiptInvalid as error:
-            return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
+            return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True, receipt_may_come=False)
         leaf = receipt_leaf(envelope_bytes)
         _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, attempt.progress, leaf)
         assert proof is not None
@@ -169,7 +175,9 @@ class Delivery:
 
     def failed(self, job: BuyerJob, failure: Failure, now: Now) -> list[MarketEffect]:
         """The provider can't go on."""
-        return self.attempt_failed(job, failure.fault, failure.reason or "provider failed", now, tell=False)
+        reason = failure.reason or "provider failed"
+        known = failure.chunks > 0  # a provider that knows the job may just have waited too long for the voucher
+        return self.attempt_failed(job, failure.fault, reason, now, tell=False, receipt_may_come=known)
 
     def expired(self, job: BuyerJob, expiry: Expiry, now: Now) -> list[MarketEffect]:
         """The provider let a deadline pass."""
@@ -188,11 +196,12 @@ class Delivery:
         return self.attempt_failed(job, FaultKind.NETWORK, "the link to the provider was lost", now, tell=True)
 
     def attempt_failed(
-        self, job: BuyerJob, fault: FaultKind, reason: str, now: Now, *, tell: bool
+        self, job: BuyerJob, fault: FaultKind, reason: str, now: Now, *, tell: bool, receipt_may_come: bool = True
     ) -> list[MarketEffect]:
         """An attempt ends by the provider's doing: pay what was delivered, then ask the next one to go on, or fail.
 
-        Whoever took the price of the input and delivered nothing owes it. A user's fault is not tried elsewhere.
+        Whoever took the price of the input and delivered nothing owes it. A user's fault is not tried elsewhere. Of
+        what was delivered whole only the receipt is missing: the job has its result.
         """
         core, attempt = self._core, job.attempt
         assert attempt is not None
@@ -200,7 +209,8 @@ class Delivery:
         effects: list[MarketEffect] = []
         if attempt.delivered and attempt.progress.due > attempt.paid:
             effects += self._pay(job, attempt)
-        if tell:
+        whole = job.state is BuyerState.SETTLING
+        if tell and not whole:
             effects += core.tell_cancelled(job, reason)
         provider = job.match.live.account
         match fault:
@@ -215,9 +225,10 @@ class Delivery:
             case FaultKind.USER:
                 pass
         job.excluded = (*job.excluded, provider)
+        if whole:
+            return [*effects, *self._delivered(job, attempt, fault, reason, now, receipt_may_come)]
         exhausted = job.exhausted(core.policy) or now.monotonic_ms >= job.total_until
-        whole = job.state is BuyerState.SETTLING
-        asked = None if fault is FaultKind.USER or exhausted or whole else self._opening.behind(job)
+        asked = None if fault is FaultKind.USER or exhausted else self._opening.behind(job)
         if asked is None:
             return [*effects, *core.finish_failed(job, fault, reason, now)]
         job.asked = asked
@@ -226,6 +237,24 @@ class Delivery:
         effects.append(core.attempt_event(job, fault, reason))
         effects += core.end_attempt(job, fault, reason, owed_back=attempt.paid > 0 and not attempt.delivered)
         return [*effects, *self._opening.choose(job, now)]
+
+    def _delivered(
+        self, job: BuyerJob, attempt: Attempt, fault: FaultKind, reason: str, now: Now, receipt_may_come: bool
+    ) -> list[MarketEffect]:
+        told = f"{RECEIPT_MISSING}: {reason}"
+        record, effects = self._core.finish_delivered(job, fault, told, now, awaited=receipt_may_come)
+        row = AwaitedReceipt(
+            record=record,
+            bid=job.bid_bytes,
+            agreement=attempt.agreement_bytes,
+            acceptance=attempt.acceptance_bytes,
+            last_chunk=attempt.chunk_bytes,
+            salt=job.request.salt,
+            input=job.asked.request.payload,
+            output=b"".join(attempt.output),
+        )
+        kept = Put(Table.JOB_STATEMENT, awaited_key(record.job), encode(row))
+        return [kept, *effects, *(self._awaited.begin(row, now) if receipt_may_come else [])]
 
     def _pay(self, job: BuyerJob, attempt: Attempt) -> list[MarketEffect]:
         agreement = attempt.agreement

@@ -4,7 +4,8 @@ Law: every state has a deadline (``LASTS``), an outcome for when it passes and w
 listens to the provider's statements in ``HEARD`` alone; a request moves only along ``TRANSITIONS``.
 
     AUCTIONING → CHOOSING → CONNECTING → OPENING_CHANNEL → OFFERED → PREFILLING → STREAMING → SETTLING → DONE
-                     ↑____________ next provider, behind what was delivered by now ______|            FAILED, CANCELLED
+                     ↑____________ next provider, behind what was delivered by now ______|            DELIVERED
+                                                                     before SETTLING every state → FAILED, CANCELLED
 """
 
 from collections.abc import Callable
@@ -72,6 +73,8 @@ class BuyerState(Enum):
     STREAMING = "streaming"
     SETTLING = "settling"
     DONE = "done"
+    DELIVERED = "delivered"
+    """Whole and paid, without a receipt."""
     FAILED = "failed"
     CANCELLED = "cancelled"
 
@@ -139,8 +142,9 @@ TRANSITIONS: dict[BuyerState, tuple[BuyerState, ...]] = {
     BuyerState.OFFERED: (*_RETRY, BuyerState.PREFILLING, *_ENDS),
     BuyerState.PREFILLING: (*_RETRY, BuyerState.STREAMING, *_ENDS),
     BuyerState.STREAMING: (*_RETRY, BuyerState.STREAMING, BuyerState.SETTLING, *_ENDS),
-    BuyerState.SETTLING: (BuyerState.DONE, *_ENDS),
+    BuyerState.SETTLING: (BuyerState.DONE, BuyerState.DELIVERED),
     BuyerState.DONE: (),
+    BuyerState.DELIVERED: (),
     BuyerState.FAILED: (),
     BuyerState.CANCELLED: (),
 }

@@ -6,6 +6,7 @@ provider, ``Cancellation`` from a buyer); whoever has said more than the other h
 is over before it is ever named.
 """
 
+from protocol.market.awaited_receipts import AwaitedReceipts
 from protocol.market.buyer_core import BuyerCore
 from protocol.market.buyer_job import HEARD, BuyerJob, BuyerState
 from protocol.market.requests import MarketEffect
@@ -57,8 +58,9 @@ class _Pace:
 class BuyerComparison:
     """The buyer's part."""
 
-    def __init__(self, core: BuyerCore) -> None:
+    def __init__(self, core: BuyerCore, awaited: AwaitedReceipts) -> None:
         self._core = core
+        self._awaited = awaited
         self._pace = _Pace(core.policy.reconcile_ms)
 
     def due(self, now: Now) -> list[MarketEffect]:
@@ -102,6 +104,8 @@ class BuyerComparison:
         for standing in _named_once(selling):
             name = (standing.channel, standing.lane)
             lane = core.books.lane(*name)
+            if standing.job in self._awaited:
+                continue  # its receipt is asked for, and its last voucher goes with that
             if lane is not None and lane.node == peer and lane.position.sequence > standing.sequence:
                 voucher = core.books.last_voucher(lane)
                 assert voucher is not None
@@ -168,6 +172,8 @@ class SellerComparison:
                 # Nothing is said or signed about a live job to anybody but its buyer's node.
                 if job.agreement.buyer_node == peer and (job.progress.chunks > standing.chunks or job.receipt_out):
                     effects += [Send(peer, Direct(said)) for said in job.unanswered]
+            elif (receipt := self._core.receipt_of(standing, peer)) is not None:
+                effects.append(Send(peer, Direct(receipt)))
             elif answers < ANSWERS_MAX and not self._intake.holds(standing.job):
                 answers += 1
                 effects.append(SignAndSend(MessageKind.FAILURE, encode(self._ended(peer, standing)), (peer,)))

@@ -172,6 +172,33 @@ class JobFinished(Message, frozen=True):
     """The receipt's chunks, and the output of earlier attempts."""
 
 
+class JobDelivered(Message, frozen=True):
+    """The whole output is here and paid, but no receipt. It is waited for, if it can still come, and told of then."""
+
+    request: HashField
+    job: MessageIdField
+    provider: AccountIdField
+    model: ModelIdField
+    input_units: WorkUnitsField
+    output_units: WorkUnitsField
+    """Over all attempts, as in ``JobFinished``."""
+    chunks: Count
+    finish: FinishReason
+    amount: AmountField
+    """What the last attempt cost."""
+    paid: AmountField
+    fault: FaultKind
+    reason: Text
+    """Why the receipt is missing, and whose fault that is."""
+
+
+class JobReceipted(Message, frozen=True):
+    """The receipt of a job that was delivered without one has come."""
+
+    request: HashField
+    job: MessageIdField
+
+
 class JobFailed(Message, frozen=True):
     """The request ends without a receipt. What was delivered stays delivered, and paid for."""
 

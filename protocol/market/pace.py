@@ -9,7 +9,15 @@ from types import MappingProxyType
 
 from msgspec import Struct
 
-from protocol.market.events import AttemptFailed, JobAgreed, JobCancelled, JobFailed, JobFinished, JobPrefilled
+from protocol.market.events import (
+    AttemptFailed,
+    JobAgreed,
+    JobCancelled,
+    JobDelivered,
+    JobFailed,
+    JobFinished,
+    JobPrefilled,
+)
 from protocol.messages.effects import Now
 from protocol.primitives.codec import Message
 from protocol.primitives.units import AccountId, DurationMs, Hash, ModelId, MonotonicMs
@@ -68,7 +76,7 @@ class Paces:
                 timed = self._timed.pop(event.request, None)
                 if timed is not None and timed.prefilled_at is not None:
                     self._learn(timed, timed.prefilled_at, event.receipt.output_units, now.monotonic_ms)
-            case AttemptFailed() | JobFailed() | JobCancelled():
+            case AttemptFailed() | JobDelivered() | JobFailed() | JobCancelled():
                 self._timed.pop(event.request, None)
             case _:
                 pass

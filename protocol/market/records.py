@@ -164,6 +164,20 @@ class JobStatements(Message, frozen=True):
     """The buyer's last voucher for it, on the buyer's side; the provider has it in its lane's row."""
 
 
+class AwaitedReceipt(Message, frozen=True):
+    """``Table.JOB_STATEMENT`` by ``awaited_key``: a job that was delivered whole, and what its receipt is judged by."""
+
+    record: JobRecord
+    bid: bytes
+    agreement: bytes
+    acceptance: bytes
+    last_chunk: bytes
+    """Envelopes."""
+    salt: SaltField
+    input: bytes
+    output: bytes
+
+
 class RedeemedLane(Message, frozen=True):
     """One voucher in a redemption."""
 
@@ -287,6 +301,11 @@ def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> 
 def attempt_key(request: Hash, attempt: int) -> bytes:
     """Sorts by request, then by the attempt's number."""
     return request + attempt.to_bytes(4, "big")
+
+
+def awaited_key(job: MessageId) -> bytes:
+    """Beside the statements of the same job."""
+    return job + b"receipt"
 
 
 def channel_log_key(channel: ChannelId, height: Height, place: int) -> bytes:

@@ -20,6 +20,7 @@ from protocol.market.events import (
     NO_JOB,
     JobAgreed,
     JobCancelled,
+    JobDelivered,
     JobFailed,
     JobFinished,
     JobText,
@@ -234,6 +235,9 @@ class Replication:
 
     def _heard(self, event: Message, now: Now) -> list[MarketEffect]:
         match event:
+            case JobDelivered():
+                # A replica counts by what its provider has signed of it: without a receipt it has failed.
+                return self._heard(_without_receipt(event), now)
             case JobAgreed() | JobText() | JobFinished() | JobFailed() | JobCancelled():
                 place = self._places.get(event.request)
             case _:
@@ -392,6 +396,11 @@ def first_difference(one: bytes, other: bytes) -> int | None:
         else:
             high = middle - 1
     return low
+
+
+def _without_receipt(event: JobDelivered) -> JobFailed:
+    fault, reason, units = event.fault, event.reason, event.output_units
+    return JobFailed(event.request, event.job, fault, reason, event.paid, units, fault, reason)
 
 
 def _group_failed(group: _Group, fault: FaultKind, reason: str) -> JobFailed:

@@ -152,8 +152,6 @@ class Seller:
             case Chunk():
                 if payload.index == job.progress.chunks - 1 and job.chunks_paid < job.progress.chunks:
                     job.unanswered.append(envelope_bytes)
-                    if payload.finish is not FinishReason.NONE:
-                        return [Send(job.agreement.buyer_node, Direct(envelope_bytes))]
             case Acceptance():
                 job.acceptance_bytes = envelope_bytes
                 if job.chunks_paid == 0:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.effects import Put, Table
-from protocol.messages.market import Agreement, Voucher
+from protocol.messages.market import Agreement, FinishReason, Voucher
 from protocol.primitives.codec import encode
 from protocol.primitives.units import (
     AccountId,
@@ -161,9 +161,11 @@ class SellerBooks:
         )
         counted = held
         if released is not None:
-            # [live job] one voucher for each chunk, for exactly what is due
+            # [live job] one voucher for each chunk, for exactly what is due; only the last may be said again, with the
+            # receipt, by a buyer that had paid it without
             expected = max(held.position.cumulative, held.start + released.due)
-            if voucher.sequence != held.sequence_start + released.chunks:
+            at = held.sequence_start + released.chunks
+            if voucher.sequence < at or (voucher.sequence > at and released.finish is FinishReason.NONE):
                 raise SequenceNotRising(held.sequence_start + released.chunks - 1, voucher.sequence)
             if voucher.cumulative != expected:
                 raise AmountNotDue(expected, voucher.cumulative)

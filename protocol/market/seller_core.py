@@ -16,6 +16,7 @@ from protocol.market.seller_job import SALES, SellerJob, SellerState
 from protocol.messages.effects import CancelTimer, CloseWork, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Failure, FaultKind, ModelOffer
+from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import AccountId, Amount, ChannelId, Lane, MessageId, ModelId, NodeId
@@ -52,6 +53,14 @@ class SellerCore:
     def slots_unpromised(self) -> int:
         """How many of them wait for nobody."""
         return max(0, self.slots_free() - self.quotes.slots_held())
+
+    def receipt_of(self, standing: JobStanding, peer: NodeId) -> bytes | None:
+        """The receipt of a job that is over, if its buyer has not acknowledged it; for its buyer's node alone."""
+        name = (standing.channel, standing.lane)
+        record, lane = self.pending.get(name), self.books.lane(*name)
+        if record is None or record.job != standing.job or lane is None or lane.node != peer:
+            return None
+        return record.receipt
 
     def take_slot(self) -> MarketEffect:
         """One more job has the worker."""

@@ -94,7 +94,10 @@ class Selling:
         return [*signed, *effects, *(effect for effect in paid if effect not in signed)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
-        """Our receipt is signed: make durable what the final voucher will be judged by, then send it."""
+        """Our receipt is signed: make durable what the final voucher will be judged by, then send it.
+
+        The last chunk goes with it and no earlier: whoever has all of the output can get its receipt for sure.
+        """
         core, agreement = self._core, job.agreement
         if job.state is not SellerState.AWAIT_FINAL:
             return []
@@ -120,11 +123,13 @@ class Selling:
             last_chunk=job.unanswered[-1] if job.unanswered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
+        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
         job.unanswered.append(envelope_bytes)
         return [
             core.books.expect_receipt(agreement.channel, agreement.lane, job.job, leaf),
             *receipt_rows(record),
             Put(Table.JOB, job.job, encode(job.record())),
+            *last_chunk,
             Send(agreement.buyer_node, Direct(envelope_bytes)),
         ]
 
@@ -185,7 +190,7 @@ class Selling:
         job.output.append(piece.payload)
         job.output_bytes += len(piece.payload)
         if piece.finish is not FinishReason.NONE:
-            # Signed here, sent once it is handed back: so chunk and receipt can wait for the disk together.
+            # Signed here, sent with the receipt: so both wait for the disk together.
             return [SignAndSend(MessageKind.CHUNK, payload), *self._finish(job, now)]
         released: list[MarketEffect] = [SignAndSend(MessageKind.CHUNK, payload, (agreement.buyer_node,))]
         if core.policy.work_ahead:

@@ -87,6 +87,7 @@ _BUYER_STEPS = {
     "settling": (Step.LAST_CHUNK, "last chunk delivered"),
     "attempt failed": (Step.ATTEMPT_FAILED, "gave up the attempt"),
     "done": (Step.ENDED, "done"),
+    "delivered": (Step.ENDED, "delivered"),
     "failed": (Step.ENDED, "failed"),
     "cancelled": (Step.ENDED, "cancelled"),
 }
@@ -245,7 +246,7 @@ def contradictions(story: AttemptStory) -> tuple[str, ...]:
 
 def _end(state: str) -> str:
     """Whether a job came to a receipt; empty while it is under way. Who gave up first is told by the lines."""
-    return {"done": "done", "failed": "ended", "cancelled": "ended"}.get(state, "")
+    return {"done": "done", "delivered": "ended", "failed": "ended", "cancelled": "ended"}.get(state, "")
 
 
 def _was_taken(own: JobRecord, other: Timeline) -> bool:

@@ -16,7 +16,7 @@ from tests.kill.market import Market
 from tests.network.waiting import seconds_until
 
 SETTLED_SECONDS = 60.0
-ENDED = ("done", "failed", "cancelled")
+ENDED = ("done", "delivered", "failed", "cancelled")
 REQUEST, INPUT_PER_THOUSAND, OUTPUT_PER_THOUSAND = 1_000, 10_000, 40_000
 """The prices that a cluster's provider asks, in base units."""
 

@@ -20,7 +20,7 @@ from tests.kill.market import MODEL, Market, Node
 from tests.network.waiting import seconds_until
 
 DOOMED = Path(__file__).with_name("doomed_node.py")
-ENDED = ("done", "failed", "cancelled")
+ENDED = ("done", "delivered", "failed", "cancelled")
 SECONDS = 20.0
 REQUEST, INPUT_UNIT, OUTPUT_UNIT = 1_000, 10, 40
 """Base units: what a cluster's provider asks."""

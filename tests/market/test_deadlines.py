@@ -3,7 +3,7 @@
 import pytest
 
 from protocol.market.buyer_job import EXPIRIES, TRANSITIONS, BuyerState
-from protocol.market.events import JobCancelled, JobFailed, JobFinished, SaleEnded
+from protocol.market.events import JobCancelled, JobDelivered, JobFailed, JobFinished, SaleEnded
 from protocol.market.seller_job import SALE_EXPIRIES, SALES, SellerState
 from protocol.messages.effects import SetTimer
 from protocol.messages.market import Acceptance, Agreement, Chunk, FaultKind, Receipt, Voucher
@@ -21,9 +21,9 @@ def test_every_state_that_is_no_end_has_an_outcome_and_every_end_has_none() -> N
 
 
 def test_every_state_can_fail_and_be_cancelled() -> None:
-    assert all(
-        {BuyerState.FAILED, BuyerState.CANCELLED} <= set(leads_to) for leads_to in TRANSITIONS.values() if leads_to
-    )
+    before_all_is_there = {state: leads_to for state, leads_to in TRANSITIONS.items() if leads_to}
+    assert set(before_all_is_there.pop(BuyerState.SETTLING)) == {BuyerState.DONE, BuyerState.DELIVERED}
+    assert all({BuyerState.FAILED, BuyerState.CANCELLED} <= set(leads_to) for leads_to in before_all_is_there.values())
     assert all({SellerState.FAILED, SellerState.CANCELLED} <= set(leads_to) for leads_to in SALES.values() if leads_to)
 
 
@@ -76,7 +76,8 @@ def test_buyers_state_ends_at_its_deadline_and_not_before(
     [record] = town.buyer.buyer.jobs()
     assert record.state == state.value
     town.wait(1)
-    [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed)]
+    [lost] = [event for event in town.buyer.events if isinstance(event, JobFailed | JobDelivered)]
+    assert isinstance(lost, JobDelivered) is (state is BuyerState.SETTLING)
     assert lost.fault is fault
     assert town.buyer.buyer.jobs() == ()
 

@@ -180,7 +180,9 @@ class Watch:
                 agreement.cumulative_start + self.delivered[job][voucher.sequence - agreement.sequence_start - 1].due,
             )
             for job, agreement in candidates
-        ), "a voucher pays for a delivered chunk, to the unit"
+        ) or (last is not None and voucher.cumulative == paid and voucher.receipts_count == last.receipts_count + 1), (
+            "a voucher pays for a delivered chunk, to the unit, or commits to its late receipt and pays nothing more"
+        )
         facts = person.town.ledger.channels[voucher.channel]
         lanes = [rows for (channel, _), rows in self.vouchers.items() if channel == voucher.channel]
         assert sum(rows[max(rows)].cumulative for rows in lanes) <= facts.deposit, "all lanes stay within the deposit"

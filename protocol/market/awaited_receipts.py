@@ -1,0 +1,208 @@
+"""Receipts that a buyer still waits for: its job was delivered whole and is paid, and the receipt has not come.
+
+Law: the job has ended for whoever asked for it; only its proof is missing. Its lane is kept for it, so that the
+receipt can still be committed to; it is asked for whenever there is a link, and a good one is acknowledged by a voucher
+over the same amount: nothing is ever paid twice. A wait ends: with the receipt, with the provider's word that it has
+none, with the channel, or with time. What the receipt is judged by is on the disk, so the wait outlives a restart.
+"""
+
+from collections.abc import Callable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from protocol.market.buyer_core import BuyerCore
+from protocol.market.buyer_job import BuyerState
+from protocol.market.events import JobReceipted
+from protocol.market.records import (
+    AwaitedReceipt,
+    BuyerLane,
+    JobRecord,
+    ReceiptRecord,
+    Side,
+    awaited_key,
+    noted,
+    receipt_rows,
+)
+from protocol.market.requests import MarketEffect
+from protocol.messages.effects import Delete, Dial, Notify, Now, Put, Send, Table
+from protocol.messages.envelope import Envelope, open_as
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, HistoryEntry, Receipt
+from protocol.messages.wire import JobStanding, OpenJobs
+from protocol.primitives.codec import decode, encode
+from protocol.primitives.limits import OPEN_JOBS_MAX
+from protocol.primitives.units import AccountId, MessageId, MonotonicMs, NodeId, WorkUnits
+from protocol.settlement.accumulator import receipt_leaf
+from protocol.settlement.chunks import Progress, chunk_hash
+from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
+
+AWAITED_MAX = 256
+"""Receipts waited for at once, each with a lane; of more the oldest is given up."""
+
+WAIT_MS = 3_600_000
+"""A provider that is not back by then is not waited for; it was paid, and what it signed of the job is kept."""
+
+ASK_MS = 15_000
+"""How often a linked provider is asked, and one that is not linked is looked for."""
+
+
+class _Awaited(Struct):
+    """A receipt that is waited for, with what it is judged by."""
+
+    row: AwaitedReceipt
+    agreement: Agreement
+    acceptance: Acceptance
+    progress: Progress
+    until: MonotonicMs
+
+
+class AwaitedReceipts:
+    """One buyer's waits."""
+
+    def __init__(self, core: BuyerCore) -> None:
+        self._core = core
+        self._awaited: dict[MessageId, _Awaited] = {}
+        self._next = MonotonicMs(0)
+
+    def __contains__(self, job: MessageId) -> bool:
+        return job in self._awaited
+
+    def begin(self, row: AwaitedReceipt, now: Now) -> list[MarketEffect]:
+        """A job has ended as delivered and kept its lane: wait for its receipt. ``row`` is put by the caller."""
+        self._take_up(row, now)
+        return self._give_up(next(iter(self._awaited))) if len(self._awaited) > AWAITED_MAX else []
+
+    def restore(self, lane: BuyerLane, row: Callable[[Table, bytes], bytes | None], now: Now) -> bool:
+        """After a restart: True if the lane's job only waits for its receipt, and goes on doing so."""
+        stored = row(Table.JOB_STATEMENT, awaited_key(lane.job)) if lane.job is not None else None
+        if stored is None:
+            return False
+        self._take_up(decode(stored, AwaitedReceipt), now)
+        return True
+
+    def link_up(self, peer: NodeId) -> list[MarketEffect]:
+        """Ask a provider that is reached."""
+        named = [self._standing(each) for each in self._awaited.values() if each.agreement.provider_node == peer]
+        return [Send(peer, OpenJobs(tuple(named[:OPEN_JOBS_MAX]), ()))] if named else []
+
+    def due(self, now: Now) -> list[MarketEffect]:
+        """Time has passed: ask again, look for who is not linked, and end what has lasted long enough."""
+        if not self._awaited or now.monotonic_ms < self._next:
+            return []
+        self._next = MonotonicMs(now.monotonic_ms + ASK_MS)
+        core = self._core
+        effects: list[MarketEffect] = []
+        for job, each in tuple(self._awaited.items()):
+            if now.monotonic_ms >= each.until or core.ledger.channel(each.agreement.channel) is None:
+                effects += self._give_up(job)
+        for peer in dict.fromkeys(each.agreement.provider_node for each in self._awaited.values()):
+            if peer in core.linked:
+                effects += self.link_up(peer)
+                continue
+            live = core.order_book.offer_of(self._provider_at(peer))
+            if live is not None and live.offer.node == peer:
+                effects.append(Dial(peer, live.offer.addresses))
+        return effects
+
+    def received(self, receipt: Receipt, envelope: Envelope, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
+        """A receipt that was waited for: judge it, commit to it, give the lane back. A bad one changes nothing."""
+        each = self._awaited.get(receipt.job)
+        if each is None:
+            return []
+        core, row, agreement, job = self._core, each.row, each.agreement, each.row.record.job
+        commitment = output_commitment(row.salt, row.output)
+        accepted_at = each.acceptance.accepted_at
+        try:
+            check_receipt(receipt, AccountId(envelope.sender), job, agreement, accepted_at, each.progress, commitment)
+        except ReceiptInvalid:
+            return []
+        del self._awaited[job]
+        leaf = receipt_leaf(envelope_bytes)
+        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, each.progress, leaf)
+        assert proof is not None
+        kept = ReceiptRecord(
+            job=job,
+            request=row.record.request,
+            side=Side.BUYER,
+            channel=agreement.channel,
+            lane=agreement.lane,
+            bid=row.bid,
+            agreement=row.agreement,
+            acceptance=row.acceptance,
+            receipt=envelope_bytes,
+            final_voucher=b"",
+            leaf=leaf,
+            proof=proof,
+            salt=row.salt,
+            input=row.input,
+            output=row.output,
+        )
+        core.unsealed[(agreement.channel, agreement.lane)] = kept
+        return [
+            *receipt_rows(kept),
+            Put(Table.JOB, job, encode(_receipted(row.record, now))),
+            Delete(Table.JOB_STATEMENT, job),
+            Delete(Table.JOB_STATEMENT, awaited_key(job)),
+            core.books.end(agreement.channel, agreement.lane, owed_back=False),
+            core.send_voucher(voucher, agreement.provider_node),
+            Notify(JobReceipted(row.record.request, job)),
+        ]
+
+    def provider_failed(self, failure: Failure, signer: AccountId) -> list[MarketEffect]:
+        """The provider says that it knows nothing of the job: there will be no receipt.
+
+        One that knows of it may have waited too long for the last voucher; the receipt it still has.
+        """
+        each = self._awaited.get(failure.job)
+        if each is None or signer != each.agreement.provider or failure.chunks:
+            return []
+        return self._give_up(failure.job)
+
+    def _give_up(self, job: MessageId) -> list[MarketEffect]:
+        """The lane is free again; the row stays: it holds what was delivered."""
+        each = self._awaited.pop(job)
+        core, agreement = self._core, each.agreement
+        effects: list[MarketEffect] = [core.books.end(agreement.channel, agreement.lane, owed_back=False)]
+        lane = core.books.lane(agreement.channel, agreement.lane)
+        voucher = core.books.last_voucher(lane) if lane is not None else None
+        if voucher is not None and agreement.provider_node in core.linked:
+            effects.append(core.send_voucher(voucher, agreement.provider_node))
+        return effects
+
+    def _take_up(self, row: AwaitedReceipt, now: Now) -> None:
+        _, agreement = open_as(row.agreement, MessageKind.AGREEMENT)
+        _, acceptance = open_as(row.acceptance, MessageKind.ACCEPTANCE)
+        envelope, chunk = open_as(row.last_chunk, MessageKind.CHUNK)
+        assert isinstance(agreement, Agreement)
+        assert isinstance(acceptance, Acceptance)
+        assert isinstance(chunk, Chunk)
+        progress = Progress(
+            chunk.index + 1,
+            chunk_hash(envelope.payload),
+            WorkUnits(chunk.input_units),
+            WorkUnits(chunk.output_units),
+            chunk.due,
+            chunk.finish,
+        )
+        until = MonotonicMs(now.monotonic_ms + WAIT_MS)
+        self._awaited[row.record.job] = _Awaited(row, agreement, acceptance, progress, until)
+
+    def _standing(self, each: _Awaited) -> JobStanding:
+        agreement = each.agreement
+        sequence = self._core.books.position(agreement.channel, agreement.lane).sequence
+        return JobStanding(each.row.record.job, agreement.channel, agreement.lane, each.progress.chunks, sequence)
+
+    def _provider_at(self, node: NodeId) -> AccountId:
+        return next(e.agreement.provider for e in self._awaited.values() if e.agreement.provider_node == node)
+
+
+def _receipted(record: JobRecord, now: Now) -> JobRecord:
+    """The job as it stands with its receipt."""
+    history, cause = list(record.history), "the receipt came late and is acknowledged"
+    paid = history[-1].paid if history else record.paid
+    entry = HistoryEntry(
+        now.wall_ms, BuyerState.DONE.value, cause, attempt=record.attempt, chunks=record.chunks, paid=paid
+    )
+    noted(history, entry)
+    return replace(record, state=BuyerState.DONE.value, reason="", history=tuple(history))

@@ -1,0 +1,268 @@
+"""A job that was delivered whole has its result: what is missing is the receipt, which comes later and for nothing."""
+
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+
+from protocol.market.awaited_receipts import ASK_MS, AWAITED_MAX, WAIT_MS
+from protocol.market.buyer_delivery import RECEIPT_MISSING
+from protocol.market.events import JobDelivered, JobFailed, JobFinished, JobReceipted
+from protocol.market.records import AwaitedReceipt, JobRecord, ReceiptRecord, SellerLane, awaited_key
+from protocol.messages.effects import Table
+from protocol.messages.kinds import MessageKind
+from protocol.messages.market import Chunk, FaultKind, FinishReason, Receipt, Voucher
+from protocol.primitives.codec import Message, decode, encode
+from protocol.primitives.units import Amount, DurationMs
+from tests.market.test_balances import WHOLE, assert_balances
+from tests.market.test_restart import lanes
+from tests.market.town import Person, Town, Worker, envelope_of, request
+
+
+def without_receipt(town: Town) -> None:
+    """Nothing is lost but receipts."""
+    town.on_send = lambda sender, payload: not isinstance(payload, Receipt)
+
+
+def died_before_the_receipt(wanted: int = 1) -> Town:
+    """The provider sent the last chunk, and its process ended; it is not back yet."""
+    town = Town()
+    without_receipt(town)
+    town.start(request(wanted))
+    town.run()
+    town.on_send = None
+    town.unreachable.add(town.seller.node)
+    town.unlink(town.buyer, town.seller)
+    town.wait(3_000)
+    return town
+
+
+def comes_back(town: Town, crashed: bool = True) -> None:
+    if crashed:
+        town.crash(town.seller)
+    town.unreachable.clear()
+    town.publish()
+    town.wait(ASK_MS + 1_000)
+    town.run()
+
+
+def row_of_job(town: Town) -> JobRecord:
+    [record] = [decode(row, JobRecord) for row in town.buyer.rows(Table.JOB)]
+    return record
+
+
+def is_whole(town: Town) -> None:
+    """One receipt, acknowledged on both sides, and the price paid once."""
+    for person in (town.buyer, town.seller):
+        [record] = [decode(row, ReceiptRecord) for row in person.rows(Table.RECEIPT)]
+        assert record.final_voucher
+    bought, sold = lanes(town)
+    assert bought.position == sold.position
+    assert (bought.position.cumulative, bought.position.receipts_count, bought.job) == (WHOLE, 1, None)
+    assert (row_of_job(town).state, row_of_job(town).paid, row_of_job(town).reason) == ("done", WHOLE, "")
+    assert not [key for table, key in town.buyer.disk if table is Table.JOB_STATEMENT]
+    assert len(town.buyer.told(JobReceipted)) == len(town.buyer.told(JobDelivered)) == 1
+    assert_balances(town, WHOLE)
+
+
+def test_a_job_whose_provider_died_before_the_receipt_has_its_result_and_says_what_is_missing() -> None:
+    town = died_before_the_receipt()
+    [told] = [event for event in town.buyer.events if isinstance(event, JobDelivered)]
+    assert (told.paid, told.amount, told.output_units, told.chunks) == (WHOLE, WHOLE, 25, 4)
+    assert (told.finish, told.fault) == (FinishReason.STOP, FaultKind.NETWORK)
+    assert told.reason.startswith(RECEIPT_MISSING)
+    assert not town.buyer.told(JobFailed)
+    assert (row_of_job(town).state, row_of_job(town).paid) == ("delivered", WHOLE)
+    assert town.buyer.buyer.jobs() == ()
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+@pytest.mark.parametrize("buyer_restarts", [True, False])
+def test_the_receipt_comes_when_the_provider_is_back_and_nothing_is_paid_twice(
+    crashed: bool, buyer_restarts: bool
+) -> None:
+    town = died_before_the_receipt()
+    if buyer_restarts:
+        town.crash(town.buyer)
+    comes_back(town, crashed)
+    is_whole(town)
+
+
+def test_a_stalled_provider_that_was_paid_without_its_receipt_is_asked_for_it() -> None:
+    town = Town()
+    without_receipt(town)
+    town.start(request())
+    town.run()
+    town.wait(30_000)
+    town.run()
+    assert [record.state for record in town.seller.seller.jobs()] == []
+    assert lanes(town)[1].position.receipts_count == 0
+    town.on_send = None
+    town.wait(ASK_MS + 1_000)
+    town.run()
+    is_whole(town)
+
+
+def test_a_provider_that_missed_the_voucher_without_the_receipt_takes_the_one_with_it() -> None:
+    town = Town()
+    town.on_send = lambda sender, payload: (
+        not (isinstance(payload, Receipt) or (isinstance(payload, Voucher) and payload.cumulative == WHOLE))
+    )
+    town.start(request(stall_ms=DurationMs(10_000)))
+    town.run()
+    town.seller.timers.clear()
+    town.wait(10_000)
+    town.run()
+    assert town.buyer.told(JobDelivered)
+    assert len(town.seller.seller.jobs()) == 1
+    town.on_send = None
+    town.wait(ASK_MS)
+    town.run()
+    assert lanes(town)[1].position.sequence == 5
+    is_whole(town)
+
+
+def test_other_jobs_go_on_meanwhile_and_leave_the_lane_to_the_receipt() -> None:
+    town = Town(sellers=1)
+    without_receipt(town)
+    town.start(request())
+    town.run()
+    town.wait(30_000)
+    town.run()
+    town.on_send = lambda sender, payload: not (isinstance(payload, Receipt) and payload.lane == 0)
+    town.start(request(2))
+    town.run()
+    assert len(town.buyer.told(JobFinished)) == 1
+    assert {agreement.lane for agreement in town.watch.agreements.values()} == {0, 1}
+    town.on_send = None
+    town.wait(ASK_MS + 1_000)
+    town.run()
+    assert town.buyer.told(JobReceipted)
+    assert all(lane.position.receipts_count == 1 and lane.job is None for lane in town.buyer.buyer.books.lanes())
+    assert_balances(town, 2 * WHOLE)
+
+
+def test_the_providers_word_that_there_is_no_receipt_ends_the_wait_and_the_output_stays() -> None:
+    town = died_before_the_receipt()
+    for key in [key for key in town.seller.disk if key[0] is Table.RECEIPT]:
+        del town.seller.disk[key]  # an old backup
+    [lane_row] = [key for key in town.seller.disk if key[0] is Table.SELLER_LANE]
+    row = decode(town.seller.disk[lane_row], SellerLane)
+    town.seller.disk[lane_row] = encode(replace(row, pending=None, pending_job=None))
+    comes_back(town)
+    [lane] = town.buyer.buyer.books.lanes()
+    assert (lane.job, lane.position.cumulative, lane.position.receipts_count) == (None, WHOLE, 0)
+    job = row_of_job(town).job
+    assert row_of_job(town).state == "delivered"
+    kept = decode(town.buyer.disk[(Table.JOB_STATEMENT, awaited_key(job))], AwaitedReceipt)
+    assert kept.output == Worker().output()
+    town.start(request(2))
+    town.run()
+    assert town.buyer.told(JobFinished)
+    assert_balances(town, 2 * WHOLE)
+
+
+def test_the_wait_ends_with_time_and_with_the_channel() -> None:
+    town = died_before_the_receipt()
+    town.wait(WAIT_MS - 10_000)
+    [lane] = town.buyer.buyer.books.lanes()
+    assert lane.job is not None
+    town.wait(10_000 + ASK_MS)
+    [lane] = town.buyer.buyer.books.lanes()
+    assert lane.job is None
+    gone = died_before_the_receipt()
+    gone.ledger.channels.clear()
+    gone.wait(ASK_MS)
+    assert [lane.job for lane in gone.buyer.buyer.books.lanes()] in ([], [None])
+
+
+LIES: list[Callable[[Receipt], Receipt]] = [
+    lambda good: replace(good, amount=Amount(good.amount + 1)),
+    lambda good: replace(good, output_commitment=good.job),
+    lambda good: replace(good, chunks=good.chunks + 1),
+    lambda good: replace(good, accepted_at=good.accepted_at + 1),
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_late_receipt_that_is_not_the_jobs_is_not_acknowledged(lie: Callable[[Receipt], Receipt]) -> None:
+    town = Town()
+    receipts: list[Receipt] = []
+
+    def heard(sender: Person, payload: Message) -> bool:
+        if isinstance(payload, Receipt):
+            receipts.append(payload)
+        return not isinstance(payload, Receipt)
+
+    town.on_send = heard
+    town.start(request())
+    town.run()
+    town.wait(30_000)
+    town.run()
+    before = lanes(town)[0]
+    false = lie(receipts[0])
+    town.hand(town.buyer, town.seller.node, envelope_of(town.seller, MessageKind.RECEIPT, false)[2])
+    town.hand(town.buyer, town.seller.node, envelope_of(town.buyer, MessageKind.RECEIPT, receipts[0])[2])
+    assert lanes(town)[0] == before
+    town.hand(town.buyer, town.seller.node, envelope_of(town.seller, MessageKind.RECEIPT, receipts[0])[2])
+    town.run()
+    is_whole(town)
+
+
+def test_the_last_chunk_leaves_no_earlier_than_what_its_receipt_is_judged_by_is_on_the_disk() -> None:
+    for steps in range(60):
+        town = Town()
+
+        def heard(sender: Person, payload: Message) -> bool:
+            if isinstance(payload, Chunk) and payload.finish is not FinishReason.NONE:
+                assert sender.rows(Table.RECEIPT), "whoever has all of the output can get its receipt"
+            return True
+
+        town.on_send = heard
+        town.crash_after = steps
+        town.start(request())
+        town.run()
+        town.wait(100_000)
+        town.run()
+
+
+@pytest.mark.parametrize("steps", range(0, 24, 2))
+def test_a_provider_that_dies_at_any_step_behind_the_last_chunk_hands_its_receipt_over_in_the_end(steps: int) -> None:
+    town = Town()
+    town.start(request())
+    while not any(chunk.finish for chunks in town.watch.delivered.values() for chunk in chunks.values()):
+        town.busy()[0]()
+    for _ in range(steps):
+        if town.busy():
+            town.busy()[0]()
+    town.unreachable.add(town.seller.node)
+    town.crash(town.seller)
+    town.run()
+    town.wait(5_000)
+    town.unreachable.clear()
+    town.link(town.buyer, town.seller)
+    town.run()
+    assert len(town.buyer.told(JobFinished)) + len(town.buyer.told(JobDelivered)) == 1
+    bought, sold = lanes(town)
+    assert bought.position == sold.position
+    assert bought.position.receipts_count == 1
+    assert row_of_job(town).state == "done"
+    assert_balances(town, WHOLE)
+
+
+def test_receipts_that_are_waited_for_are_bounded() -> None:
+    town = Town()
+    without_receipt(town)
+    awaited = town.buyer.buyer._awaited
+    town.start(request())
+    town.run()
+    town.wait(30_000)
+    town.run()
+    [(job, each)] = awaited._awaited.items()
+    for number in range(AWAITED_MAX - 1):
+        awaited._awaited[type(job)(number.to_bytes(32, "big"))] = each
+    town.start(request(2))
+    town.run()
+    town.wait(30_000)
+    assert len(awaited._awaited) == AWAITED_MAX
+    assert job not in awaited
