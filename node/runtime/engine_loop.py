@@ -170,8 +170,8 @@ class EngineLoop:
 
     # Hands, called by the executor in the order of effects
 
-    def signed(self, effect: SignAndSend, envelope: bytes) -> None:
-        """An envelope of ours exists: send it where it should go and hand it back."""
+    def send_signed(self, effect: SignAndSend, envelope: bytes) -> None:
+        """An envelope of ours exists: send it where it should go."""
         assert self._transport is not None
         if effect.kind not in _BETWEEN_TWO:
             opened, _ = open_envelope(envelope)
@@ -179,6 +179,9 @@ class EngineLoop:
         message: WireMessage = Ballot(envelope) if effect.kind in _BALLOTS else Direct(envelope)
         for peer in effect.to:
             self._transport.send(peer, message)
+
+    def hand_back(self, envelope: bytes) -> None:
+        """Our own statement comes back to the engine as an input."""
         self.feed(Signed(envelope))
 
     def act(self, effect: Effect) -> None:

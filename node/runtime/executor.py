@@ -70,7 +70,8 @@ class Actor(Protocol):
     """Carries out effects that are not about the disk."""
 
     def act(self, effect: Effect) -> None: ...
-    def signed(self, effect: SignAndSend, envelope: bytes) -> None: ...
+    def send_signed(self, effect: SignAndSend, envelope: bytes) -> None: ...
+    def hand_back(self, envelope: bytes) -> None: ...
 
 
 class EffectExecutor:
@@ -101,6 +102,8 @@ class EffectExecutor:
         """When what waits for the disk will be committed."""
         self._urgent = False
         """True while something in the queue shall leave as soon as the disk lets it."""
+        self._signed: deque[bytes] = deque()
+        """Sent, and not handed back to the engine yet: links write first, so that peers work while we take notes."""
         self._failure: Exception | None = None
         self._checkpointing: Future[None] | None = None
         self._commit_s = 1.0
@@ -171,7 +174,7 @@ class EffectExecutor:
             self._attempt(self._queue.popleft())
         if not self._queue:
             self._urgent = False
-            if self._failure is None:
+            if self._failure is None and not self._signed:
                 self._idle.set()
         elif self._failure is None:
             self._schedule()
@@ -246,9 +249,31 @@ class EffectExecutor:
             case SignAndSend():
                 payload = allowed[id(effect)] if effect.position is not None else effect.payload
                 if payload is not None:
-                    self._actor.signed(effect, self._signer.sign(effect.kind, payload))
+                    self._sign(effect, payload)
             case _:
                 self._actor.act(effect)
+
+    def _sign(self, effect: SignAndSend, payload: bytes) -> None:
+        envelope = self._signer.sign(effect.kind, payload)
+        self._actor.send_signed(effect, envelope)
+        if not effect.to:
+            self._actor.hand_back(envelope)
+            return
+        if not self._signed:
+            self._idle.clear()
+            asyncio.get_running_loop().call_soon(self._hand_back)
+        self._signed.append(envelope)
+
+    def _hand_back(self) -> None:
+        """Behind the links' writers in the loop's next turn, and before anything that comes in during it: no answer to
+        a statement is heard before the statement itself is known here."""
+        while self._signed and self._failure is None:
+            try:
+                self._actor.hand_back(self._signed[0])
+            except Exception as error:
+                self.fail(error)
+            self._signed.popleft()
+        self._proceed()
 
     async def _commit(self, durable: list[Durable]) -> None:
         loop = asyncio.get_running_loop()

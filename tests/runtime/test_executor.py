@@ -61,12 +61,17 @@ class Hands:
 
     def __init__(self) -> None:
         self.done: list[Effect | bytes] = []
+        self.handed_back: list[tuple[bytes, int]] = []
+        """Each with how much had been done before."""
 
     def act(self, effect: Effect) -> None:
         self.done.append(effect)
 
-    def signed(self, effect: SignAndSend, envelope: bytes) -> None:
+    def send_signed(self, effect: SignAndSend, envelope: bytes) -> None:
         self.done.append(envelope)
+
+    def hand_back(self, envelope: bytes) -> None:
+        self.handed_back.append((envelope, len(self.done)))
 
 
 class Bench:
@@ -144,6 +149,15 @@ def test_a_full_disk_ends_the_executor_with_nothing_sent_nor_signed_that_stood_b
     assert bench.hands.done == [GREETING], "what stood before the row waits for no disk"
     assert bench.guard.held() == []
     assert bench.store.get(Table.SELLER_LANE, b"k" * 33) is None
+
+
+def test_a_statement_is_handed_back_behind_all_that_was_sent_with_it_and_before_the_executor_is_idle(
+    bench: Bench,
+) -> None:
+    kept = SignAndSend(MessageKind.OFFER, offer())
+    bench.carry_out(SignAndSend(MessageKind.OFFER, offer(), (PEER,)), GREETING, kept, GREETING)
+    sent, _, unsent, _ = bench.hands.done
+    assert bench.hands.handed_back == [(unsent, 3), (sent, 4)]
 
 
 def test_a_second_statement_at_one_position_gives_the_first_signed_again(bench: Bench) -> None:
