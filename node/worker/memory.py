@@ -41,7 +41,7 @@ class MemoryNeed:
 
 
 def need_of(store: ModelStore, manifest: Manifest, slots: int) -> MemoryNeed:
-    """What a worker for this model will take with so many jobs at once: read from a stranger's file, so off the loop."""
+    """What a worker for this model will take with so many jobs at once. It reads a stranger's file: off the loop."""
     size = manifest.size_bytes()
     runtime = RUNTIME_BYTES.get(manifest.runtime, RUNTIME_BYTES_OTHER)
     if manifest.runtime == "onnx" and "tokenizer_file" in manifest.settings:

@@ -222,8 +222,8 @@ class CancelTimer(_Effect, frozen=True):
 class Dial(_Effect, frozen=True):
     """Link to this node if there is no link yet; with ``keep`` make the link anew whenever it ends.
 
-    No addresses: those that peers have told, as soon as one has. ``once``: somebody else wants the link, so each address
-    is tried once, and none that has failed lately.
+    No addresses: those that peers have told, as soon as one has. ``once``: somebody else wants the link, so each
+    address is tried once, and none that has failed lately.
     """
 
     node: NodeId
