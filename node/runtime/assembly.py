@@ -77,6 +77,7 @@ def taken_up(engine: Engine, store: Store) -> list[Effect]:
             own_transactions=[value for _, value in store.load_table(Table.OWN_TRANSACTION)],
             row=store.get,
             now=now,
+            standing=store.load_table(Table.STANDING),
         )
     ]
 

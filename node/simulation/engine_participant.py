@@ -93,6 +93,7 @@ class EngineParticipant:
             own_transactions=[*tables[Table.OWN_TRANSACTION].values()],
             row=lambda table, key: tables[table].get(key),
             now=now,
+            standing=[*tables[Table.STANDING].items()],
         )
         effects += self.engine.step(Started(nonce), now)
         return effects + (self.engine.step(self._serve, now) if self._serve is not None else [])

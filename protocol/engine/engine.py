@@ -178,10 +178,12 @@ class Engine:
         own_transactions: Iterable[bytes],
         row: Callable[[Table, bytes], bytes | None],
         now: Now,
+        standing: Iterable[tuple[bytes, bytes]] = (),
     ) -> list[Effect]:
-        """Take up what an earlier life left on disk; once, before the first input. ``row`` reads one stored row."""
+        """Take up what an earlier life left on disk; once, before the first input. ``row`` reads one stored row,
+        ``standing`` are the rows of ``Table.STANDING``."""
         effects = [
-            *self.trade.restore(buyer_lanes, seller_lanes, row, now),
+            *self.trade.restore(buyer_lanes, seller_lanes, row, now, standing),
             *self.own.restore(own_transactions, self.replica.state),
         ]
         return self._follow(effects, now)

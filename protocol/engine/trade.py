@@ -80,10 +80,11 @@ class Trade:
         seller_lanes: Iterable[bytes],
         row: Callable[[Table, bytes], bytes | None],
         now: Now,
+        standing: Iterable[tuple[bytes, bytes]] = (),
     ) -> list[Effect]:
         """Take up what an earlier life left on disk."""
         return [
-            *self._carry(self.buyer, self.buyer.restore(buyer_lanes, row, now), now),
+            *self._carry(self.buyer, self.buyer.restore(buyer_lanes, row, now, standing), now),
             *self._carry(self.seller, self.seller.restore(seller_lanes, row, now), now),
         ]
 

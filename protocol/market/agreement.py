@@ -72,6 +72,8 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     """The same job at so many different providers; their outputs are compared."""
     replicas_min: int = 1
     """So many at least; with fewer the request is refused, or fails."""
+    group: Hash | None = None
+    """The request whose replica this is."""
 
 
 class LaneTerms(Struct, frozen=True):

@@ -2,18 +2,42 @@
 
 Law: only what a provider answers for counts against it: a job that it failed, a link that it lost, a node that can't be
 reached. Each failure in a row doubles its time in the last ranks, up to a cap; one good job ends it. Want of capacity
-is no failure: it costs a moment, until the provider's next offer shows its slots. Forgotten at a restart: what lasts is
-on the ledger and in the books.
+is no failure: it costs a moment, until the provider's next offer shows its slots. Failures and dropped claims outlive a
+restart: one row that the disk has at most a second later, and that no job waits for.
 """
 
-from msgspec import Struct
+from collections.abc import Mapping
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from protocol.market.policies import BuyerPolicy
-from protocol.messages.effects import Now
-from protocol.primitives.units import AccountId, MonotonicMs
+from protocol.market.records import BACKOFF_KEY
+from protocol.market.requests import MarketEffect
+from protocol.messages.effects import Now, Put, Table
+from protocol.primitives.codec import Message, decode, encode
+from protocol.primitives.units import AccountId, AccountIdField, MonotonicMs, TimestampField, TimestampMs
 
 PROVIDERS_MAX = 1024
 """Providers remembered; beyond it those whose time ends first are forgotten: 100 bytes each."""
+
+
+class _Kept(Message, frozen=True):
+    """One provider's ``_Failures``, by the wall clock."""
+
+    provider: AccountIdField
+    count: Annotated[int, Meta(ge=1, le=2**32)]
+    until: TimestampField
+
+
+_Providers = Annotated[tuple[_Kept, ...], Meta(max_length=PROVIDERS_MAX)]
+
+
+class BackoffRow(Message, frozen=True):
+    """What a restart takes up: failures in a row, and claims that were dropped."""
+
+    failed: _Providers
+    forgiven: _Providers
 
 
 class _Failures(Struct, frozen=True):
@@ -31,10 +55,11 @@ class Backoff:
         self._failed: dict[AccountId, _Failures] = {}
         self._full: dict[AccountId, MonotonicMs] = {}
         self._forgiven: dict[AccountId, _Failures] = {}
+        self._saved = True
 
     def failed(self, provider: AccountId, now: Now) -> None:
         """The provider failed a job or could not be reached."""
-        policy = self._policy
+        policy, self._saved = self._policy, False
         before = self._failed.pop(provider, None)
         # As long a good while as the longest bad one makes earlier failures forgotten.
         in_a_row = before is not None and now.monotonic_ms < before.until + policy.demoted_ms_max
@@ -61,7 +86,8 @@ class Backoff:
         if before is not None and now.monotonic_ms < before.until:
             return False
         count = before.count + 1 if before is not None else 1
-        lasts = self._policy.demoted_ms << min(count - 1, 32)
+        lasts = self._forgiven_ms(count)
+        self._saved = False
         self._forgiven[provider] = _Failures(count, MonotonicMs(now.monotonic_ms + lasts))
         if len(self._forgiven) > PROVIDERS_MAX:
             del self._forgiven[min(self._forgiven, key=lambda each: self._forgiven[each].until)]
@@ -69,11 +95,29 @@ class Backoff:
 
     def succeeded(self, provider: AccountId) -> None:
         """The provider finished a job: its failures are forgotten, and one claim that was dropped."""
-        self._failed.pop(provider, None)
+        failed = self._failed.pop(provider, None)
         self._full.pop(provider, None)
+        self._saved = self._saved and failed is None and provider not in self._forgiven
         forgiven = self._forgiven.pop(provider, None)
         if forgiven is not None and forgiven.count > 1:
             self._forgiven[provider] = _Failures(forgiven.count - 1, forgiven.until)
+
+    def unsaved(self, now: Now) -> list[MarketEffect]:
+        """The row as it should be on the disk, if it changed since it was asked for last."""
+        if self._saved:
+            return []
+        self._saved = True
+        row = BackoffRow(_kept(self._failed, now), _kept(self._forgiven, now))
+        return [Put(Table.STANDING, BACKOFF_KEY, encode(row))]
+
+    def restore(self, value: bytes, now: Now) -> None:
+        """Take up the row. Whatever the clock did meanwhile, nobody ranks last for longer than a failure makes it."""
+        row, policy = decode(value, BackoffRow), self._policy
+        self._failed = {each.provider: _taken_up(each, policy.demoted_ms_max, now) for each in row.failed}
+        self._forgiven = {each.provider: _taken_up(each, self._forgiven_ms(each.count), now) for each in row.forgiven}
+
+    def _forgiven_ms(self, count: int) -> int:
+        return self._policy.demoted_ms << min(count - 1, 32)
 
     def demoted(self, now: Now) -> tuple[AccountId, ...]:
         """Providers that failed lately."""
@@ -84,3 +128,16 @@ class Backoff:
         if self._full:
             self._full = {account: until for account, until in self._full.items() if until > now.monotonic_ms}
         return tuple(self._full)
+
+
+def _kept(failures: Mapping[AccountId, _Failures], now: Now) -> tuple[_Kept, ...]:
+    ahead_ms = now.wall_ms - now.monotonic_ms
+    return tuple(
+        _Kept(account, min(each.count, 2**32), TimestampMs(max(0, each.until + ahead_ms)))
+        for account, each in failures.items()
+    )
+
+
+def _taken_up(kept: _Kept, lasts_ms: int, now: Now) -> _Failures:
+    left_ms = min(kept.until - now.wall_ms, lasts_ms)
+    return _Failures(kept.count, MonotonicMs(now.monotonic_ms + left_ms))

@@ -44,9 +44,17 @@ from protocol.market.comparison import BuyerComparison
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import BuyerLane, JobRecord, ReceiptRecord, ended_by_restart
+from protocol.market.records import (
+    BACKOFF_KEY,
+    WAITING_PREFIX,
+    BuyerLane,
+    JobRecord,
+    ReceiptRecord,
+    ended_by_restart,
+    waiting_ended,
+)
 from protocol.market.requests import MarketEffect
-from protocol.messages.effects import Dial, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.effects import Delete, Dial, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import (
@@ -66,6 +74,9 @@ from protocol.messages.market import (
 from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import AccountId, ChannelId, Hash, MessageId, MonotonicMs, NodeId
+
+REPLICA_OF = "replica of"
+"""Beginning of the first cause in the timeline of a request that belongs to a group; the group's id follows."""
 
 _OPENING = (BuyerState.CHOOSING, BuyerState.CONNECTING, BuyerState.OPENING_CHANNEL)
 
@@ -99,7 +110,8 @@ class Buyer:
             raise RequestInvalid(f"{core.policy.jobs_max} requests are under way already")
         job = BuyerJob(request, now)
         core.requests[request.request] = job
-        job.note(now.wall_ms, job.state.value, "requested")
+        asked = "requested" if request.group is None else f"{REPLICA_OF} {request.group.hex()}"
+        job.note(now.wall_ms, job.state.value, asked)
         return self._bidding.begin(job, now)
 
     def cancel(self, request: Hash, reason: str, now: Now) -> list[MarketEffect]:
@@ -256,7 +268,8 @@ class Buyer:
 
     def housekeeping(self, now: Now) -> list[MarketEffect]:
         """A second has passed: quiet jobs are compared with their providers', channels are looked after."""
-        return [*self._comparison.due(now), *self._awaited.due(now), *self._care.due(now)]
+        kept = self._core.backoff.unsaved(now)
+        return [*self._comparison.due(now), *self._awaited.due(now), *self._care.due(now), *kept]
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Go on with jobs whose channel the ledger may have funded."""
@@ -299,10 +312,12 @@ class Buyer:
         lane_rows: Iterable[bytes],
         row: Callable[[Table, bytes], bytes | None],
         now: Now,
+        standing: Iterable[tuple[bytes, bytes]] = (),
     ) -> list[MarketEffect]:
         """Take up the books after a restart. Jobs that were under way have failed; what was promised stays promised.
 
-        ``lane_rows`` are the values of ``Table.BUYER_LANE``; ``row`` reads one row of another table.
+        ``lane_rows`` are the values of ``Table.BUYER_LANE``; ``row`` reads one row of another table; ``standing`` are
+        the rows of ``Table.STANDING``.
         """
         core = self._core
         lanes = [decode(value, BuyerLane) for value in lane_rows]
@@ -319,6 +334,12 @@ class Buyer:
                     effects.append(_failed_by_restart(decode(stored, JobRecord), lane, now))
                 core.to_cancel.setdefault(lane.node, []).append(Cancellation(lane.job, 0, "buyer restarted"))
                 effects.append(Dial(lane.node, ()))
+        for key, value in standing:
+            if key == BACKOFF_KEY:
+                core.backoff.restore(value, now)
+            elif key.startswith(WAITING_PREFIX):
+                ended = waiting_ended(decode(value, JobRecord), now.wall_ms)
+                effects += [Put(Table.JOB, ended.request, encode(ended)), Delete(Table.STANDING, key)]
         return effects
 
     def jobs(self) -> tuple[JobRecord, ...]:
@@ -393,6 +414,8 @@ class Buyer:
 
 
 def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
-    reason = "this node restarted while the job was under way"
+    reason, asked = "this node restarted while the job was under way", record.history[0].cause if record.history else ""
+    if asked.startswith(REPLICA_OF):
+        reason += f"; it was a {asked}"
     failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

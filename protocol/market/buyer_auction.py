@@ -55,7 +55,8 @@ class Bidding:
         job.auction = Auction(job.bid, request.model, window_ms, window_ms)
         core.by_bid[job.bid] = job
         entered = core.enter(job, BuyerState.AUCTIONING, "bid is told to all providers", now)
-        return [SignAndSend(MessageKind.BID, job.bid_payload), *entered, *self._dial(job, now)]
+        bid = SignAndSend(MessageKind.BID, job.bid_payload)
+        return [bid, *entered, *self._dial(job, now), *core.keep_waiting(job)]
 
     def bid_signed(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         """The bid goes out now: from now on seals are taken."""

@@ -14,9 +14,9 @@ from protocol.market.events import AttemptFailed, JobCancelled, JobDelivered, Jo
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import JobRecord, JobStatements, ReceiptRecord
+from protocol.market.records import JobRecord, JobStatements, ReceiptRecord, waiting_key
 from protocol.market.requests import MarketEffect
-from protocol.messages.effects import CancelTimer, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.effects import CancelTimer, Delete, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Cancellation, FaultKind, Receipt, Voucher
 from protocol.primitives.codec import encode
@@ -94,6 +94,21 @@ class BuyerCore:
             SetTimer(timer_key(job), job.due_at()),
             Notify(JobProgressed(job.request.request, job.job_id(), state.value, clip(cause))),
         ]
+
+    def keep_waiting(self, job: BuyerJob) -> list[MarketEffect]:
+        """Without an agreement a request has no row: one that has to wait gets one, should this process end meanwhile.
+        Put behind what else the step does: nothing waits for it."""
+        if job.waits is job.state:
+            return []
+        job.waits = job.state
+        return [Put(Table.STANDING, waiting_key(job.request.request), encode(job.record(self.own)))]
+
+    def waits_no_more(self, job: BuyerJob) -> list[MarketEffect]:
+        """It has an agreement, or an end."""
+        if job.waits is None:
+            return []
+        job.waits = None
+        return [Delete(Table.STANDING, waiting_key(job.request.request))]
 
     def postpone(self, job: BuyerJob, now: Now) -> MarketEffect:
         """Start the deadline of the state again: the provider did what was due."""
@@ -173,7 +188,7 @@ class BuyerCore:
         assert job.attempt is None
         del self.requests[job.request.request]
         self.by_bid.pop(job.bid, None)
-        return [CancelTimer(timer_key(job))]
+        return [*self.waits_no_more(job), CancelTimer(timer_key(job))]
 
     def finish_done(self, job: BuyerJob, receipt: Receipt, now: Now) -> list[MarketEffect]:
         """Delivered, paid and receipted."""

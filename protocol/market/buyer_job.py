@@ -232,6 +232,7 @@ class BuyerJob:
         "state",
         "total_until",
         "unshown",
+        "waits",
     )
 
     def __init__(self, request: JobRequest, now: Now) -> None:
@@ -250,6 +251,8 @@ class BuyerJob:
         self.lost_until: MonotonicMs | None = None
         """The attempt's link is gone: how long it is waited for, until more is known."""
         self.state = BuyerState.CHOOSING
+        self.waits: BuyerState | None = None
+        """The state in which the disk has it as one that waits."""
         self.bid: MessageId = NO_JOB
         self.bid_bytes = b""
         self.auction: Auction | None = None

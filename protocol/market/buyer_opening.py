@@ -80,7 +80,7 @@ class Opening:
         if job.full:
             pause_ms = min(core.policy.full_ms << min(job.refusals, 16), core.policy.full_ms_max)
             job.deadline = MonotonicMs(min(until, now.monotonic_ms + pause_ms))
-        return [*effects, SetTimer(timer_key(job), job.deadline)]
+        return [*effects, SetTimer(timer_key(job), job.deadline), *core.keep_waiting(job)]
 
     def look_again(self, job: BuyerJob, now: Now) -> list[MarketEffect]:
         """A wait is over: those that had no room may have some now."""
@@ -171,7 +171,7 @@ class Opening:
             if job.state is BuyerState.CONNECTING:
                 return []
             effects = core.enter(job, BuyerState.CONNECTING, "no link to the provider yet", now)
-            return [*effects, Dial(offer.node, offer.addresses)]
+            return [*effects, Dial(offer.node, offer.addresses), *core.keep_waiting(job)]
         if job.auction is not None and job.auction.lapsed(match.terms, now):
             return self.choose(job, now)  # the ledger took longer than the quote lasts: by posted prices, then
         lane = self._find_lane(job, match.live.account, match.price_at_limits)
@@ -226,7 +226,8 @@ class Opening:
             wanted.append(WantTransaction(action, provider))
         if job.state is BuyerState.OPENING_CHANNEL:
             return wanted
-        return [*core.enter(job, BuyerState.OPENING_CHANNEL, "the channel needs a deposit", now), *wanted]
+        entered = core.enter(job, BuyerState.OPENING_CHANNEL, "the channel needs a deposit", now)
+        return [*entered, *wanted, *core.keep_waiting(job)]
 
     def _funding_action(self, provider: AccountId, ceiling: Amount) -> ChannelOpen | ChannelTopUp | str:
         core = self._core
@@ -281,6 +282,7 @@ class Opening:
         entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{behind}", now)
         return [
             lane_put,
+            *core.waits_no_more(job),
             core.put_record(job),
             Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
             *messages,  # a bid binds nobody, but nobody looks at it before the agreement: they share a frame

@@ -5,7 +5,8 @@ channel was opened: ``cumulative`` is what was promised, ``earned`` what was wor
 provider's debt.
 
 Tables: ``BUYER_LANE`` and ``SELLER_LANE`` by ``lane_key``; ``JOB`` by job id (or by request id for a request that never
-came to an agreement); ``RECEIPT`` and ``JOB_STATEMENT`` by job id; ``JOB_OF_REQUEST`` by ``attempt_key``.
+came to an agreement); ``RECEIPT`` and ``JOB_STATEMENT`` by job id; ``JOB_OF_REQUEST`` by ``attempt_key``; in
+``STANDING`` the few rows that only a restart reads, by ``waiting_key`` and ``BACKOFF_KEY``.
 """
 
 from enum import IntEnum
@@ -280,6 +281,14 @@ def ended_by_restart(
     )
 
 
+def waiting_ended(record: JobRecord, at: int) -> JobRecord:
+    """The row of a request that waited without an agreement when its node's process ended."""
+    reason = f"this node restarted while the request was {record.state}"
+    history = list(record.history)
+    noted(history, HistoryEntry(TimestampMs(at), "failed", reason, attempt=record.attempt))
+    return replace(record, state="failed", fault=FaultKind.NETWORK, reason=reason, history=tuple(history))
+
+
 def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> Timeline:
     """What one side says of its job when it is asked."""
     return Timeline(
@@ -301,6 +310,17 @@ def timeline_of(record: JobRecord, request: MessageId, told_at: TimestampMs) -> 
 def attempt_key(request: Hash, attempt: int) -> bytes:
     """Sorts by request, then by the attempt's number."""
     return request + attempt.to_bytes(4, "big")
+
+
+WAITING_PREFIX = b"request/"
+
+BACKOFF_KEY = b"backoff"
+"""Row of ``Table.STANDING``: which providers failed of late, and whose claims were dropped."""
+
+
+def waiting_key(request: Hash) -> bytes:
+    """Row of ``Table.STANDING``: a request that waits without an agreement, as its ``JobRecord``."""
+    return WAITING_PREFIX + request
 
 
 def awaited_key(job: MessageId) -> bytes:

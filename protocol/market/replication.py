@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from protocol.market.agreement import JobRequest
 from protocol.market.buyer import Buyer
-from protocol.market.buyer_job import RequestInvalid, check_request, clip
+from protocol.market.buyer_job import BuyerJob, RequestInvalid, check_request, clip
 from protocol.market.events import (
     NO_JOB,
     JobAgreed,
@@ -34,10 +34,11 @@ from protocol.market.events import (
 from protocol.market.matching import Match, Want
 from protocol.market.offer_search import best_offer, quote
 from protocol.market.order_book import OrderBook
+from protocol.market.records import waiting_key
 from protocol.market.requests import MarketEffect
-from protocol.messages.effects import Notify, Now
+from protocol.messages.effects import Delete, Notify, Now, Put, Table
 from protocol.messages.market import FaultKind, FinishReason, Receipt
-from protocol.primitives.codec import Message
+from protocol.primitives.codec import Message, encode
 from protocol.primitives.hashing import Domain, digest
 from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import AccountId, Amount, DurationMs, Hash, MessageId, MonotonicMs, WorkUnits
@@ -46,6 +47,9 @@ ATTEMPTS_MAX = 3
 """Providers tried for one replica."""
 
 _REASONS_TOLD_MAX = 16
+
+_REPLICATED = "with its replicas"
+"""State of a group's row while its replicas are under way."""
 
 
 class TooFewProviders(RequestInvalid):
@@ -126,7 +130,14 @@ class Replication:
             replica = _Replica(number, Hash(b""), match.live.account, match.price_at_limits)
             group.replicas.append(replica)
             effects += self._run(group, replica, now)
-        return effects
+        return [*effects, self._kept(group, now)]
+
+    def _kept(self, group: _Group, now: Now) -> MarketEffect:
+        """A group is in memory alone; should this process end, its request is told to have ended with it."""
+        job = BuyerJob(group.request, now)
+        job.note(now.wall_ms, _REPLICATED, f"{len(group.replicas)} replicas")
+        record = replace(job.record(self._buyer.own), state=_REPLICATED)
+        return Put(Table.STANDING, waiting_key(group.request.request), encode(record))
 
     def cancel(self, request: Hash, reason: str, now: Now) -> list[MarketEffect]:
         """The asker wants no more of a group."""
@@ -211,6 +222,7 @@ class Replication:
             price_ceiling=replica.ceiling,
             choose_ms=DurationMs(0),
             patient=False,  # another provider may have room
+            group=request.request,
             total_ms=DurationMs(max(1, group.until - now.monotonic_ms)),
         )
         try:
@@ -318,6 +330,10 @@ class Replication:
             return []
         request = group.request
         del self._groups[request.request]
+        return [Delete(Table.STANDING, waiting_key(request.request)), *self._end(group)]
+
+    def _end(self, group: _Group) -> list[MarketEffect]:
+        request = group.request
         if group.cancelled is not None:
             return [Notify(JobCancelled(request.request, NO_JOB, clip(group.cancelled), group.paid(), WorkUnits(0)))]
         done = [replica for replica in group.replicas if replica.receipt is not None]

@@ -386,7 +386,8 @@ class Town:
             if other is not person:
                 for live in other.book.offers():
                     person.book.consider_offer(live.id, live.offer, live.account, Amount(5), Amount(5), self.now)
-        effects = person.buyer.restore(person.rows(Table.BUYER_LANE), row, self.now)
+        standing = [(key, value) for (table, key), value in sorted(person.disk.items()) if table is Table.STANDING]
+        effects = person.buyer.restore(person.rows(Table.BUYER_LANE), row, self.now, standing)
         effects += person.seller.restore(person.rows(Table.SELLER_LANE), row, self.now)
         self.do(person, effects)
         for peer in peers:
