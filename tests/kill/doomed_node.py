@@ -73,7 +73,8 @@ class Doom:
 
 def arm(doom: Doom) -> None:
     """Let the node's executor and links tell of their steps."""
-    submit, act, signed, send_frame = EffectExecutor.submit, EffectExecutor._act, EngineLoop.signed, link.send_frame
+    submit, act, send_signed = EffectExecutor.submit, EffectExecutor._act, EngineLoop.send_signed
+    send_frame = link.send_frame
 
     def submit_and_tell(executor: EffectExecutor, effects: Iterable[Effect]) -> None:
         known = tuple(effects)
@@ -85,7 +86,7 @@ def arm(doom: Doom) -> None:
         act(executor, effect, allowed)
 
     def signed_and_tell(loop: EngineLoop, effect: SignAndSend, envelope: bytes) -> None:
-        signed(loop, effect, envelope)
+        send_signed(loop, effect, envelope)
         doom.signed(effect, envelope)
 
     async def send_and_tell(socket: Socket, frame: bytes) -> None:
@@ -94,7 +95,7 @@ def arm(doom: Doom) -> None:
 
     EffectExecutor.submit = submit_and_tell  # type: ignore[assignment, method-assign]
     EffectExecutor._act = act_and_tell  # type: ignore[assignment, method-assign]
-    EngineLoop.signed = signed_and_tell  # type: ignore[assignment, method-assign]
+    EngineLoop.send_signed = signed_and_tell  # type: ignore[assignment, method-assign]
     link.send_frame = send_and_tell
 
 
