@@ -56,7 +56,9 @@ def buyer_in(state: BuyerState) -> Town:
     town = Town()
     wanted = request(choose_ms=DurationMs(3_000))
     match state:
-        case BuyerState.CHOOSING:
+        case BuyerState.AUCTIONING | BuyerState.CHOOSING:
+            if state is BuyerState.AUCTIONING:
+                wanted = request(auction_ms=DurationMs(2_000))
             town.buyer.book = type(town.buyer.book)()
             town.buyer.buyer._core.order_book = town.buyer.book
         case BuyerState.CONNECTING:
@@ -164,7 +166,6 @@ HAPPENINGS: dict[str, Callable[[Town], None]] = {
     ),
 }
 BUYER_STATES = tuple(EXPIRIES)
-WALKED = tuple(state for state in BUYER_STATES if state.name != "AUCTIONING")
 
 
 def _standing(job: MessageId, chunks: int) -> JobStanding:
@@ -198,7 +199,7 @@ def ends_right(town: Town) -> None:
         assert sold is None or sold.position.cumulative <= bought.position.cumulative
 
 
-@pytest.mark.parametrize(("state", "said"), list(product(WALKED, STATEMENTS)), ids=str)
+@pytest.mark.parametrize(("state", "said"), list(product(BUYER_STATES, STATEMENTS)), ids=str)
 def test_buyer_listens_in_each_state_to_what_the_table_says_and_to_nothing_else(state: BuyerState, said: str) -> None:
     town = buyer_in(state)
     found = statements(town).get(said)
@@ -221,7 +222,7 @@ def test_buyer_listens_in_each_state_to_what_the_table_says_and_to_nothing_else(
     ends_right(town)
 
 
-@pytest.mark.parametrize(("state", "happens"), list(product(WALKED, HAPPENINGS)), ids=str)
+@pytest.mark.parametrize(("state", "happens"), list(product(BUYER_STATES, HAPPENINGS)), ids=str)
 def test_whatever_else_happens_in_a_state_the_request_ends_right(state: BuyerState, happens: str) -> None:
     town = buyer_in(state)
     HAPPENINGS[happens](town)
@@ -232,7 +233,7 @@ def test_whatever_else_happens_in_a_state_the_request_ends_right(state: BuyerSta
     ends_right(town)
 
 
-@pytest.mark.parametrize("state", WALKED, ids=str)
+@pytest.mark.parametrize("state", BUYER_STATES, ids=str)
 def test_default_payout_of_each_state_is_what_the_table_says_to_the_unit(state: BuyerState) -> None:
     town = buyer_in(state)
     [record] = town.buyer.buyer.jobs()
