@@ -113,10 +113,11 @@ class Givers:
         store: ModelStore | None = None,
         sources: Callable[[], Sequence[SourceAddress]] | None = None,
         settings: PullSettings | None = None,
+        times: PieceTimes = TIMES,
     ) -> ModelPull:
         """A pull into a store of its own."""
         asking = Asking(
-            identity=identity_of("puller"), genesis_hash=GENESIS, loopback_only=True, times=TIMES, retry_first_s=0.01
+            identity=identity_of("puller"), genesis_hash=GENESIS, loopback_only=True, times=times, retry_first_s=0.01
         )
         return ModelPull(
             self.model,

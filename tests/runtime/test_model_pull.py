@@ -17,6 +17,7 @@ from node.runtime.model_plan import Piece, PullPlan
 from node.runtime.model_pull import PullSettings
 from node.runtime.model_source import SourceAddress
 from node.runtime.model_sources import PullFailed
+from node.transport.piece_channel import PieceTimes
 from node.transport.piece_server import NotShared, PieceLibrary, PiecePolicy, SharedModel
 from node.worker.errors import BadDescription, ModelInUse, StoreFull
 from node.worker.models import ModelDescription, ModelStore
@@ -27,6 +28,10 @@ from node.worker.quota import pulls, remove
 from protocol.primitives.units import ModelId
 from tests.runtime.givers import PIECES, TIMES, Spoiling, giving
 from tests.transport.network import identity_of
+
+LATE_S = 20
+"""The most that one of two sources waits for the other."""
+PATIENT = PieceTimes(silence_ms=1000 * LATE_S)
 
 
 def honest(library: PieceLibrary) -> PieceLibrary:
@@ -57,6 +62,30 @@ class Stalling:
     def piece(self, file: int, piece: int) -> tuple[int, int, int]:
         threading.Event().wait(4)
         raise NotShared("too late")
+
+
+class Gated:
+    """Before it gives a piece, it calls a function in the thread that gives it."""
+
+    def __init__(self, inner: PieceLibrary, before: Callable[[], object]) -> None:
+        self._inner = inner
+        self._before = before
+
+    def open(self, model: ModelId) -> SharedModel:
+        return GatedModel(self._inner.open(model), self._before)
+
+
+class GatedModel:
+    def __init__(self, inner: SharedModel, before: Callable[[], object]) -> None:
+        self._inner = inner
+        self._before = before
+        self.manifest = inner.manifest
+        self.piece_list = inner.piece_list
+        self.close = inner.close
+
+    def piece(self, file: int, piece: int) -> tuple[int, int, int]:
+        self._before()
+        return self._inner.piece(file, piece)
 
 
 class Shut:
@@ -94,10 +123,15 @@ async def test_a_model_comes_whole_from_one_source_and_can_be_given_on(tmp_path:
 
 
 async def test_several_sources_share_the_work(tmp_path: Path) -> None:
-    slow = PiecePolicy(times=TIMES, upload_bytes_per_second=3 * PIECE_BYTES)
-    policies = dict.fromkeys(("a", "b"), slow)
-    async with giving(tmp_path, {"a": honest, "b": honest}, policies) as givers:
-        pull = givers.pull()
+    both = threading.Barrier(2)
+
+    def meeting(library: PieceLibrary) -> PieceLibrary:
+        """Its first pieces come only together with the other source's, however late that one is."""
+        meetings = iter(range(2))
+        return Gated(library, lambda: both.wait(LATE_S) if next(meetings, None) is not None else None)
+
+    async with giving(tmp_path, {"a": meeting, "b": meeting}) as givers:
+        pull = givers.pull(times=PATIENT)
         await pull.run()
         assert {source.node for source in pull.sources if source.pieces} == {givers.node("a"), givers.node("b")}
 
@@ -191,15 +225,19 @@ async def test_a_source_that_turns_up_later_is_asked(tmp_path: Path) -> None:
 
 
 async def test_a_source_that_dies_in_the_middle_leaves_its_pieces_to_the_others(tmp_path: Path) -> None:
-    slow = dict.fromkeys(("a", "b"), PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES))
-    async with giving(tmp_path, {"a": honest, "b": honest}, slow) as givers:
+    slow = {"a": PiecePolicy(times=TIMES, upload_bytes_per_second=5 * PIECE_BYTES)}
+    died = threading.Event()
+    async with giving(
+        tmp_path, {"a": honest, "b": lambda library: Gated(library, lambda: died.wait(LATE_S))}, slow
+    ) as givers:
         store = ModelStore(tmp_path / "pulled")
         addresses = givers.addresses()
-        pull = givers.pull(store, sources=lambda: addresses)
+        pull = givers.pull(store, sources=lambda: addresses, times=PATIENT)
         async with asyncio.TaskGroup() as group:
             group.create_task(pull.run())
             await until(lambda: pull.sources != () and pull.sources[0].pieces > 0)
             await givers.transports["a"].stop()
+            died.set()
         store.verify(givers.model.hex())
         assert not any(source.corrupt for source in pull.sources)
 
