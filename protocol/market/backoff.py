@@ -16,10 +16,22 @@ from protocol.market.records import BACKOFF_KEY
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Now, Put, Table
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import AccountId, AccountIdField, MonotonicMs, TimestampField, TimestampMs
+from protocol.primitives.units import (
+    AccountId,
+    AccountIdField,
+    LedgerTimeField,
+    LedgerTimeMs,
+    MonotonicMs,
+    TimestampField,
+    TimestampMs,
+)
 
 PROVIDERS_MAX = 1024
 """Providers remembered; beyond it those whose time ends first are forgotten: 100 bytes each."""
+
+
+OWING_MS = 30 * 24 * 3_600_000
+"""Ledger time for which a debt counts that can't be worked off any more, because its channel has ended."""
 
 
 class _Kept(Message, frozen=True):
@@ -30,6 +42,13 @@ class _Kept(Message, frozen=True):
     until: TimestampField
 
 
+class _Owing(Message, frozen=True):
+    """Who left a debt behind on a channel that has ended, and until which ledger time that is remembered."""
+
+    provider: AccountIdField
+    until: LedgerTimeField
+
+
 _Providers = Annotated[tuple[_Kept, ...], Meta(max_length=PROVIDERS_MAX)]
 
 
@@ -38,6 +57,7 @@ class BackoffRow(Message, frozen=True):
 
     failed: _Providers
     forgiven: _Providers
+    owing: Annotated[tuple[_Owing, ...], Meta(max_length=PROVIDERS_MAX)]
 
 
 class _Failures(Struct, frozen=True):
@@ -55,6 +75,7 @@ class Backoff:
         self._failed: dict[AccountId, _Failures] = {}
         self._full: dict[AccountId, MonotonicMs] = {}
         self._forgiven: dict[AccountId, _Failures] = {}
+        self._owing: dict[AccountId, LedgerTimeMs] = {}
         self._saved = True
 
     def failed(self, provider: AccountId, now: Now) -> None:
@@ -102,12 +123,28 @@ class Backoff:
         if forgiven is not None and forgiven.count > 1:
             self._forgiven[provider] = _Failures(forgiven.count - 1, forgiven.until)
 
+    def left_owing(self, provider: AccountId, ledger_now: LedgerTimeMs) -> None:
+        """A channel has ended on which the provider owed something."""
+        self._saved = False
+        self._owing.pop(provider, None)
+        self._owing[provider] = LedgerTimeMs(ledger_now + OWING_MS)
+        if len(self._owing) > PROVIDERS_MAX:
+            del self._owing[next(iter(self._owing))]
+
+    def owing(self, ledger_now: LedgerTimeMs) -> tuple[AccountId, ...]:
+        """Providers that left a debt behind lately."""
+        if self._owing and min(self._owing.values()) <= ledger_now:
+            self._owing = {account: until for account, until in self._owing.items() if until > ledger_now}
+            self._saved = False
+        return tuple(self._owing)
+
     def unsaved(self, now: Now) -> list[MarketEffect]:
         """The row as it should be on the disk, if it changed since it was asked for last."""
         if self._saved:
             return []
         self._saved = True
-        row = BackoffRow(_kept(self._failed, now), _kept(self._forgiven, now))
+        owing = tuple(_Owing(account, until) for account, until in self._owing.items())
+        row = BackoffRow(_kept(self._failed, now), _kept(self._forgiven, now), owing)
         return [Put(Table.STANDING, BACKOFF_KEY, encode(row))]
 
     def restore(self, value: bytes, now: Now) -> None:
@@ -115,6 +152,8 @@ class Backoff:
         row, policy = decode(value, BackoffRow), self._policy
         self._failed = {each.provider: _taken_up(each, policy.demoted_ms_max, now) for each in row.failed}
         self._forgiven = {each.provider: _taken_up(each, self._forgiven_ms(each.count), now) for each in row.forgiven}
+
+        self._owing = {each.provider: each.until for each in row.owing}
 
     def _forgiven_ms(self, count: int) -> int:
         return self._policy.demoted_ms << min(count - 1, 32)

@@ -268,8 +268,8 @@ class Buyer:
 
     def housekeeping(self, now: Now) -> list[MarketEffect]:
         """A second has passed: quiet jobs are compared with their providers', channels are looked after."""
-        kept = self._core.backoff.unsaved(now)
-        return [*self._comparison.due(now), *self._awaited.due(now), *self._care.due(now), *kept]
+        effects = [*self._comparison.due(now), *self._awaited.due(now), *self._care.due(now)]
+        return [*effects, *self._core.backoff.unsaved(now)]
 
     def block_decided(self, now: Now) -> list[MarketEffect]:
         """Go on with jobs whose channel the ledger may have funded."""

@@ -192,6 +192,19 @@ class BuyerBooks:
             receipts_count=position.receipts_count,
         )
 
+    def channels(self) -> tuple[ChannelId, ...]:
+        """Every channel with a lane, in the order of ids."""
+        return tuple(sorted(self._channels))
+
+    def forget_ended(self, channel: ChannelId) -> tuple[BuyerLane, ...]:
+        """The ledger does not have this channel any more, and no job a lane of it: its lanes go. Gives them."""
+        assert not self.in_use(channel)
+        gone = tuple(self._channels.pop(channel).values())
+        self._committed.pop(channel, None)
+        for lane in gone:
+            self._note_debt(replace(lane, earned=lane.position.cumulative))
+        return gone
+
     def adopt(self, channel: ChannelId, lane: Lane, voucher: Voucher | None, debt: Amount) -> Put | None:
         """Take over what the provider's books say of a free lane, where they bind us.
 

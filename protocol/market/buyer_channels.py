@@ -1,8 +1,10 @@
-"""Care for the buyer's channels in the background: filled up before they run dry, closed when nobody uses them.
+"""Care for the buyer's channels in the background: filled up before they run dry, closed when nobody uses them, and
+forgotten once the ledger has ended them.
 
 Law: what a person did not ask for costs little and comes back. A channel is filled up only behind use, one transaction
 at a time and the same that a job would wait for; a channel that nobody uses is closed, so that no deposit is forgotten,
-and no job is begun on a channel whose close is under way.
+and no job is begun on a channel whose close is under way. What a provider owes on a channel that has ended can't be set
+against a job any more: it is ranked last for a while of ledger time, not for good.
 """
 
 from msgspec import Struct
@@ -10,8 +12,9 @@ from msgspec import Struct
 from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_opening import Opening
 from protocol.market.ledger_view import ChannelFacts
+from protocol.market.records import buyer_debt, lane_key
 from protocol.market.requests import MarketEffect, WantTransaction
-from protocol.messages.effects import Now
+from protocol.messages.effects import Delete, Now, Table
 from protocol.messages.transactions import ChannelClose, ChannelTopUp
 from protocol.primitives.units import AccountId, ChannelId, MonotonicMs
 
@@ -20,6 +23,9 @@ LOOK_MS = 5_000
 
 CLOSE_RETRY_MS = 60_000
 """A close that no block shows by then is asked for again, if the channel is still unused."""
+
+ENDED_MS = 600_000
+"""A channel that the ledger lacks for so long has ended: a node that catches up may only not have seen it yet."""
 
 LOW_SHARE = 4
 """A channel is filled up once less than this part of a deposit is free."""
@@ -39,6 +45,8 @@ class ChannelCare:
         self._core = core
         self._opening = opening
         self._looks: dict[ChannelId, _Look] = {}
+        self._missing: dict[ChannelId, MonotonicMs] = {}
+        """Channels that the ledger does not have → since when."""
         self._next = MonotonicMs(0)
 
     def due(self, now: Now) -> list[MarketEffect]:
@@ -65,6 +73,22 @@ class ChannelCare:
                 core.leaving[facts.channel] = MonotonicMs(now.monotonic_ms + CLOSE_RETRY_MS)
                 effects.append(WantTransaction(ChannelClose(facts.channel), facts.channel))
         self._looks = looks
+        return [*effects, *self._forget_ended(now)]
+
+    def _forget_ended(self, now: Now) -> list[MarketEffect]:
+        """Rows of lanes go; the channel's history and its receipts stay where people and proofs look for them."""
+        core = self._core
+        gone = [channel for channel in core.books.channels() if core.ledger.channel(channel) is None]
+        self._missing = {channel: self._missing.get(channel, now.monotonic_ms) for channel in gone}
+        effects: list[MarketEffect] = []
+        for channel, since in self._missing.items():
+            if now.monotonic_ms - since < ENDED_MS or core.books.in_use(channel):
+                continue
+            for lane in core.books.forget_ended(channel):
+                effects.append(Delete(Table.BUYER_LANE, lane_key(channel, lane.lane)))
+                core.unconfirmed.get(lane.node, {}).pop((channel, lane.lane), None)
+                if buyer_debt(lane):
+                    core.backoff.left_owing(lane.provider, core.ledger.ledger_time())
         return effects
 
     def _fill_up(self, facts: ChannelFacts) -> list[MarketEffect]:

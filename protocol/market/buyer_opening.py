@@ -142,7 +142,9 @@ class Opening:
 
     def _want(self, job: BuyerJob, asked: Asked, excluded: tuple[AccountId, ...], now: Now) -> Want:
         core, request = self._core, asked.request
-        last = dict.fromkeys((*core.backoff.demoted(now), *core.backoff.crowded(now), *core.books.debtors()))
+        backoff = core.backoff
+        owe = (*core.books.debtors(), *backoff.owing(core.ledger.ledger_time()))
+        last = dict.fromkeys((*backoff.demoted(now), *backoff.crowded(now), *owe))
         return Want(
             buyer=core.own,
             model=request.model,

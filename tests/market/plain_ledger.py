@@ -32,6 +32,7 @@ class PlainLedger:
     nonces: dict[AccountId, int] = field(default_factory=dict)
     redeemed: list[tuple[ChannelId, Lane, SequenceNumber]] = field(default_factory=list)
     records: dict[AccountId, TrackRecord] = field(default_factory=dict)
+    time: int = 0
 
     def channel(self, channel: ChannelId) -> ChannelFacts | None:
         return self.channels.get(channel)
@@ -55,7 +56,7 @@ class PlainLedger:
         return self.records.get(account, TrackRecord(account))
 
     def ledger_time(self) -> LedgerTimeMs:
-        return LedgerTimeMs(0)
+        return LedgerTimeMs(self.time)
 
     def decide(self) -> None:
         """One block with all that waits."""
