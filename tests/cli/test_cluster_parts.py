@@ -114,9 +114,9 @@ class TestLifeline:
 
 class TestLayout:
     @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        create_cluster(tmp_path / "c", Shape(4, 2), ("echo",), tmp_path / "models")
-        return tmp_path / "c"
+    def folder(self, short_path: Path) -> Path:
+        create_cluster(short_path / "c", Shape(4, 2), ("echo",), short_path / "models")
+        return short_path / "c"
 
     def test_genesis_gives_each_role_its_money(self, folder: Path) -> None:
         genesis = load_genesis(folder / "genesis.json")
@@ -136,8 +136,8 @@ class TestLayout:
             keys = open_keys(config.keystore.directory, b"development", node.role == "authority")
             assert (keys.authority_id is not None) is (node.role == "authority")
 
-    def test_keys_are_the_same_in_every_cluster(self, folder: Path, tmp_path: Path) -> None:
-        other = create_cluster(tmp_path / "d", Shape(4, 2), ("echo",), tmp_path / "models")
+    def test_keys_are_the_same_in_every_cluster(self, folder: Path, short_path: Path) -> None:
+        other = create_cluster(short_path / "d", Shape(4, 2), ("echo",), short_path / "models")
         assert [node.node for node in other.nodes] == [node.node for node in existing_record(folder).nodes]
 
     def test_path_too_long_for_a_socket_is_refused_before_anything_is_written(self, tmp_path: Path) -> None:

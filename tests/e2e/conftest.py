@@ -14,7 +14,7 @@ from tests.worker.conftest import echo, magika, smollm, store
 __all__ = ["cluster", "echo", "magika", "network", "place", "smollm", "store"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def place(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory with a short path (sockets live in it), kept if a test failed; no process may remain in it."""
     folder = Path(tempfile.mkdtemp(prefix="mercat-e2e-"))
@@ -25,7 +25,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(place: Path, store: ModelStore, echo: ModelId, magika: ModelId, smollm: ModelId) -> Iterator[Network]:
     """Started once by ``mercat cluster up``, stopped by ``mercat cluster stop``."""
     home = place / "home"

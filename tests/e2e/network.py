@@ -24,7 +24,7 @@ from protocol.primitives.addresses import AddressKind, format_address
 
 T = TypeVar("T")
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 45.0
 COMMAND_SECONDS = 60.0
 POLL_SECONDS = 0.05
 

@@ -1,6 +1,5 @@
 """Nodes that people make by hand: keys, a joined or a hand-written configuration, and a process of their own."""
 
-import json
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ class Person:
 
     @classmethod
     def settle(cls, home: Path, keys: bool = True) -> "Person":
-        """A home with a passphrase and, unless they are to be made by command, keys."""
+        """A home with a passphrase and, unless ``join`` is to make them, keys."""
         home.mkdir(parents=True)
         person = cls(home)
         person.passphrase.write_text("correct horse\n")
@@ -71,14 +70,6 @@ class Person:
         passphrase = self.passphrase.read_bytes().rstrip(b"\n")
         for purpose in purposes or (KeyPurpose.NODE, KeyPurpose.ACCOUNT):
             create_key(self.folder / "keys", purpose, passphrase, FAST)
-
-    def type_keys(self, role: str) -> dict[str, str]:
-        """Make keys by command; the public record."""
-        record: dict[str, str] = self.mercat(
-            "key", "new", "--role", role, "--dir", str(self.folder / "keys"), "--passphrase-file", str(self.passphrase)
-        ).json
-        (self.home / "record.json").write_text(json.dumps(record))
-        return record
 
     def address(self) -> str:
         """The account's address."""

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from node.cli.cluster_layout import Shape, create_cluster
 from node.runtime.control import RunEvent, RunRequest
 from node.worker.models import ModelId, ModelStore
 from tests.e2e.network import OUTPUT_UNIT, Network, price_of, wait_until
+from tests.worker.conftest import DESCRIPTIONS
 
 BODY_BYTES = 100_000
 CREDITS_50 = 50_000_000
@@ -27,10 +29,9 @@ def echoing(place: Path, store: ModelStore, echo: ModelId) -> Iterator[Network]:
     home = place / "home-of-echoes"
     home.mkdir()
     network = Network(place / "e", home, store.directory, ("--authorities", "1", "--model", "echo"))
-    network.up()
-    network.stop()
+    create_cluster(network.folder, Shape(1, 2), (str(DESCRIPTIONS / "echo.toml"),), store.directory)
     for name in ("provider-1", "provider-2"):
-        config = network.folder / "nodes" / name / "config.toml"
+        config = network.record(name).config
         text = config.read_text()
         assert text.count("[provider]\n") == 1
         limits = f"[provider]\ninput_units_max = {10 * BODY_BYTES}\noutput_units_max = {10 * BODY_BYTES}\n"

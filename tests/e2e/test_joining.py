@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from node.keystore.keys import KeyPurpose
 from node.worker.models import ModelStore
 from tests.e2e.network import Network, run_command, wait_until
 from tests.e2e.people import Person
@@ -59,20 +60,21 @@ def test_wrong_passphrase_ends_with_4(network: Network, place: Path) -> None:
 
 def test_network_made_by_hand_runs_a_paid_job(place: Path, store: ModelStore, echo: str) -> None:
     names = ("authority", "provider", "buyer")
-    people = {name: Person.settle(place / f"by-hand-{name}", keys=name != "authority") for name in names}
-    people["authority"].type_keys("authority")
+    people = {name: Person.settle(place / f"by-hand-{name}") for name in names}
+    seat, record = people["authority"], place / "by-hand-record.json"
+    seat.make_keys(KeyPurpose.AUTHORITY)
+    record.write_text(seat.mercat("key", "show", "--dir", str(seat.folder / "keys"), "--name", "seat", "--json").out)
     accounts = {name: people[name].address() for name in names}
     genesis = place / "by-hand.json"
     run_command(
         "genesis", "new", "--network", "by-hand", "--development", "--out", str(genesis),
-        "--authority", str(people["authority"].home / "record.json"),
+        "--authority", str(record),
         "--allocate", f"{accounts['buyer']}=100",
         "--allocate", f"{accounts['provider']}=30",
         "--parameter", "delta_ms=500",
         home=place,
     )  # fmt: skip
     # One node needs no seed; `join` is for those who have one.
-    seat = people["authority"]
     seat.config.write_text(
         f'genesis = {json.dumps(str(genesis))}\nstate = "state"\nroles = ["authority"]\n'
         f'[keystore]\ndirectory = "keys"\npassphrase_file = {json.dumps(str(seat.passphrase))}\n'
