@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator
 
+import numpy
 import pytest
 
 from node.worker.child import llama, llama_proof
 from node.worker.child.gguf import GgufRuntime
 from node.worker.child.gguf_job import TextJob
-from node.worker.child.llama import Llama
+from node.worker.child.llama import Llama, Row
 from node.worker.child.runtime import LoadFailed, Request
 from node.worker.child.text import TextStream
 from node.worker.gguf_header import has_invariant_weights
@@ -52,6 +53,26 @@ def test_where_it_is_not_so_no_prompt_is_kept_and_nothing_is_promised(monkeypatc
         sequence, held = runtime._sequences.take(tenant, list(range(50)))
         assert held == 0
         runtime._sequences.give_back(sequence, tenant, list(range(50)))
+
+
+def test_rows_in_any_order_are_computed_as_one_run_of_sequences_and_answered_in_their_own_order() -> None:
+    """The library reads the whole model once for each run of sequences whose numbers follow each other."""
+    library = Llama()
+    library.load(str(FILE), 64, 4)
+    try:
+        rows = [Row(sequence, 20 + sequence + at, at, at == 1) for sequence in range(4) for at in range(2)]
+        by_sequence = library.evaluate(rows)
+        for order in ([2, 3, 0, 1], [3, 2, 1, 0]):
+            for sequence in range(4):
+                library.keep(sequence, 0)
+            mixed = library.evaluate([rows[2 * sequence + at] for at in range(2) for sequence in order])
+            assert [library._batch.seq_id[number][0] for number in range(len(rows))] == [0, 0, 1, 1, 2, 2, 3, 3]
+            assert [library._batch.pos[number] for number in range(len(rows))] == [0, 1] * 4
+            for place, sequence in enumerate(order):
+                assert numpy.array_equal(mixed[place], by_sequence[sequence])
+        assert not numpy.array_equal(by_sequence[0], by_sequence[1]), "else their order would show nothing"
+    finally:
+        library.unload()
 
 
 def test_more_jobs_than_a_batch_has_rows_take_turns_and_new_ones_are_still_read(

@@ -95,6 +95,15 @@ def test_the_sequence_that_was_idle_longest_is_emptied_first() -> None:
     assert not kept.any_idle()
 
 
+def test_of_empty_sequences_the_lowest_is_taken_so_that_jobs_stand_side_by_side() -> None:
+    kept = sequences(4)
+    taken = [kept.take("", LONG)[0] for _ in range(4)]
+    assert taken == [0, 1, 2, 3]
+    for sequence in (2, 0, 1):
+        kept.give_back(sequence, "", LONG)
+    assert [kept.take("", LONG)[0] for _ in range(3)] == [0, 1, 2]
+
+
 def test_a_model_that_cannot_go_back_begins_anew() -> None:
     memory = Memory(partly=False)
     kept = sequences(1, memory)

@@ -4,8 +4,8 @@ A finished job leaves the tokens that it had evaluated in its sequence. The same
 of them as its prompt begins with.
 
 Law: nothing is ever shared between tenants: whoever else takes a sequence finds it empty, and a job without a named
-tenant leaves nothing. No memory is taken beyond that of the sequences themselves; the one that has been idle longest
-goes first. What a job is charged does not depend on what was held.
+tenant leaves nothing. No memory is taken beyond that of the sequences themselves: an empty one is taken first, the one
+with the lowest number, then the one that has been idle longest. What a job is charged does not depend on what was held.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Sequences:
 
     def _best(self, tenant: str, prompt: list[int]) -> tuple[int, int]:
         empty = (sequence for sequence, held in self._idle.items() if not held.tokens)
-        best, most = next(empty, next(iter(self._idle))), 0
+        best, most = min(empty, default=next(iter(self._idle))), 0  # neighbours in number are computed together
         for sequence, held in self._idle.items():
             if tenant and held.tenant == tenant:
                 common = _common(held.tokens, prompt)

@@ -158,10 +158,15 @@ class Llama:
         self.keep(0, 0)
 
     def evaluate(self, rows: list[Row]) -> list[Logits]:
-        """Run one batch of at most 32 rows; logits of the wanted rows, in order. Raises DecodeFailed."""
+        """Run one batch of at most 32 rows; logits of the wanted rows, in order. Raises DecodeFailed.
+
+        The library gets the rows by sequence: it computes together only sequences whose numbers follow each other in
+        the batch, and reads the whole model anew for each such run.
+        """
         assert 0 < len(rows) <= BATCH_ROWS
         batch = self._batch
-        for number, row in enumerate(rows):
+        order = sorted(range(len(rows)), key=lambda number: rows[number].sequence)  # stable: positions keep rising
+        for number, row in enumerate(rows[which] for which in order):
             batch.token[number] = row.token
             batch.pos[number] = row.position
             batch.n_seq_id[number] = 1
@@ -171,7 +176,8 @@ class Llama:
         status = self._library.llama_decode(self._context, batch)
         if status != 0:
             raise DecodeFailed(f"llama_decode returned {status}")
-        return [self._logits(number) for number, row in enumerate(rows) if row.wanted]
+        places = {which: number for number, which in enumerate(order)}
+        return [self._logits(places[which]) for which, row in enumerate(rows) if row.wanted]
 
     def _logits(self, number: int) -> Logits:
         pointer = self._library.llama_get_logits_ith(self._context, number)
