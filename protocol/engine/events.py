@@ -25,6 +25,8 @@ class TransactionFailed(Message, frozen=True):
 
     request: HashField
     reason: Reason
+    code: Reason = ""
+    """The refusal as a stable word, where the mempool refused it; see ``TransactionRejected``."""
 
 
 class PeerMisbehaved(Message, frozen=True):

@@ -127,7 +127,7 @@ class OwnTransactions:
     def want(self, request: Hash, action: Action, state: LedgerState) -> list[Effect]:
         """Queue an action. The fee is the ledger's floor; the outcome comes as an event named by ``request``."""
         if len(self._wishes) >= WISHES_MAX:
-            return [Notify(TransactionFailed(request, "too many transactions of this node are waiting"))]
+            return [Notify(TransactionFailed(request, "too many transactions of this node are waiting", "sender_cap"))]
         self._wishes.append((request, action))
         return self._next(state)
 
@@ -169,7 +169,7 @@ class OwnTransactions:
             self._signing = None
             return [
                 Delete(Table.OWN_TRANSACTION, _row_key(transaction.nonce)),
-                Notify(TransactionFailed(signing.request, reason)),
+                Notify(TransactionFailed(signing.request, reason, error.code)),
                 *self._next(state),
             ]
         pending = self._pending.get(transaction.nonce)

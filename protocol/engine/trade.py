@@ -234,7 +234,7 @@ class Trade:
         if failed.request not in self._wants:
             return None
         room, subject = self._wants.pop(failed.request)
-        return self._carry(room, room.transaction_rejected(subject, failed.reason, now), now)
+        return self._carry(room, room.transaction_rejected(subject, failed.reason, now, failed.code), now)
 
     def transaction_decided(self, decided: TransactionDecided) -> bool:
         """A transaction is in a block; returns whether it was wished for here."""

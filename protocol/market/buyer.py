@@ -14,7 +14,7 @@ arrive in the order in which they were sent (or not at all).
     compare(peer, selling, now)                               the peer's part of an OpenJobs
     housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
-    transaction_rejected(subject, reason, now)                a WantTransaction will not be taken
+    transaction_rejected(subject, reason, now, code)          a WantTransaction will not be taken
     book_changed(now)                                         the order book took an offer
     restore(lane_rows, row, now)                              once, before anything else
 """
@@ -283,7 +283,7 @@ class Buyer:
                 effects += self._opening.advance(job, now)
         return effects
 
-    def transaction_rejected(self, subject: bytes, reason: str, now: Now) -> list[MarketEffect]:
+    def transaction_rejected(self, subject: bytes, reason: str, now: Now, code: str = "") -> list[MarketEffect]:
         """The ledger will not take a channel's funding: the jobs that wait for it look elsewhere."""
         core = self._core
         if core.leaving.pop(ChannelId(subject), None) is not None:

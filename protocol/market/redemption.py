@@ -25,10 +25,24 @@ class Redeemable(Struct, frozen=True):
 
 
 class _Asked(Struct, frozen=True):
-    """A redemption that was asked for: over at ``until``, or once the ledger's lanes are not ``before`` any more."""
+    """A redemption that was asked for: over at ``until``, or once the ledger's lanes are not ``before`` any more.
+
+    ``refused`` counts how often in a row it was refused meanwhile.
+    """
 
     until: MonotonicMs
     before: tuple[LanePosition, ...]
+    refused: int = 0
+
+
+_OVERTAKEN = ("nonce_used", "nonce_gap", "nonce_mismatch", "state_moved", "duplicate", "voucher_refused")
+"""The ledger has moved on since it was made: made anew from what the ledger shows now, it may be right."""
+_CROWDED = ("fee_too_low", "mempool_full", "replacement_fee", "sender_cap")
+"""No room, though the fee was raised as far as it goes (``own_transactions``): there may be some in a moment."""
+AT_ONCE_MAX = 3
+"""Refusals in a row after which nothing is tried at once any more."""
+CROWDED_MS = 1_000
+"""Pause after the first refusal for want of room; twice as long after each further one."""
 
 
 class Redemption:
@@ -67,11 +81,23 @@ class Redemption:
             return []
         return [self._ask(facts, found, now)]
 
-    def rejected(self, channel: ChannelId, now: Now) -> None:
-        """The ledger did not take it: ask again later, not at once."""
+    def rejected(self, channel: ChannelId, code: str, now: Now) -> MonotonicMs | None:
+        """The ledger did not take it. Returns when to ask again; ``None`` if it was not asked for.
+
+        What was overtaken by a block is made anew at once, what found no room after a pause that doubles; anything
+        else (no balance for the fee, a channel that is no more) only time can cure.
+        """
         asked = self._asked.get(channel)
-        if asked is not None:
-            self._asked[channel] = _Asked(MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms), asked.before)
+        if asked is None:
+            return None
+        pause_ms: int = self._policy.redeem_retry_ms
+        if code in _OVERTAKEN and asked.refused < AT_ONCE_MAX:
+            pause_ms = 0
+        elif code in _CROWDED:
+            pause_ms = min(CROWDED_MS << min(asked.refused, 16), pause_ms)
+        until = MonotonicMs(now.monotonic_ms + pause_ms)
+        self._asked[channel] = _Asked(until, asked.before, asked.refused + 1)
+        return until
 
     def _is_under_way(self, facts: ChannelFacts, now: Now) -> bool:
         asked = self._asked.get(facts.channel)
@@ -94,7 +120,9 @@ class Redemption:
 
     def _ask(self, facts: ChannelFacts, found: Redeemable, now: Now) -> WantTransaction:
         until = MonotonicMs(now.monotonic_ms + self._policy.redeem_retry_ms)
-        self._asked[facts.channel] = _Asked(until, facts.redeemed)
+        before = self._asked.get(facts.channel)
+        refused = before.refused if before is not None and before.before == facts.redeemed else 0
+        self._asked[facts.channel] = _Asked(until, facts.redeemed, refused)
         vouchers = tuple(lane.voucher for lane in found.lanes)
         return WantTransaction(ChannelRedeem(facts.channel, vouchers), facts.channel)
 

@@ -1,7 +1,7 @@
 """What the market wants from the ledger.
 
 Law: the market names the action; the engine adds nonce, fee and validity, signs and submits it, and tells the machine
-that asked through ``transaction_rejected(subject, reason, now)`` when the ledger will not take it. A decided action
+that asked through ``transaction_rejected(subject, reason, now, code)`` when the ledger will not take it. A decided action
 shows in ``LedgerView`` at the next ``block_decided``.
 """
 

@@ -18,7 +18,7 @@ arrive in the order in which they were sent (or not at all); only BID, AGREEMENT
     compare(peer, buying, now)                                the peer's part of an OpenJobs
     housekeeping(now)                                         every second
     block_decided(now)                                        LedgerView shows a new block
-    transaction_rejected(subject, reason, now)                a WantTransaction will not be taken
+    transaction_rejected(subject, reason, now, code)          a WantTransaction will not be taken
     redeem_now(channel, now)                                  the owner asks for it
 """
 
@@ -236,10 +236,13 @@ class Seller:
             effects += self._due_redemptions(now)
         return effects
 
-    def transaction_rejected(self, subject: bytes, reason: str, now: Now) -> list[MarketEffect]:
-        """A redemption will not be taken; it is asked for again later."""
-        self._redemption.rejected(ChannelId(subject), now)
-        return []
+    def transaction_rejected(self, subject: bytes, reason: str, now: Now, code: str = "") -> list[MarketEffect]:
+        """A redemption will not be taken: it is asked for again, how soon depends on why (``code``)."""
+        channel = ChannelId(subject)
+        again_at = self._redemption.rejected(channel, code, now)
+        if again_at is not None and again_at <= now.monotonic_ms:
+            return self.redeem_now(channel, now)
+        return [SetTimer(_REDEEM_TIMER, min(again_at, self._redeem_timer(now).at))] if again_at is not None else []
 
     def redeem_now(self, channel: ChannelId, now: Now) -> list[MarketEffect]:
         """Redeem what waits on a channel, however little."""

@@ -125,15 +125,62 @@ def test_nothing_is_asked_for_twice_and_work_goes_on_meanwhile() -> None:
     assert look(town) == []
 
 
-def test_rejected_redemption_is_asked_for_again_later_and_not_at_once() -> None:
+def rejected(town: Town, channel: ChannelId, code: str) -> list[WantTransaction]:
+    """The mempool refuses the redemption under way; what is asked for then, at once."""
+    town.ledger.waiting.clear()
+    town.do(town.seller, town.seller.seller.transaction_rejected(channel, "no", town.now, code))
+    return asked(town)
+
+
+def test_redemption_that_only_time_can_cure_is_asked_for_again_later_and_not_at_once() -> None:
     town = town_with(redeem_amount=Amount(1), redeem_retry_ms=DurationMs(10_000))
     channel = sell(town, 1)
     assert len(look(town)) == 1
-    town.ledger.waiting.clear()
-    town.do(town.seller, town.seller.seller.transaction_rejected(channel, "mempool is full", town.now))
+    assert rejected(town, channel, "insufficient_balance") == []
     assert look(town) == []
     town.wait(8_000)
     assert len(look(town)) == 1
+
+
+@pytest.mark.parametrize("code", ["nonce_used", "nonce_mismatch", "state_moved", "voucher_refused"])
+def test_redemption_that_a_block_has_overtaken_is_made_anew_at_once_and_not_for_ever(code: str) -> None:
+    town = town_with(redeem_amount=Amount(1), redeem_retry_ms=DurationMs(600_000))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    for _ in range(3):
+        assert len(rejected(town, channel, code)) == 1
+    assert rejected(town, channel, code) == []
+    assert look(town) == []
+
+
+def test_redemption_without_room_is_asked_for_after_pauses_that_double_though_no_block_comes() -> None:
+    town = town_with(redeem_amount=Amount(1), redeem_retry_ms=DurationMs(60_000))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    for pause_ms in (1_000, 2_000, 4_000, 8_000):
+        assert rejected(town, channel, "mempool_full") == []
+        town.wait(pause_ms - 1)
+        assert asked(town) == []
+        town.wait(1)
+        assert len(asked(town)) == 1
+    town.run()
+    assert town.ledger.balances[town.seller.account] == PRICE
+    sell(town, 2)
+    assert len(look(town)) == 1
+    assert rejected(town, channel, "mempool_full") == []
+    town.wait(1_000)
+    assert len(asked(town)) == 1, "the pauses begin anew with the next redemption"
+
+
+def test_overtaken_redemption_names_only_what_the_ledger_does_not_have_yet() -> None:
+    town = town_with(redeem_amount=Amount(1))
+    channel = sell(town, 1)
+    assert len(look(town)) == 1
+    facts = town.ledger.channels[channel]
+    town.run()
+    assert town.ledger.channels[channel] != facts
+    assert rejected(town, channel, "voucher_refused") == []
+    assert look(town) == []
 
 
 def test_lanes_of_a_channel_are_redeemed_together_by_their_best_vouchers() -> None:
