@@ -1,8 +1,8 @@
 """What the market wants from the ledger.
 
 Law: the market names the action; the engine adds nonce, fee and validity, signs and submits it, and tells the machine
-that asked through ``transaction_rejected(subject, reason, now, code)`` when the ledger will not take it. A decided action
-shows in ``LedgerView`` at the next ``block_decided``.
+that asked through ``transaction_rejected(subject, reason, now, code)`` when the ledger will not take it. A decided
+action shows in ``LedgerView`` at the next ``block_decided``.
 """
 
 from msgspec import Struct
