@@ -234,6 +234,7 @@ class Intake:
             now,
         )
         settled = self._settle(arrival)
+        self._bids.pop(agreement.bid, None)  # whoever offers it here again sends it again
         if (quote := core.quotes.named_by(agreement, now)) is not None:
             core.quotes.used(quote, now)
         job.model_name = core.models[agreement.model].name
