@@ -198,5 +198,8 @@ def test_bids_of_one_peer_never_push_out_anothers() -> None:
         stray = replace(bid, unique=number.to_bytes(32, "big"))
         town.hand(town.seller, NodeId(b"f" * 32), envelope_of(town.buyer, MessageKind.BID, stray)[2])
     town.hand(town.seller, town.buyer.node, envelope_of(town.buyer, MessageKind.AGREEMENT, agreement)[2])
+    held = town.seller.seller._intake._bids
+    assert len(held) == BIDS_HELD_MAX
     town.do(town.seller, town.seller.seller.receive_input(town.buyer.node, job_input, town.now))
     assert len(town.seller.seller.jobs()) == 1
+    assert agreement.bid not in held, "a bid whose agreement came is of no more use"
