@@ -196,6 +196,27 @@ def test_program_that_ends_before_anything_is_agreed_leaves_nothing_behind(
     assert buyer.account(market.buyer.account).in_channels == 0
 
 
+@pytest.mark.timeout(120)
+def test_request_that_waits_for_an_offer_when_its_node_is_killed_has_ended_with_a_reason(
+    market: Market, tmp_path: Path
+) -> None:
+    known = {view.job for view in market.buyer.client.jobs()}
+
+    def new() -> JobView | None:
+        return next((view for view in market.buyer.client.jobs() if view.job not in known), None)
+
+    with _program(market, tmp_path, "--region", "nowhere", "--wait", "60") as process:
+        seconds_until(lambda: (view := new()) is not None and view.state == "choosing", SECONDS, "a job waits")
+        market.buyer.end(signal.SIGKILL)
+        process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    market.start()
+    ended = new()
+    assert ended is not None
+    assert (ended.state, ended.amount) == ("failed", 0)
+    assert ended.reason == "this node restarted while the request was choosing"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(120)
 def test_after_all_of_it_every_deposit_comes_back_and_no_credit_is_missing(market: Market) -> None:
