@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 
 from msgspec import Struct
 
+from protocol.market.catalogue import Catalogue
 from protocol.market.ledger_view import LedgerView
 from protocol.market.offer_index import OfferIndex
 from protocol.market.pace import Paces
@@ -103,6 +104,7 @@ class OrderBook:
         """Reputations that were asked for since the last block: each match asks for a few."""
         self._standings_at: LedgerTimeMs | None = None
         self.paces = Paces()
+        self.catalogue = Catalogue()
 
     def judge_by(self, ledger: LedgerView) -> None:
         """Where reputations come from from now on. Each is read again whenever its offer is renewed."""
@@ -240,6 +242,7 @@ class OrderBook:
         held = self._offers.get(entry.account)
         if held is not None:
             self._unindex(held, {served.model: None for served in entry.offer.models})
+        self._list_anew(held, entry)
         self._gone.pop(entry.account, None)
         self._offers[entry.account] = entry
         standing: Standing | None = None
@@ -253,8 +256,19 @@ class OrderBook:
         if len(self._expiries) > 64 + 4 * len(self._offers):
             self._expiries = sorted((live.offer.expires_at, live.account) for live in self._offers.values())
 
+    def _list_anew(self, held: LiveOffer | None, entry: LiveOffer) -> None:
+        """Most renewals change slots alone."""
+        if held is not None and held.offer.models == entry.offer.models:
+            return
+        for served in entry.offer.models:
+            self.catalogue.add(served)
+        for served in held.offer.models if held is not None else ():
+            self.catalogue.remove(served)
+
     def _drop(self, entry: LiveOffer) -> None:
         self._unindex(entry, {})
+        for served in entry.offer.models:
+            self.catalogue.remove(served)
         del self._offers[entry.account]
         self._allowances.pop(entry.account, None)
 

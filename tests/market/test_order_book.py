@@ -178,3 +178,19 @@ def test_many_renewals_leave_no_growing_tail() -> None:
     for sequence in range(1, 500):
         consider(book, replace(OFFER, sequence=SequenceNumber(sequence)), now=at(sequence * OFFER_INTERVAL_MS // 8))
     assert len(book._expiries) <= 80
+
+
+def test_the_catalogue_follows_offers_as_they_come_change_and_go() -> None:
+    book = OrderBook()
+    other = replace(SERVED, model=OTHER_MODEL, name="other")
+    consider(book, OFFER)
+    consider(book, OFFER, "second")
+    assert book.catalogue.find(SERVED.name) == (MODEL,)
+    consider(book, replace(OFFER, sequence=SequenceNumber(6), slots_free=0))
+    assert book.catalogue.find(SERVED.name) == (MODEL,)
+    consider(book, replace(OFFER, sequence=SequenceNumber(7), models=(other,)))
+    assert book.catalogue.find("other") == (OTHER_MODEL,)
+    assert book.catalogue.listing(MODEL) is not None, "the second one still serves it"
+    book.drop_unbonded(lambda account: Amount(0), BOND, NOW)
+    assert book.catalogue.find("other") == book.catalogue.find(SERVED.name) == ()
+    assert book.catalogue.listing(MODEL) is None
