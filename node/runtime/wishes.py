@@ -4,20 +4,17 @@ Law: what can be told at once (no such model, no offer that would do, no money) 
 """
 
 import os
-from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from msgspec.structs import replace
 
 from node.clock import read_clock
 from node.runtime.control import ControlError, RunRequest
 from node.runtime.ledger_views import account_argument, account_text
 from node.runtime.requests import request_name
 from protocol.market.agreement import JobRequest
+from protocol.market.catalogue import Listing
 from protocol.market.matching import NO_FREE_SLOTS, Want
 from protocol.market.offer_search import Ranking, best_offer, quote
-from protocol.messages.market import JobPayload, ModelOffer, OutputForm
+from protocol.messages.market import JobPayload, OutputForm
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
@@ -65,26 +62,21 @@ class Wish:
         if len(asked.body) > JOB_INPUT_BYTES_MAX - 4096:
             raise ControlError("input_too_large", f"the input has {len(asked.body)} bytes; the limit is 1 MiB", 2)
 
-    def served(self) -> ModelOffer:
-        """The asked model as somebody offers it, by name, address or hash."""
-        wanted, now, book = self.asked.model, read_clock().wall_ms, self._node.engine.book
-        addressed = _addressed(wanted)
-        named: dict[ModelId, list[ModelOffer]] = {}
-        for live in book.live() if addressed is None else book.offers_for(addressed):
-            if live.offer.expires_at > now:
-                for served in live.offer.models:
-                    if served.name == wanted or served.model == addressed or _begins(served.model, wanted):
-                        named.setdefault(ModelId(served.model), []).append(served)
-        if not named:
+    def served(self) -> Listing:
+        """The asked model as it is offered, by name, address or hash."""
+        catalogue, addressed = self._node.engine.book.catalogue, _addressed(self.asked.model)
+        found = catalogue.find(self.asked.model) if addressed is None else (addressed,)
+        if len(found) > 1:
+            listed = ", ".join(model.hex()[:16] for model in found)
+            raise ControlError("model_ambiguous", f"{self.asked.model!r} names several models; use one of {listed}", 2)
+        listing = catalogue.listing(found[0]) if found else None
+        if listing is None:
             raise ControlError(
                 "model_not_found", f"nobody offers a model {self.asked.model!r} now; see `mercat models`", 5
             )
-        if len(named) > 1:
-            listed = ", ".join(sorted(model.hex()[:16] for model in named))
-            raise ControlError("model_ambiguous", f"{self.asked.model!r} names several models; use one of {listed}", 2)
-        return standing_for_all(next(iter(named.values())))
+        return listing
 
-    def limits(self, served: ModelOffer) -> tuple[WorkUnits, WorkUnits]:
+    def limits(self, served: Listing) -> tuple[WorkUnits, WorkUnits]:
         """Input and output units at most. A chat token is at least one byte, so bytes bound tokens."""
         if served.runtime == "onnx":  # one run, or the tokens of a text, which its offer tells apart by their limit
             return WorkUnits(min(len(self.asked.body) + _TEMPLATE_UNITS, served.input_units_max)), WorkUnits(1)
@@ -100,7 +92,7 @@ class Wish:
         """What the job may cost at most."""
         return Amount(self.asked.price_max or self._node.config.buyer.price_max)
 
-    def want(self, served: ModelOffer) -> Want:
+    def want(self, served: Listing) -> Want:
         """The wish as the order book is asked for it."""
         input_units, output_units = self.limits(served)
         policy = self._node.engine.buyer.policy
@@ -121,7 +113,7 @@ class Wish:
             region_preferred=policy.region_preferred,
         )
 
-    def quote(self, served: ModelOffer, ranked_max: int) -> Ranking:
+    def quote(self, served: Listing, ranked_max: int) -> Ranking:
         """Everybody's answer, that of the best described."""
         return quote(self._node.engine.book, self.want(served), read_clock(), ranked_max=ranked_max)
 
@@ -167,7 +159,7 @@ class Wish:
     def _provider(self) -> AccountId | None:
         return account_argument(self.asked.provider) if self.asked.provider else None
 
-    def _check_somebody(self, served: ModelOffer) -> None:
+    def _check_somebody(self, served: Listing) -> None:
         """Somebody would do it and it can be paid, or it is worth waiting for somebody."""
         want, book = self.want(served), self._node.engine.book
         best = best_offer(book, want, read_clock())
@@ -199,7 +191,7 @@ class Wish:
                 4,
             )
 
-    def _chunk_units(self, served: ModelOffer) -> int:
+    def _chunk_units(self, served: Listing) -> int:
         match served.runtime:
             case "gguf" | "upstream":
                 return self._node.config.buyer.chunk_units
@@ -207,19 +199,6 @@ class Wish:
                 return 1
             case _:
                 return CHUNK_UNITS_MAX
-
-
-def standing_for_all(offered: Sequence[ModelOffer]) -> ModelOffer:
-    """One model's offers as one: the runtime that most of them name, and the widest limits of those.
-
-    A model's manifest fixes its runtime, so whoever names another one lies; a job that was cut to fit a single offer,
-    however strange, would fail at all other providers.
-    """
-    counts = Counter(served.runtime for served in offered)
-    runtime = max(sorted(counts), key=counts.__getitem__)
-    honest = [served for served in offered if served.runtime == runtime]
-    widest = max(honest, key=lambda served: served.output_units_max)
-    return replace(widest, input_units_max=max(served.input_units_max for served in honest))
 
 
 def _addressed(wanted: str) -> ModelId | None:
@@ -230,11 +209,6 @@ def _addressed(wanted: str) -> ModelId | None:
         return ModelId(parse_address(AddressKind.MODEL, wanted))
     except AddressInvalid as error:
         raise ControlError("bad_address", str(error), 2) from None
-
-
-def _begins(model: bytes, wanted: str) -> bool:
-    """Whether a text is the beginning of a model's hash, eight digits of it at least."""
-    return len(wanted) >= 8 and model.hex().startswith(wanted.lower())
 
 
 def _payload(asked: RunRequest) -> JobPayload:
