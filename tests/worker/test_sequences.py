@@ -3,7 +3,7 @@
 Also how many rows a step may hold.
 """
 
-from node.worker.child.gguf_pace import ROWS_FIXED, STEP_S, Pace
+from node.worker.child.gguf_pace import ROWS_FIRST, ROWS_FIXED, STEP_LAST_S, STEP_S, Pace
 from node.worker.child.gguf_sequences import WORTH_KEEPING, Sequences
 from node.worker.child.llama import BATCH_ROWS
 
@@ -143,4 +143,28 @@ def test_where_bits_depend_on_the_cut_it_never_follows_the_clock() -> None:
     pace = Pace(follows_the_clock=False)
     for seconds in (0.0, 100.0):
         pace.took(pace.rows, seconds)
-        assert pace.rows == ROWS_FIXED
+        assert pace.rows == pace.room(1) == pace.room(BATCH_ROWS) == ROWS_FIXED
+
+
+def test_a_step_that_leaves_nothing_to_read_may_be_longer_as_long_as_a_cancel_is_in_time() -> None:
+    pace = Pace(follows_the_clock=True)
+    row_s = STEP_S / 15.5
+    for _ in range(10):
+        pace.took(pace.rows, pace.rows * row_s)
+    most = int(STEP_LAST_S / row_s)
+    assert STEP_LAST_S < 0.1
+    assert pace.rows < most
+    assert pace.room(most) == most
+    assert pace.room(most + 1) == pace.rows
+    assert pace.room(1) == pace.rows
+    pace.took(1, 5 * row_s)
+    assert pace.room(most) == most, "a step of one row says nothing about what a row costs in a larger one"
+    pace.took(pace.rows, pace.rows * 2 * row_s)
+    assert pace.room(most) == pace.rows < ROWS_FIRST
+
+
+def test_a_step_never_holds_more_rows_than_a_batch_however_fast_the_machine() -> None:
+    pace = Pace(follows_the_clock=True)
+    for _ in range(20):
+        pace.took(pace.rows, 1e-6)
+    assert pace.room(BATCH_ROWS + 1) == BATCH_ROWS

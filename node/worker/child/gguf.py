@@ -195,7 +195,8 @@ class GgufRuntime(Runtime):
             rows.append(Row(state.sequence, state.pending, state.evaluated, True))
             state.evaluated += 1
             asked.append(state)
-        room = max(self._pace.rows, len(rows) + ROWS_READ_LEAST)
+        unread = sum(len(state.prompt) - state.evaluated for state in self._jobs.values() if state.reading())
+        room = max(self._pace.room(len(rows) + unread), len(rows) + ROWS_READ_LEAST)
         for state in self._jobs.values():
             while state.reading() and len(rows) < min(room, BATCH_ROWS):
                 token, position = state.prompt[state.evaluated], state.evaluated
