@@ -1,5 +1,6 @@
 """``mercat node run``: this process becomes a node."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from node.cli.settings import config_file, config_options, flag_settings
 
 if TYPE_CHECKING:
     from node.config.settings import NodeConfig
+    from node.keystore.keys import NodeKeys
+    from protocol.messages.genesis import Genesis
 
 
 @click.group()
@@ -51,6 +54,35 @@ def run_from_file(
     adjust: "Callable[[NodeConfig], NodeConfig] | None" = None,
 ) -> None:
     """Load settings and keys and run the node until it stops. ``adjust`` may say what the settings leave open."""
+    gc.disable()  # a start makes hardly any garbage, and to look for it is a fifth of the start
+    try:
+        settings, keys, genesis = _load(path, flags, passphrase_file, passphrase_fd, adjust)
+        import asyncio
+
+        from node.cli.process import event_log, node_process
+        from node.telemetry import event_logger
+    finally:
+        gc.enable()
+    gc.freeze()  # what is there by now stays: no later search has to pass over it
+
+    # The standard loop: uvloop 0.23 closes a descriptor twice when a dialed peer resets the connection, and the second
+    # close hits whoever has the number by then, which may be the store.
+    with event_log(settings.log), asyncio.Runner() as runner:
+        try:
+            runner.run(node_process(settings, keys, genesis))
+        except ExceptionGroup as group:
+            event_logger("process").error("failed", exc_info=True)
+            raise CommandFailed(f"the node stopped: {_first(group)}", ExitCode.FAILED, "node_failed") from group
+
+
+def _load(
+    path: Path,
+    flags: dict[str, str],
+    passphrase_file: Path | None,
+    passphrase_fd: int | None,
+    adjust: "Callable[[NodeConfig], NodeConfig] | None",
+) -> "tuple[NodeConfig, NodeKeys, Genesis]":
+    """Settings, keys and genesis that fit each other; the state's directory exists."""
     from node.config.genesis_file import load_genesis
     from node.config.loading import check_exposure, load_config
     from node.config.settings import Role
@@ -71,20 +103,7 @@ def run_from_file(
             err=True,
         )
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    import asyncio
-
-    from node.cli.process import event_log, node_process
-    from node.telemetry import event_logger
-
-    # The standard loop: uvloop 0.23 closes a descriptor twice when a dialed peer resets the connection, and the second
-    # close hits whoever has the number by then, which may be the store.
-    with event_log(settings.log), asyncio.Runner() as runner:
-        try:
-            runner.run(node_process(settings, keys, genesis))
-        except ExceptionGroup as group:
-            event_logger("process").error("failed", exc_info=True)
-            raise CommandFailed(f"the node stopped: {_first(group)}", ExitCode.FAILED, "node_failed") from group
+    return settings, keys, genesis
 
 
 def _first(error: BaseException) -> BaseException:
