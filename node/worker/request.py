@@ -14,8 +14,8 @@ class JobRequest:
     """One job's input. For text models units are tokens, for echo bytes, for ONNX one run.
 
     `payload`: a MessagePack list of [role, content] ("chat"), UTF-8 ("text"), bytes ("bytes") or a MessagePack map
-    of tensors ("tensors"). `prefix`: output that is there already, which counts as input. `output`, `schema` and
-    `logprobs` are for text models; a runtime that can't serve one of them refuses the job.
+    of tensors ("tensors"). `prefix`: output that is there already, which counts as input. `output`, `schema`, `grammar`
+    and `logprobs` are for text models; a runtime that can't serve one of them refuses the job.
     """
 
     input_format: str
@@ -29,6 +29,7 @@ class JobRequest:
     output: Literal["text", "tokens"] = "text"
     schema: str = ""
     logprobs: int = 0
+    grammar: str = ""
     pull_first: bool = False
     """Pull the first piece with the job: it comes as soon as there is one and waits for `next_chunk` here."""
 
@@ -47,4 +48,5 @@ class JobRequest:
             "schema": self.schema,
             "logprobs": self.logprobs,
             "tenant": tenant,
+            "grammar": self.grammar,
         }

@@ -74,7 +74,7 @@ def read_request(request: JobRequest, model: str, limits: WorkerLimits) -> Wante
     """Judge a request completely before the server hears of it. Raises JobRefused."""
     if len(request.payload) > INPUT_BYTES_MAX:
         raise JobRefused(f"the input has {len(request.payload)} bytes; at most {INPUT_BYTES_MAX} are taken")
-    if request.prefix or request.schema or request.logprobs or request.output != "text":
+    if request.prefix or request.schema or request.grammar or request.logprobs or request.output != "text":
         raise JobRefused("a model on an upstream server gives plain text from its beginning")
     if len(request.stop) > STOP_STRINGS_MAX or not all(request.stop):
         raise JobRefused(f"stop must be a list of at most {STOP_STRINGS_MAX} strings")

@@ -151,6 +151,7 @@ async def test_what_a_runtime_would_have_to_ignore_is_refused(store: ModelStore,
         for asked in (
             JobRequest("bytes", b"x", 1, 1, output="tokens"),
             JobRequest("bytes", b"x", 1, 1, schema='{"type":"null"}'),
+            JobRequest("bytes", b"x", 1, 1, grammar='root ::= "a"'),
             JobRequest("bytes", b"x", 1, 1, output="tokens", logprobs=1 << 40),
             JobRequest("bytes", b"x", 1, 1, logprobs=3),
         ):

@@ -17,9 +17,11 @@ from node.worker.child.gguf import GgufRuntime
 from node.worker.child.llama import Llama, Row
 from node.worker.child.main import serve
 from node.worker.child.runtime import Event, Piece, Prefilled, Refused, Rejected, Request
+from node.worker.child.text_gbnf import grammar_of_gbnf
 from node.worker.child.text_schema import Json
 from node.worker.models import ModelId, ModelStore
 from tests.worker.conftest import chat
+from tests.worker.grammars import fitting
 from tests.worker.json_rules import accepts
 
 SLOTS = 3
@@ -76,11 +78,13 @@ class Answer:
 def ask(
     runtime: GgufRuntime, payload: bytes = VOYAGE, tenant: str = "", *, most: int = 24, seed: int = 0, heat: int = 0,
     stop: tuple[str, ...] = (), prefix: bytes = b"", output: str = "text", schema: str = "", logprobs: int = 0,
-    form: str = "chat",
+    form: str = "chat", grammar: str = "",
 ) -> Answer:  # fmt: skip
     """Run one request to its end. Raises Refused."""
     rows = runtime.rows_evaluated
-    runtime.open(1, Request(form, payload, most, 4, seed, heat, stop, prefix, output, schema, logprobs, tenant))
+    runtime.open(
+        1, Request(form, payload, most, 4, seed, heat, stop, prefix, output, schema, logprobs, tenant, grammar)
+    )
     for _ in range(most):
         runtime.grant(1)
     pieces: list[Piece] = []
@@ -227,6 +231,47 @@ def test_an_answer_that_stops_is_json_of_its_schema(loaded: GgufRuntime) -> None
     assert (rest.payload, rest.finish) == (b',"x"]', "stop")
 
 
+STRICT: Json = {
+    "$defs": {"day": {"type": "string", "format": "date"}},
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"},
+        "age": {"type": "integer", "minimum": 18, "maximum": 65},
+        "share": {"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.05},
+        "born": {"$ref": "#/$defs/day"},
+        "home": {"oneOf": [{"type": "null"}, {"type": "string", "minLength": 3, "maxLength": 8}]},
+    },
+    "required": ["code", "age", "share", "born", "home"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("heat", [0, 1500])
+def test_keywords_bind_what_a_model_writes(loaded: GgufRuntime, heat: int) -> None:
+    answer = ask(loaded, ASKED, most=120, seed=3, heat=heat, schema=json.dumps(STRICT))
+    assert answer.finish == "stop"
+    assert accepts(STRICT, json.loads(answer.payload)), answer.payload
+
+
+GRAMMAR = r"""
+root ::= "(" item (" " item)* ")"
+item ::= [a-zé]{2,9} | root
+"""
+
+
+def test_an_answer_that_stops_is_of_its_grammar(loaded: GgufRuntime) -> None:
+    for seed in range(3):
+        answer = ask(loaded, ASKED, most=60, seed=seed, heat=1000, grammar=GRAMMAR)
+        assert answer.payload.startswith(b"(")
+        if answer.finish == "stop":
+            assert fitting(grammar_of_gbnf(GRAMMAR), answer.payload)
+    fixed = ask(loaded, ASKED, grammar='root ::= "yes" | "no, " [1-3]{2} "\u00e9"')
+    assert fixed.finish == "stop"
+    assert fitting(grammar_of_gbnf('root ::= "yes" | "no, " [1-3]{2} "\u00e9"'), fixed.payload)
+    rest = ask(loaded, ASKED, grammar='root ::= "a" "b"*  "c"{3}', prefix=b"ac")
+    assert (rest.payload, rest.finish) == (b"cc", "stop")
+
+
 def test_a_schema_holds_whatever_the_neighbours_write(loaded: GgufRuntime) -> None:
     alone = ask(loaded, ASKED, most=24, seed=1, heat=1000, schema=json.dumps(PERSON))
     for number in (7, 8):
@@ -245,7 +290,9 @@ HOSTILE: dict[str, dict[str, object]] = {
     "bytes can't fit": {"prefix": b"x" * (1 << 20)},
     "can't have stop strings": {"schema": '{"type":"null"}', "stop": ("x",)},
     "not the beginning": {"schema": '{"type":"null"}', "prefix": b"nothing"},
-    "nested deeper": {"schema": '{"type":"array","items":' * 30 + "{}" + "}" * 30},
+    "nested deeper": {"schema": '{"allOf":[' * 40 + "{}" + "]}" * 40},
+    "begin with itself": {"grammar": 'root ::= root "a" | "b"'},
+    "there is no rule": {"grammar": "root ::= item"},
     "empty": {"payload": b"", "form": "text"},
 }
 
@@ -263,7 +310,7 @@ def test_a_cancelled_job_is_forgotten_after_the_step_in_which_the_cancel_came(lo
     request: dict[str, Value] = {
         "input_format": "chat", "payload": VOYAGE, "max_output_units": 500, "chunk_units": 500, "seed": 0,
         "temperature_milli": 0, "stop": [], "prefix": b"", "output": "text", "schema": "", "logprobs": 0,
-        "tenant": "ian",
+        "tenant": "ian", "grammar": "",
     }  # fmt: skip
     inward, outward = os.pipe(), os.pipe()
     for number in (4, 5):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.worker.child.sampling import (
+    FEW,
     FRACTION_BITS,
     LOGPROB_LEAST,
     Logits,
@@ -75,6 +76,10 @@ class Only:
     def possible(self) -> Mask:
         return numpy.ones(TOKENS, dtype=numpy.bool_)
 
+    def exact(self) -> Mask:
+        self.asked += 1
+        return numpy.array([token in self._tokens for token in range(TOKENS)])
+
 
 @pytest.mark.parametrize("temperature", [0, 800])
 @pytest.mark.parametrize("count", [1, 50])
@@ -93,7 +98,7 @@ def test_the_best_allowed_token_is_found_however_far_behind_it_is(temperature: i
     nothing = Only(set())
     with pytest.raises(NothingFits):
         choose(logits, temperature, 9, 4, nothing)
-    assert nothing.asked == TOKENS + 1, "each token is tried once, and the first of all twice"
+    assert nothing.asked == FEW + 2, "the best of all, the best few of what is possible, and then all at once"
 
 
 def test_likelihoods_are_those_of_the_model_and_in_order() -> None:

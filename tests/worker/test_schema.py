@@ -2,17 +2,16 @@
 
 import json
 import random
+import re
 
-import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.worker.child.runtime import Refused
-from node.worker.child.sampling import NothingFits, choose
-from node.worker.child.text_grammar import Grammar, GrammarTooLarge, either, literal, repeated, sequence
-from node.worker.child.text_guide import Guide, Vocabulary
+from node.worker.child.text_formats import FORMATS
 from node.worker.child.text_schema import Json, grammar_of
+from tests.worker.grammars import fitting, walked
 from tests.worker.json_rules import accepts
 
 PERSON: Json = {
@@ -29,9 +28,32 @@ PERSON: Json = {
 
 def fits(schema: Json, text: str | bytes) -> bool:
     """Whether a text is a complete answer."""
-    grammar = grammar_of(json.dumps(schema))
-    state = grammar.walk(grammar.start, text.encode() if isinstance(text, str) else text)
-    return state is not None and grammar.complete(state)
+    return fitting(grammar_of(json.dumps(schema)), text)
+
+
+TREE: Json = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "value": {"type": "integer"},
+                "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+            },
+            "required": ["value", "next"],
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+SHAPES: Json = {
+    "oneOf": [
+        {"properties": {"kind": {"const": "circle"}, "radius": {"type": "number"}}, "required": ["kind", "radius"]},
+        {"properties": {"kind": {"const": "square"}, "side": {"type": "number"}}, "required": ["kind", "side"]},
+    ]
+}
+EXPRESSION: Json = {
+    "definitions": {"a/b~c": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
+    "anyOf": [{"type": "boolean"}, {"$ref": "#/definitions/a~1b~0c"}],
+}
 
 
 ANSWERS: list[tuple[Json, str, bool]] = [
@@ -67,6 +89,77 @@ ANSWERS: list[tuple[Json, str, bool]] = [
     (PERSON, '{"name":"A","name":"B","likes":["tea"]}', False),
     (PERSON, '{"name":"A","likes":[]}', False),
     (PERSON, '{,"name":"A","likes":["tea"]}', False),
+    ({}, '{"a": [1, {"b":null}], "":-1.5e3}', True),
+    (True, "[[],{}]", True),
+    ({"type": "object"}, '{"a":{"b":[]}}', True),
+    ({"type": "object", "properties": {}}, '{"a":1}', False),
+    ({"type": "array"}, '[1,"a",[]]', True),
+    ({"title": "a number", "minimum": 3}, "3", True),
+    ({"type": "integer", "minimum": -7, "maximum": 12}, "-7", True),
+    ({"type": "integer", "minimum": -7, "maximum": 12}, "-8", False),
+    ({"type": "integer", "minimum": -7, "maximum": 12}, "13", False),
+    ({"type": "integer", "exclusiveMinimum": 9, "exclusiveMaximum": 11}, "10", True),
+    ({"type": "integer", "exclusiveMinimum": 9, "exclusiveMaximum": 11}, "9", False),
+    ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}, "0.999", True),
+    ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}, "0.49", False),
+    ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}, "1.0", False),
+    ({"type": "number", "multipleOf": 0.05}, "-12.35", True),
+    ({"type": "number", "multipleOf": 0.05}, "12.34", False),
+    ({"type": "integer", "multipleOf": 7}, "-49", True),
+    ({"type": "integer", "multipleOf": 7}, "48", False),
+    ({"type": "string", "minLength": 2, "maxLength": 3}, '"é😀"', True),
+    ({"type": "string", "minLength": 2, "maxLength": 3}, '"\\n"', False),
+    ({"type": "string", "maxLength": 3}, '"abcd"', False),
+    ({"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}, '"AB-12"', True),
+    ({"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}, '"AB-"', False),
+    ({"type": "string", "pattern": '"x'}, '"a\\"xb"', True),
+    ({"type": "string", "pattern": "^a*$", "minLength": 2, "maxLength": 3}, '"aaaa"', False),
+    ({"type": "string", "pattern": "^a*$", "minLength": 2, "maxLength": 3}, '"aaa"', True),
+    ({"type": "string", "format": "date"}, '"2024-02-29"', True),
+    ({"type": "string", "format": "date"}, '"2023-02-29"', False),
+    ({"type": "string", "format": "uuid"}, '"123e4567-e89b-12d3-a456-426614174000"', True),
+    ({"type": "string", "format": "date-time"}, '"2026-01-31T23:59:59.5Z"', True),
+    ({"type": "string", "format": "email"}, '"nobody"', False),
+    (
+        {"type": "array", "prefixItems": [{"type": "null"}, {"type": "boolean"}], "items": {"type": "integer"}},
+        "[null,true,1, 2]",
+        True,
+    ),
+    ({"type": "array", "prefixItems": [{"type": "null"}, {"type": "boolean"}]}, "[null]", True),
+    ({"type": "array", "prefixItems": [{"type": "null"}, {"type": "boolean"}]}, "[null,true,1]", False),
+    (
+        {"type": "array", "prefixItems": [{"type": "null"}], "items": {"type": "null"}, "minItems": 2, "maxItems": 3},
+        "[null]",
+        False,
+    ),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a":1, "b":2}', True),
+    ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"a":"1"}', False),
+    ({"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 1, "maxProperties": 2}, "{}", False),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": True}, '{"a":1}', False),
+    (
+        {"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": True},
+        '{"a":null,"ab":1}',
+        True,
+    ),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": True}, '{"b":1}', True),
+    ({"type": "object", "required": ["a"]}, "{}", False),
+    ({"type": "object", "required": ["a"]}, '{"a":[1]}', True),
+    ({"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 5}]}, "6", False),
+    ({"allOf": [{"type": ["integer", "null"]}, {"type": "number"}], "maximum": 5}, "5", True),
+    ({"type": "object", "properties": {"a": {"type": "integer"}}, "allOf": [{"required": ["a"]}]}, "{}", False),
+    ({"enum": [1, 2, 3, "x"], "minimum": 2}, "3", True),
+    ({"enum": [1, 2, 3, "x"], "minimum": 2}, "1", False),
+    ({"type": "integer", "anyOf": [{"maximum": 3}, {"minimum": 9}]}, "9", True),
+    ({"type": "integer", "anyOf": [{"maximum": 3}, {"minimum": 9}]}, "5", False),
+    ({"anyOf": [{"type": "integer", "minimum": 3, "maximum": 2}, {"type": "null"}]}, "null", True),
+    (SHAPES, '{"kind":"circle","radius":1.5}', True),
+    (SHAPES, '{"kind":"square","radius":1.5}', False),
+    ({"oneOf": [{"type": "null"}, {"type": "string"}]}, "null", True),
+    (TREE, '{"value":1,"next":{"value":2,"next":null}}', True),
+    (TREE, '{"value":1,"next":{"value":2}}', False),
+    (EXPRESSION, "[[true],[[],false]]", True),
+    (EXPRESSION, "[[true,1]]", False),
+    ({"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/y"}, "y": {"type": "null"}}}, "null", True),
 ]
 
 
@@ -87,25 +180,30 @@ def test_every_character_can_stand_in_a_string(letter: str) -> None:
 
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=4)
-VALUES: st.SearchStrategy[Json] = st.none() | st.booleans() | st.integers(-9, 99) | st.floats(-9, 9) | NAMES
+FRACTIONS = st.floats(-9, 9).filter(lambda value: not value.is_integer())  # 0.0 is 0, and has another spelling
+VALUES: st.SearchStrategy[Json] = st.none() | st.booleans() | st.integers(-9, 99) | FRACTIONS | NAMES
+BOUNDS = st.integers(-30, 30) | st.integers(-300, 300).map(lambda tenths: tenths / 10)
+POOL: list[Json] = [
+    None, True, False, *range(-12, 25), 100, -999, 0.5, -0.5, 2.25, 9.9, 1.05, "", "a", "ab", "ba", "aab", "a1", "é",
+    "b\"\\", "2024-02-29", "😀a",
+]  # fmt: skip
 
 
-def deeper(inner: "st.SearchStrategy[Json]") -> "st.SearchStrategy[Json]":
-    def array(item: Json, lowest: int, more: int) -> Json:
-        return {"type": "array", "items": item, "minItems": lowest, "maxItems": lowest + more}
-
-    def thing(properties: dict[str, Json], picks: list[bool]) -> Json:
-        required: list[Json] = [name for name, wanted in zip(properties, picks, strict=False) if wanted]
-        return {"type": ["object", "null"], "properties": properties, "required": required}
-
-    return (
-        st.builds(array, inner, st.integers(0, 2), st.integers(0, 2))
-        | st.builds(thing, st.dictionaries(NAMES, inner, max_size=4), st.lists(st.booleans(), max_size=4))
-        | st.lists(inner, min_size=1, max_size=3).map(lambda alternatives: {"anyOf": alternatives})
-    )
+def having(**keywords: st.SearchStrategy[Json]) -> st.SearchStrategy[dict[str, Json]]:
+    """Some of these keywords."""
+    return st.fixed_dictionaries({}, optional=keywords)
 
 
-def of_type(types: list[str]) -> Json:
+def of_type(name: str, **keywords: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    """A type, and some of the keywords that are about it."""
+
+    def said(more: dict[str, Json]) -> Json:
+        return {"type": name, **more}
+
+    return having(**keywords).map(said)
+
+
+def of_types(types: list[str]) -> Json:
     return {"type": [*types]}
 
 
@@ -117,28 +215,99 @@ def only(value: Json) -> Json:
     return {"const": value}
 
 
+PATTERNS = st.sampled_from(["^a+b?$", "b", "^[^b]*$", "a|é", "^\\w{1,2}$", "1$"])
 SCALARS: st.SearchStrategy[Json] = (
-    st.lists(st.sampled_from(["string", "number", "integer", "boolean", "null"]), min_size=1, unique=True).map(of_type)
+    st.lists(st.sampled_from(["string", "number", "integer", "boolean", "null"]), min_size=1, unique=True).map(of_types)
     | st.lists(VALUES, min_size=1, max_size=5).map(one_of)
     | VALUES.map(only)
+    | of_type("integer", minimum=BOUNDS, exclusiveMaximum=BOUNDS, multipleOf=st.sampled_from([1, 2, 7]))
+    | of_type("number", exclusiveMinimum=BOUNDS, maximum=BOUNDS, multipleOf=st.sampled_from([0.5, 0.05, 3]))
+    | of_type("string", pattern=PATTERNS, minLength=st.integers(0, 2), maxLength=st.integers(1, 4))
+    | of_type("string", format=st.just("date"))
 )
+
+
+def joined(keyword: str, inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    return st.lists(inner, min_size=1, max_size=3).map(lambda schemas: {keyword: schemas})
+
+
+def deeper(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    def array(item: Json, first: list[Json], lowest: int, more: int) -> Json:
+        return {"type": "array", "items": item, "prefixItems": first, "minItems": lowest, "maxItems": lowest + more}
+
+    def thing(properties: dict[str, Json], picks: list[bool], others: Json) -> Json:
+        required: list[Json] = [name for name, wanted in zip(properties, picks, strict=False) if wanted]
+        said: dict[str, Json] = {"type": ["object", "null"], "properties": properties, "required": required}
+        return said if others is None else {**said, "additionalProperties": others}
+
+    return (
+        st.builds(array, inner, st.lists(inner, min_size=1, max_size=2), st.integers(0, 2), st.integers(0, 2))
+        | st.builds(
+            thing,
+            st.dictionaries(NAMES, inner, max_size=4),
+            st.lists(st.booleans(), max_size=4),
+            st.sampled_from([None, False]) | inner,
+        )
+        | joined("anyOf", inner)
+        | joined("allOf", inner)
+    )
+
+
 SCHEMAS = st.recursive(SCALARS, deeper, max_leaves=6)
 
 
 @settings(max_examples=150, deadline=None)
 @given(SCHEMAS, st.randoms(use_true_random=False))
 def test_whatever_way_a_grammar_is_walked_its_text_is_accepted_json(schema: Json, dice: random.Random) -> None:
-    grammar = grammar_of(json.dumps(schema))
-    state, text = grammar.start, b""
-    while not grammar.complete(state) or (dice.random() < 0.8 and grammar.next_bytes(state)):
-        symbols = grammar.next_bytes(state)
-        closing = [symbol for symbol in symbols if symbol in b'"]}']
-        symbol = dice.choice(closing) if closing and dice.random() < 0.3 else dice.choice(symbols)
-        text += bytes((symbol,))
-        there = grammar.walk(state, bytes((symbol,)))
-        assert there is not None, "a byte that may come next leads on"
-        state = there
+    try:
+        grammar = grammar_of(json.dumps(schema))
+    except Refused:
+        return  # most of them because nothing satisfies all parts of an allOf
+    text = walked(grammar, dice)
     assert accepts(schema, json.loads(text)), text
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.recursive(SCALARS, lambda inner: joined("anyOf", inner) | joined("allOf", inner), max_leaves=4))
+def test_a_value_can_be_written_exactly_if_the_schema_accepts_it(schema: Json) -> None:
+    """Of values that hold no others, each that the schema accepts, and none that it doesn't."""
+    try:
+        grammar = grammar_of(json.dumps(schema))
+    except Refused:
+        assert not any(accepts(schema, value) for value in POOL)
+        return
+    for value in POOL:
+        assert fitting(grammar, json.dumps(value, ensure_ascii=False)) is accepts(schema, value), value
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcd"), SCALARS, min_size=1), st.sets(st.sampled_from("abcd")), st.data())
+def test_every_object_in_the_schemas_order_can_be_written_if_it_is_accepted(
+    properties: dict[str, Json], required: set[str], choice: st.DataObject
+) -> None:
+    names: list[Json] = [name for name in properties if name in required]
+    schema: Json = {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
+    try:
+        grammar = grammar_of(json.dumps(schema))
+    except Refused:
+        return  # a property that nothing satisfies
+    for _ in range(8):
+        value: Json = {name: choice.draw(st.sampled_from(POOL)) for name in properties if choice.draw(st.booleans())}
+        assert fitting(grammar, json.dumps(value, ensure_ascii=False, separators=(",", ":"))) is accepts(schema, value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_text_of_a_format_is_of_it(name: str) -> None:
+    grammar, dice = grammar_of(json.dumps({"type": "string", "format": name})), random.Random(name)
+    for _ in range(100):
+        text = json.loads(walked(grammar, dice))
+        assert accepts({"type": "string", "format": name}, text), text
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([TREE, EXPRESSION, SHAPES, {}]), st.randoms(use_true_random=False))
+def test_recursive_schemas_are_followed_to_an_end(schema: Json, dice: random.Random) -> None:
+    assert accepts(schema, json.loads(walked(grammar_of(json.dumps(schema)), dice)))
 
 
 REFUSED: list[tuple[str, str]] = [
@@ -150,99 +319,79 @@ REFUSED: list[tuple[str, str]] = [
     ('{"const":1e999}', "can't be written"),
     ('{"const":"\\ud800"}', "can't be written"),
     ('{"type":"object","properties":{"\\udc00":{"type":"null"}}}', "can't be written"),
-    ("true", "must be a JSON object"),
-    ("{}", "must have a type"),
+    ("3", "must be a JSON object"),
+    ("false", "no answer satisfies"),
     ('{"type":"text"}', "must be one or more of"),
     ('{"type":["string","string"]}', "each once"),
     ('{"type":[]}', "must be one or more of"),
     ('{"type":[["string"]]}', "must be one or more of"),
     ('{"enum":[]}', "at least one entry"),
     ('{"enum":["a"],"type":"integer"}', "no value"),
-    ('{"type":"string","pattern":"(a*)*b"}', '"pattern"'),
-    ('{"type":"string","minLength":3}', '"minLength"'),
-    ('{"type":"integer","minimum":3}', '"minimum"'),
-    ('{"$ref":"#"}', "must have a type"),
-    ('{"type":"object","properties":{"a":{"$ref":"#"}}}', "must have a type"),
-    ('{"type":"object","$defs":{},"properties":{}}', '"$defs"'),
-    ('{"oneOf":[{"type":"null"}]}', "must have a type"),
+    ('{"type":"string","pattern":"(a)\\\\1"}', 'pattern of the schema uses "\\1"'),
+    ('{"type":"string","pattern":"(?=a)b"}', "looks around"),
+    ('{"type":"string","pattern":"a(?!b)"}', "looks around"),
+    ('{"type":"string","pattern":"\\\\bword"}', "answers can't be held to"),
+    ('{"type":"string","pattern":"\\\\p{L}"}', "answers can't be held to"),
+    ('{"type":"string","pattern":"(a"}', "nothing closes"),
+    ('{"type":"string","pattern":"[z-a]"}', "ends before it begins"),
+    ('{"type":"string","pattern":"x{99999}"}', "more than 1024"),
+    ('{"type":"string","pattern":"^(((a{99}){99}){99}){99}$"}', "too large|too many"),
+    ('{"type":"string","pattern":"^(a|b)*a(a|b){20}$"}', "too many states"),
+    ('{"type":"string","pattern":"^ab$","maxLength":1}', "no text satisfies"),
+    ('{"type":"string","minLength":5000}', "minLength of the schema must be a whole number from 0 to"),
+    ('{"type":"string","minLength":2,"maxLength":1}', "below its minLength"),
+    ('{"type":"string","format":"iri"}', 'format of the schema is "iri"'),
+    ('{"type":"object","properties":{"a":{"type":"string","format":"regex"}}}', "format of /properties/a"),
+    ('{"type":"integer","minimum":3,"maximum":2}', "no number"),
+    ('{"type":"integer","minimum":0.1,"maximum":0.9}', "no number"),
+    ('{"type":"integer","minimum":1e15}', "no number"),
+    ('{"type":"integer","exclusiveMinimum":true}', "must be a number"),
+    ('{"type":"number","multipleOf":0}', "above 0"),
+    ('{"type":"number","multipleOf":1e-20}', "not told in 15 digits"),
+    ('{"type":"number","multipleOf":12345}', "remainders"),
+    ('{"$ref":"#"}', "begin with itself"),
+    ('{"anyOf":[{"type":"null"},{"$ref":"#"}]}', "begin with itself"),
+    ('{"allOf":[{"$ref":"#"}]}', "leads in a circle"),
+    ('{"type":"object","properties":{"a":{"$ref":"#"}},"required":["a"]}', "ever complete"),
+    ('{"$ref":"#/$defs/none"}', "there is nothing"),
+    ('{"$ref":"other.json#/x"}', "only places of the same schema"),
+    ('{"$ref":"#name"}', "only places of the same schema"),
+    ('{"oneOf":[{"type":"integer"},{"type":"number"}]}', "oneOf of the schema: its alternatives 0 and 1"),
+    ('{"oneOf":[{"type":"object","properties":{"a":{}}},{"type":"object","properties":{"b":{}}}]}', "could hold"),
+    ('{"allOf":[{"type":"null"},{"type":"string"}]}', "no answer satisfies"),
+    ('{"type":"object","properties":{"x":{"not":{}}}}', '/properties/x uses "not"'),
+    ('{"type":"array","items":{"if":{}}}', '/items uses "if"'),
+    ('{"type":"object","patternProperties":{}}', '"patternProperties"'),
+    ('{"type":"object","propertyNames":{}}', '"propertyNames"'),
+    ('{"type":"array","contains":{}}', '"contains"'),
+    ('{"type":"array","uniqueItems":true}', "uniqueItems of the schema can't be kept"),
+    ('{"type":"object","dependentRequired":{}}', '"dependentRequired"'),
+    ('{"type":"object","properties":{"a":{}},"minProperties":1}', "minProperties and maxProperties"),
     ('{"type":"object","properties":[]}', "must be a JSON object"),
     ('{"type":"object","properties":{"a":1}}', "must be a JSON object"),
-    ('{"type":"object","required":["a"]}', 'requires "a"'),
+    ('{"type":"object","properties":{"a":false},"required":["a"]}', 'requires "a"'),
+    ('{"type":"object","additionalProperties":false,"required":["a"]}', 'requires "a"'),
     ('{"type":"object","required":[1]}', "list of names"),
-    ('{"type":"object","additionalProperties":{"type":"string"}}', "true or false"),
-    ('{"type":"array"}', "what its items are"),
+    ('{"type":"object","additionalProperties":1}', "true or false"),
     ('{"type":"array","items":{"type":"null"},"minItems":2,"maxItems":1}', "below its minItems"),
+    ('{"type":"array","prefixItems":[true],"items":false,"minItems":2}', "more items than it allows"),
     ('{"type":"array","items":{"type":"null"},"minItems":true}', "from 0 to"),
-    ('{"type":"array","items":{"type":"null"},"minItems":1e3}', "from 0 to"),
     ('{"type":"array","items":{"type":"null"},"maxItems":1000000}', "from 0 to"),
-    ('{"type":"array","items":' * 20 + '{"type":"null"}' + "}" * 20, "nested deeper"),
-    ('{"type":"array","minItems":256,"items":' * 12 + '{"type":"null"}' + "}" * 12, "too large"),
-    (json.dumps({"enum": list(range(600))}), "more than 512"),
-    (json.dumps({"enum": [f"{'x' * 100}{number}" for number in range(400)]}), "too large"),
-    (json.dumps({"type": "object", "properties": {str(number): {"type": "null"} for number in range(600)}}), "more"),
+    ('{"allOf":[' * 40 + "{}" + "]}" * 40, "nested deeper"),
+    (json.dumps({"enum": list(range(3000))}), "more than 2048"),
+    (json.dumps({"enum": [f"{number}{'x' * 100}" for number in range(600)]}), "too large"),
+    (json.dumps({"type": "object", "properties": {str(number): {"type": "null"} for number in range(3000)}}), "more"),
+    (
+        json.dumps({"type": "object", "properties": {str(number): {"type": "null"} for number in range(600)}}),
+        "optional properties",
+    ),
 ]
+# One schema whose parts are combined four to the power of twelve times.
+DOUBLED = {str(number): {"allOf": [{"$ref": f"#/$defs/{number + 1}"}] * 4} for number in range(12)}
+REFUSED.append((json.dumps({"$ref": "#/$defs/0", "$defs": {**DOUBLED, "12": {"type": "null"}}, "maximum": 1}), "often"))
 
 
 @pytest.mark.parametrize(("schema", "reason"), REFUSED)
 def test_what_cannot_be_kept_is_refused_and_named(schema: str, reason: str) -> None:
-    with pytest.raises(Refused, match=reason.replace("$", r"\$")):
+    with pytest.raises(Refused, match=reason if "|" in reason else re.escape(reason)):
         grammar_of(schema)
-
-
-def test_a_grammar_that_leaves_too_much_open_is_given_up() -> None:
-    counted = either(*(repeated(literal(b"a"), count, count) for count in range(180)))
-    with pytest.raises(GrammarTooLarge):
-        Grammar(sequence(*[counted] * 2))
-    grammar = Grammar(counted)
-    state = grammar.walk(grammar.start, b"a" * 179)
-    assert state is not None
-    assert grammar.complete(state)
-    assert grammar.next_bytes(state) == []
-    with pytest.raises(GrammarTooLarge):
-        Grammar(either(*[repeated(either(literal(b"a"), literal(b"b")), 0, None)] * 400))
-
-
-PIECES = [b"", b"{", b'{"', b'"', b'a"', b":", b'":', b"1", b"12", b"}", b"1}", b"x", b"\xc3", b"\xa9", b" ", b""]
-END = len(PIECES) - 1
-
-
-def guide(schema: Json, prefix: bytes = b"") -> Guide:
-    return Guide(grammar_of(json.dumps(schema)), Vocabulary(PIECES, [END]), prefix)
-
-
-def test_tokens_are_allowed_as_whole_pieces_and_the_end_only_behind_a_whole_answer() -> None:
-    answer = guide({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
-    said = []
-    scores = numpy.array([9, 1, 2, 3, 4, 1, 5, 6, 7, 1, 8, 9, 9, 9, 9, 0], dtype=numpy.float32)
-    while (token := choose(scores, 0, 0, 0, answer)) != END:
-        answer.take(token)
-        said.append(PIECES[token])
-        scores[7] = scores[8] = 0  # else the number would grow as long as it may
-    assert said == [b'{"', b'a"', b":", b" ", b"1}"]
-    assert choose(scores, 0, 0, 0, answer) == END
-
-
-def test_the_winner_is_the_best_of_what_is_allowed_whatever_the_temperature() -> None:
-    dice = numpy.random.default_rng(7)
-    for position in range(200):
-        answer = guide({"type": "object", "properties": {"a": {"type": "integer"}}}, b'{"a":'[: position % 6])
-        scores = dice.normal(size=len(PIECES)).astype(numpy.float32)
-        allowed = [token for token in range(len(PIECES)) if answer.allows(token)]
-        assert allowed == [token for token in numpy.flatnonzero(answer.possible()) if answer.allows(int(token))]
-        for temperature in (0, 700):
-            token = choose(scores, temperature, 5, position, answer)
-            only = numpy.full(len(PIECES), -numpy.inf, dtype=numpy.float32)
-            only[allowed] = scores[allowed]
-            assert token == choose(only, temperature, 5, position)
-
-
-def test_nothing_is_chosen_where_no_token_fits() -> None:
-    with pytest.raises(NothingFits):
-        choose(numpy.zeros(len(PIECES), dtype=numpy.float32), 0, 0, 0, guide({"type": "array", "items": PERSON}))
-
-
-def test_an_answer_goes_on_behind_what_is_there_and_nowhere_else() -> None:
-    answer = guide({"enum": ["aé"]}, b'"a')
-    assert [PIECES[token] for token in range(END) if answer.allows(token)] == [b"\xc3"]
-    with pytest.raises(Refused, match="not the beginning"):
-        guide({"enum": ["aé"]}, b'"b')

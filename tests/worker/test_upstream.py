@@ -414,9 +414,10 @@ async def test_an_answer_that_never_ends_is_not_held(tmp_path: Path) -> None:
         JobRequest("text", b"x", 1, 1, prefix=b"so far"),
         JobRequest("text", b"x", 1, 1, output="tokens"),
         JobRequest("text", b"x", 1, 1, schema="{}"),
+        JobRequest("text", b"x", 1, 1, grammar='root ::= "a"'),
         JobRequest("text", b"x", 1, 1, stop=("a", "b", "c", "d", "e")),
     ],
-    ids=["tensors", "no turns", "no role", "no text", "too long", "prefix", "tokens", "schema", "stops"],
+    ids=["tensors", "no turns", "no role", "no text", "too long", "prefix", "tokens", "schema", "grammar", "stops"],
 )
 async def test_a_request_that_can_not_be_served_is_refused_before_the_server_hears_of_it(
     tmp_path: Path, request_: JobRequest

@@ -29,9 +29,9 @@ from node.worker.child.runtime import (
 from node.worker.child.sampling import Logits, NothingFits, choose, likelihoods
 from node.worker.child.text import TEMPLATES, Template, TextStream, parse_prefix, parse_text, parse_turns
 from node.worker.child.text_grammar import GrammarTooLarge
-from node.worker.child.text_guide import Guide, Vocabulary
-from node.worker.child.text_schema import RULES, grammar_of
+from node.worker.child.text_guide import GRAMMAR_RULES, SCHEMA_RULES, Guide, Vocabulary, grammar_for
 
+TOO_OPEN = "the schema or grammar leaves too many different answers open at once"
 CONTEXT_TOKENS_MAX = 1 << 17
 ROWS_READ_LEAST = 8  # however many write: few rows read late make answers end apart, and small batches are dear
 BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of context can't fit
@@ -40,7 +40,7 @@ BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of
 class GgufRuntime(Runtime):
     """One GGUF model; jobs share batches."""
 
-    features: frozenset[Feature] = frozenset({"prefix", "tokens", "schema"})
+    features: frozenset[Feature] = frozenset({"prefix", "tokens", "schema", "grammar"})
 
     def __init__(self) -> None:
         self._jobs: dict[int, TextJob] = {}
@@ -58,7 +58,8 @@ class GgufRuntime(Runtime):
             "n_ubatch": BATCH_ROWS,
             "n_threads": THREADS,
             "invariant": int(self._invariant),
-            "schema_rules": RULES,
+            "schema_rules": SCHEMA_RULES,
+            "grammar_rules": GRAMMAR_RULES,
             "processor": self._llama.processor.strip(" |"),
         }
 
@@ -118,18 +119,18 @@ class GgufRuntime(Runtime):
         return tokens
 
     def _guide(self, request: Request) -> Guide | None:
-        if not request.schema:
+        if not request.schema and not request.grammar:
             return None
         if request.stop:
-            raise Refused("an answer that is held to a schema can't have stop strings: they would cut it")
-        grammar = grammar_of(request.schema)
+            raise Refused("an answer that is held to a schema or grammar can't have stop strings: they would cut it")
+        grammar = grammar_for(request)
         if self._vocabulary is None:
             pieces = [self._llama.text_of(token) for token in range(self._llama.tokens)]
             self._vocabulary = Vocabulary(pieces, [token for token in range(len(pieces)) if self._llama.ends(token)])
         try:
             return Guide(grammar, self._vocabulary, request.prefix)
         except GrammarTooLarge:
-            raise Refused("the schema leaves too many different answers open at once") from None
+            raise Refused(TOO_OPEN) from None
 
     def grant(self, job: int) -> None:
         if job in self._jobs:
@@ -174,10 +175,14 @@ class GgufRuntime(Runtime):
                 state.guide.take(token)
         except GrammarTooLarge:
             self._end(state.number)
-            return [Rejected(state.number, "the schema leaves too many different answers open at once")]
+            return [Rejected(state.number, TOO_OPEN)]
         except NothingFits:
             self._end(state.number)
-            return [Rejected(state.number, "this model has no token with which the schema's answer could go on")]
+            return [
+                Rejected(
+                    state.number, "this model has no token with which an answer of this schema or grammar could go on"
+                )
+            ]
         ends = self._llama.ends(token)
         facts = None
         if request.output == "tokens":

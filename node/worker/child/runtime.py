@@ -47,6 +47,8 @@ class Request:
     """How many of the likeliest tokens are named beside each chosen one."""
     tenant: str = ""
     """Whose job it is: what is kept of it may serve the same tenant's next job, never another's."""
+    grammar: str = ""
+    """A grammar in GBNF for the answer; empty: any text. Not beside a schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ Event = Prefilled | Piece | Broken | Rejected
 
 REQUEST_FIELDS = (
     "input_format", "payload", "max_output_units", "chunk_units", "seed", "temperature_milli", "stop", "prefix",
-    "output", "schema", "logprobs", "tenant",
+    "output", "schema", "logprobs", "tenant", "grammar",
 )  # fmt: skip
 OUTPUTS = ("text", "tokens")
 SCHEMA_BYTES_MAX = 64 << 10
@@ -127,13 +129,17 @@ def parse_request(value: Value) -> Request:
             raise Refused(f"a stop string has 1 to {STOP_STRING_BYTES_MAX} bytes")
         strings.append(text)
     prefix, output = value["prefix"], value["output"]
-    schema, tenant = value["schema"], value["tenant"]
+    schema, grammar, tenant = value["schema"], value["grammar"], value["tenant"]
     if not isinstance(prefix, bytes) or not isinstance(tenant, str):
         raise Refused("prefix must be bytes and tenant text")
     if not isinstance(output, str) or output not in OUTPUTS:
         raise Refused("output must be " + " or ".join(OUTPUTS))
     if not isinstance(schema, str) or len(schema.encode("utf-8", "replace")) > SCHEMA_BYTES_MAX:
         raise Refused(f"a schema is a text of at most {SCHEMA_BYTES_MAX} bytes")
+    if not isinstance(grammar, str) or len(grammar.encode("utf-8", "replace")) > SCHEMA_BYTES_MAX:
+        raise Refused(f"a grammar is a text of at most {SCHEMA_BYTES_MAX} bytes")
+    if schema and grammar:
+        raise Refused("an answer is held to a schema or to a grammar, not to both")
     logprobs = _integer(value["logprobs"], "logprobs", 0, LOGPROBS_MAX)
     if logprobs and output != "tokens":
         raise Refused("logprobs are given with output 'tokens' only")
@@ -150,10 +156,11 @@ def parse_request(value: Value) -> Request:
         schema,
         logprobs,
         tenant,
+        grammar,
     )
 
 
-Feature = Literal["prefix", "tokens", "schema"]
+Feature = Literal["prefix", "tokens", "schema", "grammar"]
 
 
 class Runtime(ABC):
@@ -168,6 +175,7 @@ class Runtime(ABC):
             ("prefix", bool(request.prefix), "can't go on behind output that is there already"),
             ("tokens", request.output == "tokens", "has no tokens to report"),
             ("schema", bool(request.schema), "can't hold its answer to a schema"),
+            ("grammar", bool(request.grammar), "can't hold its answer to a grammar"),
         )
         for feature, wanted, lack in wishes:
             if wanted and feature not in self.features:

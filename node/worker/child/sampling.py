@@ -43,6 +43,9 @@ class Allowed(Protocol):
     def possible(self) -> Mask:
         """For each token whether it could be allowed, judged quickly: nothing that is allowed is missing."""
 
+    def exact(self) -> Mask:
+        """For each token whether it is allowed, judged thoroughly."""
+
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
@@ -106,23 +109,27 @@ def choose(logits: Logits, temperature_milli: int, seed: int, position: int, all
     if allowed is None or allowed.allows(token):
         return token
     candidates = numpy.flatnonzero(allowed.possible())
-    scores = race.scores(candidates) if race is not None else logits[candidates].astype(numpy.float64)
-    for place in _best_first(scores):
+    for place in _best_first(_scores(race, logits, candidates)):
         token = int(candidates[place])
         if allowed.allows(token):
             return token
-    raise NothingFits
+    candidates = numpy.flatnonzero(allowed.exact())
+    if not len(candidates):
+        raise NothingFits
+    return int(candidates[numpy.argsort(-_scores(race, logits, candidates), kind="stable")[0]])
+
+
+def _scores(race: _Race | None, logits: Logits, tokens: Tokens) -> Scores:
+    return race.scores(tokens) if race is not None else logits[tokens].astype(numpy.float64)
 
 
 def _best_first(scores: Scores) -> Iterator[int]:
-    """Places from the highest score down, the lowest place first on a tie; sorted only when a few were not enough."""
+    """The few best places from the highest score down, the lowest place first on a tie."""
     left, count = scores.copy(), 0
     while count < min(FEW, len(left)) and left[place := int(numpy.argmax(left))] > -numpy.inf:
         yield place
         left[place] = -numpy.inf
         count += 1
-    for behind in numpy.argsort(-scores, kind="stable")[count:]:
-        yield int(behind)
 
 
 def likelihoods(logits: Logits, chosen: int, count: int) -> tuple[Likelihood, list[Likelihood]]:

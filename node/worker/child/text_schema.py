@@ -1,75 +1,44 @@
-"""JSON schemas for answers: the grammar of all JSON texts that one schema accepts, or a clear refusal.
+"""JSON schemas for answers: the grammar of the JSON texts that one schema accepts, or a clear refusal.
 
-Understood: `type` (object, array, string, number, integer, boolean, null, or a list of them), `properties`, `required`,
-`additionalProperties` (a boolean), `items`, `minItems`, `maxItems`, `enum`, `const`, `anyOf`, and annotations (`title`,
-`description`, `default`, `examples`, `$schema`, `$id`, `$comment`). Anything else is refused, never ignored: an answer
-must not look checked when it isn't.
+Understood: `type`, `enum`, `const`; `properties`, `required`, `additionalProperties`, `minProperties`, `maxProperties`;
+`items`, `prefixItems`, `minItems`, `maxItems`; `minLength`, `maxLength`, `pattern`, `format`; `minimum`, `maximum`,
+`exclusiveMinimum`, `exclusiveMaximum`, `multipleOf`; `$ref` within the schema, with or without recursion, `allOf`,
+`anyOf`, and `oneOf` whose alternatives can be told apart; annotations. Anything else is refused, never ignored: an
+answer must not look checked when it isn't.
 
 Law: every text of the grammar is JSON that the schema accepts. It is not every such text: properties come in the
-schema's order and no others appear, there is at most one space behind a comma or colon, numbers have at most fifteen
-digits, and a value of `enum` or `const` has one spelling. Depth, entries and the grammar's states are bounded.
+schema's order and others behind them; where a schema names properties or first items, there are others only if it says
+so; there is at most one space behind a comma or colon, numbers have at most fifteen digits, and a value of `enum`, or a
+character of a string with a pattern, has one spelling. Depth, entries and the grammar's states are bounded.
 
-Source: JSON Schema, draft 2020-12; RFC 8259 (JSON); the well-formed sequences of the Unicode standard, table 3-7.
+Source: JSON Schema, draft 2020-12; RFC 8259 (JSON).
 """
 
+import functools
 import json
+from hashlib import blake2b
 
 from node.worker.child.runtime import Refused
+from node.worker.child.text_cases import ANNOTATIONS, Cases, types_of
+from node.worker.child.text_characters import TooManyStates, in_json, none_of
 from node.worker.child.text_grammar import (
     Grammar,
     GrammarTooLarge,
+    GrammarUnusable,
     Part,
-    among,
+    called,
     either,
     literal,
     maybe,
     repeated,
     sequence,
+    words,
 )
+from node.worker.child.text_scalars import NUMBER, STRING, Case, Impossible, Json, numbers
 
-RULES = 1
-"""The version of this module's law; what an answer says depends on it."""
-DEPTH_MAX = 16
-ENTRIES_MAX = 512  # properties, values of enums and alternatives in one schema
-ITEMS_MAX = 256
-ANNOTATIONS = ("title", "description", "default", "examples", "$schema", "$id", "$comment")
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+__all__ = ["Json", "grammar_of"]
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-
-_DIGITS = range(ord("0"), ord("9") + 1)
-_CONTINUED = range(0x80, 0xC0)
-_HEXADECIMAL = (_DIGITS, b"abcdefABCDEF")
-_PLAIN = [symbol for symbol in range(0x20, 0x80) if symbol not in b'"\\']
-_CHARACTER = either(
-    among(_PLAIN),
-    sequence(literal(b"\\"), among(b'"\\/bfnrt')),
-    # \uXXXX without the halves of pairs: alone they are no characters
-    sequence(literal(b"\\u"), among(_DIGITS, b"abcefABCEF"), *[among(*_HEXADECIMAL)] * 3),
-    sequence(literal(b"\\u"), among(b"dD"), among(b"01234567"), *[among(*_HEXADECIMAL)] * 2),
-    sequence(among(range(0xC2, 0xE0)), among(_CONTINUED)),
-    sequence(literal(b"\xe0"), among(range(0xA0, 0xC0)), among(_CONTINUED)),
-    sequence(among(range(0xE1, 0xED), b"\xee\xef"), *[among(_CONTINUED)] * 2),
-    sequence(literal(b"\xed"), among(range(0x80, 0xA0)), among(_CONTINUED)),
-    sequence(literal(b"\xf0"), among(range(0x90, 0xC0)), *[among(_CONTINUED)] * 2),
-    sequence(among(b"\xf1\xf2\xf3"), *[among(_CONTINUED)] * 3),
-    sequence(literal(b"\xf4"), among(range(0x80, 0x90)), *[among(_CONTINUED)] * 2),
-)
-_STRING = sequence(literal(b'"'), repeated(_CHARACTER, 0, None), literal(b'"'))
-_DIGIT = among(_DIGITS)
-_INTEGER = sequence(maybe(literal(b"-")), either(literal(b"0"), sequence(among(b"123456789"), repeated(_DIGIT, 0, 14))))
-_NUMBER = sequence(
-    _INTEGER,
-    maybe(sequence(literal(b"."), repeated(_DIGIT, 1, 15))),
-    maybe(sequence(among(b"eE"), maybe(among(b"+-")), repeated(_DIGIT, 1, 2))),
-)
-_SCALARS: dict[str, Part] = {
-    "string": _STRING,
-    "number": _NUMBER,
-    "integer": _INTEGER,
-    "boolean": either(literal(b"true"), literal(b"false")),
-    "null": literal(b"null"),
-}
+OPTIONAL_MAX = 400  # properties of one object that may be left out: each is a way to go on
 _SPACE = maybe(literal(b" "))
 _COMMA = sequence(literal(b","), _SPACE)
 _COLON = sequence(literal(b":"), _SPACE)
@@ -82,9 +51,13 @@ def grammar_of(schema: str) -> Grammar:
     except (ValueError, RecursionError) as error:
         raise Refused(f"the schema is not JSON: {str(error)[:100]}") from None
     try:
-        return Grammar(_Compiler().part(read, "", DEPTH_MAX))
+        return Grammar(_Compiler(read).part(read, ""))
     except GrammarTooLarge:
         raise Refused("the schema is too large: it describes too many different answers") from None
+    except GrammarUnusable as error:
+        raise Refused(f"the schema can't be followed: {error}") from None
+    except RecursionError:
+        raise Refused("the schema is nested too deep") from None
 
 
 def _no_number(spelling: str) -> Json:
@@ -92,110 +65,209 @@ def _no_number(spelling: str) -> Json:
 
 
 class _Compiler:
-    """Turns a schema into a part of a grammar, and counts what it meets."""
+    """Turns one schema into a part of a grammar. Objects, arrays and references become rules, made when called."""
 
-    def __init__(self) -> None:
-        self._entries = 0
+    def __init__(self, document: Json) -> None:
+        self._cases = Cases(document)
 
-    def part(self, schema: Json, place: str, depth: int) -> Part:
-        """The texts that a schema accepts; `place` is where it stands, for people."""
+    def part(self, schema: Json, place: str) -> Part:
+        """The texts that a schema accepts; `place` is where it stands, for people. Raises Refused."""
+        said = [name for name in schema if name not in ANNOTATIONS] if isinstance(schema, dict) else []
+        if isinstance(schema, dict) and said == ["$ref"]:
+            return self._reference(schema["$ref"], place)
+        if isinstance(schema, dict) and said in (["anyOf"], ["oneOf"]):
+            cases = self._cases.of(schema, place) if said == ["oneOf"] else None  # are its alternatives apart?
+            alternatives = schema[said[0]]
+            if isinstance(alternatives, list) and alternatives and cases != []:
+                self._cases.count(len(alternatives))
+                return self._one_of(
+                    [
+                        functools.partial(self.part, alternative, f"{place}/{said[0]}/{index}")
+                        for index, alternative in enumerate(alternatives)
+                    ],
+                    place,
+                )
+        return self._one_of(
+            [functools.partial(self._case, case, place) for case in self._cases.of(schema, place)], place
+        )
+
+    def _reference(self, reference: Json, place: str) -> Part:
+        target = self._cases.target(reference, place)
+        assert isinstance(reference, str)
+        where = reference[1:]
+        return called(("$ref", reference), where or "the schema", lambda: self.part(target, where))
+
+    def _one_of(self, makers: "list[functools.partial[Part]]", place: str) -> Part:
+        """Alternatives, those left out that nothing satisfies."""
+        parts, reasons = [], []
+        for make in makers:
+            try:
+                parts.append(make())
+            except Impossible as error:
+                reasons.append(error)
+        if not parts:
+            raise reasons[0] if reasons else Impossible(f"no answer satisfies {place or 'the schema'}")
+        return parts[0] if len(parts) == 1 else either(*parts)
+
+    def _case(self, case: Case, place: str) -> Part:
         where = place or "the schema"
-        if not isinstance(schema, dict):
-            raise Refused(f"{where} must be a JSON object that says what is accepted")
-        if depth == 0:
-            raise Refused(f"the schema is nested deeper than {DEPTH_MAX} levels")
-        named = {name: value for name, value in schema.items() if name not in ANNOTATIONS}
-        if "enum" in named or "const" in named:
-            return self._values(named, where)
-        if "anyOf" in named:
-            _only(named, ("anyOf",), where)
-            return either(
-                *(self.part(one, f"{place}/anyOf/{index}", depth - 1)
-                  for index, one in enumerate(self._list(named["anyOf"], f"anyOf of {where}")))
-            )  # fmt: skip
-        return self._typed(named, place, depth)
+        if not case:
+            return _anything()
+        if isinstance(case.get("enum"), list):
+            return self._values(case, where)
+        types = types_of(case)
+        if "number" in types:
+            types = tuple(name for name in types if name != "integer")
+        return self._one_of([functools.partial(self._typed, name, case, place) for name in types], place)
 
-    def _count(self, entries: int) -> None:
-        self._entries += entries
-        if self._entries > ENTRIES_MAX:
-            raise Refused(f"the schema has more than {ENTRIES_MAX} properties, values and alternatives")
-
-    def _list(self, value: Json, what: str) -> list[Json]:
-        if not isinstance(value, list) or not value:
-            raise Refused(f"{what} must be a list with at least one entry")
-        self._count(len(value))
-        return value
-
-    def _values(self, named: dict[str, Json], where: str) -> Part:
-        if "enum" in named:
-            _only(named, ("enum", "type"), where)
-            values = self._list(named["enum"], f"enum of {where}")
-        else:
-            _only(named, ("const", "type"), where)
-            values = [named["const"]]
-        types = _types(named, where) if "type" in named else TYPES
-        fitting = [value for value in values if any(_is(value, name) for name in types)]
+    def _values(self, case: Case, where: str) -> Part:
+        values = case["enum"]
+        assert isinstance(values, list)
+        self._cases.count(len(values))
+        spelled = [_spelling(value, where) for value in values]
+        fitting = [text for text, value in zip(spelled, values, strict=True) if self._cases.holds(value, case)]
         if not fitting:
-            raise Refused(f"no value of {where} has its type")
-        return either(*(literal(_spelling(value, where)) for value in fitting))
+            raise Impossible(f"no value of {where} satisfies the rest of it")
+        return words(fitting)
 
-    def _typed(self, named: dict[str, Json], place: str, depth: int) -> Part:
+    def _typed(self, name: str, case: Case, place: str) -> Part:
         where = place or "the schema"
-        if "type" not in named:
-            raise Refused(f"{where} must have a type, an enum, a const or anyOf")
-        types = _types(named, where)
-        allowed = ["type"]
-        parts = []
-        for name in types:
-            if name == "object":
-                allowed += ["properties", "required", "additionalProperties"]
-                parts.append(self._object(named, place, depth))
-            elif name == "array":
-                allowed += ["items", "minItems", "maxItems"]
-                parts.append(self._array(named, place, depth))
-            else:
-                parts.append(_SCALARS[name])
-        _only(named, tuple(allowed), where)
-        return either(*parts)
+        match name:
+            case "object":
+                return self._rule(name, case, place, functools.partial(self._object, case, place))
+            case "array":
+                return self._rule(name, case, place, functools.partial(self._array, case, place))
+            case "string":
+                return self._cases.strings.part(case, where)
+            case "boolean":
+                return words([b"true", b"false"])
+            case "null":
+                return literal(b"null")
+            case _:
+                return numbers(case, where, whole=name == "integer")
 
-    def _object(self, named: dict[str, Json], place: str, depth: int) -> Part:
+    @staticmethod
+    def _rule(name: str, case: Case, place: str, body: "functools.partial[Part]") -> Part:
+        """A rule for equal cases wherever they stand: that is what ends the recursion of references."""
+        key = blake2b(json.dumps([name, case]).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return called(key, place or "the schema", body)
+
+    # Objects
+
+    def _object(self, case: Case, place: str) -> Part:
         where = place or "the schema"
-        properties = named.get("properties", {})
-        required = named.get("required", [])
-        if not isinstance(properties, dict):
-            raise Refused(f"properties of {where} must be a JSON object")
-        if not isinstance(named.get("additionalProperties", False), bool):
-            raise Refused(f"additionalProperties of {where} must be true or false")
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            raise Refused(f"required of {where} must be a list of names")
-        missing = [name for name in required if name not in properties]
-        if missing:
-            raise Refused(f"{where} requires {json.dumps(missing[0])[:80]}, which is none of its properties")
-        self._count(len(properties))
+        table, required = case.get("properties", {}), case.get("required", [])
+        assert isinstance(table, dict)
+        assert isinstance(required, list)
+        more = case.get("additionalProperties", "properties" not in case)
+        properties: dict[str, Json] = dict(table)
+        for name in required:
+            assert isinstance(name, str)
+            if name not in properties:
+                properties[name] = case.get("additionalProperties", True)
+            if properties[name] is False:
+                raise Impossible(f"{where} requires {json.dumps(name)[:80]}, which it does not allow")
+        self._cases.count(len(properties))
         members = []
         for name, schema in properties.items():
-            key = literal(_spelling(name, where))
-            members.append((sequence(key, _COLON, self.part(schema, f"{place}/{name}", depth - 1)), name in required))
-        return sequence(literal(b"{"), _members(members), literal(b"}"))
+            if schema is not False:
+                key = literal(_spelling(name, where))
+                value = self.part(schema, f"{place}/properties/{_pointed(name)}")
+                members.append((sequence(key, _COLON, value), name in required))
+        if len(members) - sum(needed for _, needed in members) > OPTIONAL_MAX:
+            raise Refused(f"{where} has more than {OPTIONAL_MAX} optional properties")
+        extra = None
+        if more is not False:
+            value = self.part(more, f"{place}/additionalProperties")
+            extra = sequence(_other_name(list(properties), where), _COLON, value)
+        lowest, highest = _counts(case, "Properties", where)
+        if not members and extra is not None:
+            inner = _several(extra, lowest, highest)
+        else:
+            possible = len(members) if extra is None else None
+            sure = sum(needed for _, needed in members)
+            if lowest > sure or (highest is not None and (possible is None or possible > highest)):
+                raise Refused(f"minProperties and maxProperties of {where} can't be kept beside its named properties")
+            inner = _members(members, extra)
+        return sequence(literal(b"{"), inner, literal(b"}"))
 
-    def _array(self, named: dict[str, Json], place: str, depth: int) -> Part:
+    # Arrays
+
+    def _array(self, case: Case, place: str) -> Part:
         where = place or "the schema"
-        lowest = _length(named.get("minItems", 0), f"minItems of {where}")
-        highest = _length(named["maxItems"], f"maxItems of {where}") if "maxItems" in named else None
-        if highest is not None and highest < lowest:
-            raise Refused(f"maxItems of {where} is below its minItems")
-        if "items" not in named:
-            raise Refused(f"{where} must say what its items are")
-        item = self.part(named["items"], f"{place}/items", depth - 1)
-        if highest == 0:
-            return literal(b"[]")
-        others = repeated(sequence(_COMMA, item), max(0, lowest - 1), highest - 1 if highest is not None else None)
-        some = sequence(item, others)
-        return sequence(literal(b"["), some if lowest else maybe(some), literal(b"]"))
+        first = case.get("prefixItems", [])
+        assert isinstance(first, list)
+        more = case.get("items", not first)
+        lowest, highest = _counts(case, "Items", where)
+        self._cases.count(len(first))
+        parts = []
+        for index, schema in enumerate(first):
+            if schema is False:
+                more = False
+                break
+            parts.append(self._item(schema, f"{place}/prefixItems/{index}"))
+        if more is False and lowest > len(parts):
+            raise Impossible(f"minItems of {where} asks for more items than it allows")
+        if not parts:
+            if more is False or highest == 0:
+                return literal(b"[]")
+            inner = _several(self._item(more, f"{place}/items"), lowest, highest)
+        else:
+            other = self._item(more, f"{place}/items") if more is not False else None
+            inner = _ordered(parts, other, lowest, highest)
+        return sequence(literal(b"["), inner, literal(b"]"))
+
+    def _item(self, schema: Json, place: str) -> Part:
+        """An item as a rule, because there may be hundreds."""
+        key = blake2b(json.dumps(["item", schema]).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        part = self.part(schema, place)
+        return called(key, place, lambda: part)
 
 
-def _members(members: list[tuple[Part, bool]]) -> Part:
-    """Members of an object in their order, with commas between those that are there; required ones always are."""
+def _counts(case: Case, what: str, where: str) -> tuple[int, int | None]:
+    lowest, highest = case.get(f"min{what}", 0), case.get(f"max{what}")
+    assert isinstance(lowest, int)
+    assert highest is None or isinstance(highest, int)
+    if highest is not None and highest < lowest:
+        raise Impossible(f"max{what} of {where} is below its min{what}")
+    return lowest, highest
+
+
+def _several(part: Part, lowest: int, highest: int | None) -> Part:
+    """The part so many times, with commas between."""
+    if highest == 0:
+        return sequence()
+    others = repeated(sequence(_COMMA, part), max(0, lowest - 1), highest - 1 if highest is not None else None)
+    some = sequence(part, others)
+    return some if lowest else maybe(some)
+
+
+def _ordered(parts: list[Part], other: Part | None, lowest: int, highest: int | None) -> Part:
+    """The first items, each of its own kind, and others behind them: as many in all as are allowed."""
+
+    def build(grammar: Grammar, state: int) -> int:
+        then = grammar.add()
+        for index, part in enumerate(parts):
+            if index >= lowest:
+                grammar.freely(state, then)
+            if highest is not None and index >= highest:
+                return then
+            state = part(grammar, _COMMA(grammar, state) if index else state)
+        count = len(parts)
+        if other is not None:
+            left = None if highest is None else highest - count
+            state = repeated(sequence(_COMMA, other), max(0, lowest - count), left)(grammar, state)
+        grammar.freely(state, then)
+        return then
+
+    return build
+
+
+def _members(members: list[tuple[Part, bool]], extra: Part | None) -> Part:
+    """Members of an object in their order, with commas between those that are there; required ones always are.
+
+    `extra`: a member of another name, of which any number may follow.
+    """
 
     def build(grammar: Grammar, state: int) -> int:
         none, some = state, grammar.add()  # nothing written yet; something written
@@ -213,6 +285,12 @@ def _members(members: list[tuple[Part, bool]]) -> Part:
             else:
                 grammar.freely(some, after)
             some = after
+        if extra is not None:
+            begin = grammar.add()
+            if bare:
+                grammar.freely(none, begin)
+            grammar.freely(_COMMA(grammar, some), begin)
+            grammar.freely(extra(grammar, begin), some)
         then = grammar.add()
         grammar.freely(some, then)
         if bare:
@@ -222,45 +300,35 @@ def _members(members: list[tuple[Part, bool]]) -> Part:
     return build
 
 
-def _only(named: dict[str, Json], allowed: tuple[str, ...], where: str) -> None:
-    for name in named:
-        if name not in allowed:
-            raise Refused(f"{where} uses {json.dumps(name)[:80]}, which answers can't be held to here")
+def _other_name(names: list[str], where: str) -> Part:
+    """A name of a member that is none of these."""
+    if not names:
+        return STRING
+    try:
+        return in_json(none_of(names))
+    except TooManyStates:
+        raise Refused(f"the names of {where} take too many states") from None
 
 
-def _types(named: dict[str, Json], where: str) -> tuple[str, ...]:
-    given = named["type"]
-    types = given if isinstance(given, list) else [given]
-    known = [name for name in TYPES if name in types]
-    if not types or len(known) != len(types):
-        raise Refused(f"the type of {where} must be one or more of " + ", ".join(TYPES) + ", each once")
-    return tuple(known)
+def _anything() -> Part:
+    """Any JSON value, with values in it as deep as the grammar goes."""
+
+    def body() -> Part:
+        value = _anything()
+        member = sequence(STRING, _COLON, value)
+        return either(
+            STRING,
+            NUMBER,
+            words([b"true", b"false", b"null"]),
+            sequence(literal(b"{"), _several(member, 0, None), literal(b"}")),
+            sequence(literal(b"["), _several(value, 0, None), literal(b"]")),
+        )
+
+    return called("anything", "any value", body)
 
 
-def _is(value: Json, name: str) -> bool:
-    """Whether a value is of a schema's type."""
-    match name:
-        case "object":
-            return isinstance(value, dict)
-        case "array":
-            return isinstance(value, list)
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "integer":
-            whole = isinstance(value, float) and value.is_integer()
-            return (isinstance(value, int) or whole) and not isinstance(value, bool)
-        case _:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _length(value: Json, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= ITEMS_MAX:
-        raise Refused(f"{what} must be a whole number from 0 to {ITEMS_MAX}")
-    return value
+def _pointed(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _spelling(value: Json, where: str) -> bytes:
