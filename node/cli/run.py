@@ -19,7 +19,7 @@ from node.cli.output import Output, Progress, credits_text, note, printable, sho
 from node.cli.replica_report import TOLD
 from node.cli.replica_report import told as in_words
 from node.runtime.control import ModelView, RunEvent, RunRequest
-from protocol.primitives.limits import JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
+from protocol.primitives.limits import GRAMMAR_BYTES_MAX, JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
 from protocol.primitives.units import Amount
 
 Fact = str | int | bool | None
@@ -205,7 +205,14 @@ def offered_model(models: tuple[ModelView, ...], wanted: str) -> ModelView:
 @click.option("--temperature", type=click.FloatRange(min=0, max=10), default=0.0, show_default=True)
 @click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
 @click.option(
-    "--schema", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="JSON schema of the answer, a file."
+    "--schema",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Hold the answer to the JSON schema in this file.",
+)
+@click.option(
+    "--grammar",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Hold the answer to the grammar in this file (GBNF, as for llama.cpp).",
 )
 @click.option("--logprobs", type=click.IntRange(0, LOGPROBS_MAX), help="JSON lines: each token, and so many others.")
 @timeout_option(120, "Seconds for the whole job.")
@@ -228,6 +235,7 @@ def run(
     temperature: float,
     stop: tuple[str, ...],
     schema: Path | None,
+    grammar: Path | None,
     logprobs: int | None,
     timeout: float,
     receipt: Path | None,
@@ -238,7 +246,12 @@ def run(
 
     The output alone goes to standard output; provider, work, price and receipt to standard error. Ctrl-C cancels the
     job and its further charges.
+
+    With --schema or --grammar a language model can only write what fits; an answer that ends by itself (finish "stop")
+    fits as a whole. What a provider can't hold an answer to is refused and named, never passed over.
     """
+    if schema is not None and grammar is not None:
+        raise CommandFailed("give one of --schema and --grammar", ExitCode.USAGE, "usage")
     offered = offered_model(session.client.models(), model)
     input_format, body = job_input(offered.runtime, prompt, system, file, tensors)
     request = RunRequest(
@@ -251,7 +264,8 @@ def run(
         temperature_milli=round(temperature * 1000),
         stop=stop,
         output="text" if logprobs is None else "tokens",
-        schema=_schema(schema) if schema is not None else "",
+        schema=_text(schema, "a schema", SCHEMA_BYTES_MAX) if schema is not None else "",
+        grammar=_text(grammar, "a grammar", GRAMMAR_BYTES_MAX) if grammar is not None else "",
         logprobs=logprobs or 0,
         timeout_ms=round(timeout * 1000),
     )
@@ -272,13 +286,13 @@ def run(
         raise CommandFailed("the program ended with an error; see its output", ExitCode.JOB_FAILED, "program_failed")
 
 
-def _schema(path: Path) -> str:
-    """A schema from a file. Raises ``CommandFailed``."""
+def _text(path: Path, what: str, size_max: int) -> str:
+    """A schema or grammar from a file. Raises ``CommandFailed``."""
     try:
         with path.open("rb") as file:
-            return file.read(4 * SCHEMA_BYTES_MAX).decode()
+            return file.read(4 * size_max).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"{path} can't be read as a schema: {error}", ExitCode.USAGE, "usage") from None
+        raise CommandFailed(f"{path} can't be read as {what}: {error}", ExitCode.USAGE, "usage") from None
 
 
 def _stream(

@@ -180,6 +180,8 @@ class RunRequest(View, frozen=True):
     """``tokens``: JSON lines, one for each token, of models that write text."""
     schema: str = ""
     """A JSON schema that a complete answer must satisfy; empty: any text."""
+    grammar: str = ""
+    """A grammar in GBNF whose ``root`` a complete answer must be; empty: any text. Not beside a schema."""
     logprobs: int = 0
     """How many of the likeliest tokens are named beside each chosen one; for ``tokens``."""
     timeout_ms: int = 120_000

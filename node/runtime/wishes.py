@@ -17,7 +17,13 @@ from protocol.market.offer_search import Ranking, best_offer, quote
 from protocol.messages.market import JobPayload, OutputForm
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 from protocol.primitives.codec import encode
-from protocol.primitives.limits import CHUNK_UNITS_MAX, JOB_INPUT_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
+from protocol.primitives.limits import (
+    CHUNK_UNITS_MAX,
+    GRAMMAR_BYTES_MAX,
+    JOB_INPUT_BYTES_MAX,
+    LOGPROBS_MAX,
+    SCHEMA_BYTES_MAX,
+)
 from protocol.primitives.units import (
     AMOUNT_MAX,
     AccountId,
@@ -217,5 +223,17 @@ def _payload(asked: RunRequest) -> JobPayload:
         raise ControlError("bad_request", f"logprobs are 0 to {LOGPROBS_MAX}, and for output 'tokens' only", 2)
     if len(asked.schema) > SCHEMA_BYTES_MAX:
         raise ControlError("bad_request", f"a schema has at most {SCHEMA_BYTES_MAX} characters", 2)
+    if len(asked.grammar) > GRAMMAR_BYTES_MAX:
+        raise ControlError("bad_request", f"a grammar has at most {GRAMMAR_BYTES_MAX} characters", 2)
+    if asked.schema and asked.grammar:
+        raise ControlError("bad_request", "an answer is held to a schema or to a grammar, not to both", 2)
     output = OutputForm.TOKENS if asked.output == "tokens" else OutputForm.TEXT
-    return JobPayload(asked.format, asked.body, asked.stop, output=output, schema=asked.schema, logprobs=asked.logprobs)
+    return JobPayload(
+        asked.format,
+        asked.body,
+        asked.stop,
+        output=output,
+        schema=asked.schema,
+        logprobs=asked.logprobs,
+        grammar=asked.grammar,
+    )

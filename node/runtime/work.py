@@ -105,6 +105,7 @@ class WorkPump:
             prefix=payload.prefix,
             output="tokens" if payload.output is OutputForm.TOKENS else "text",
             schema=payload.schema,
+            grammar=payload.grammar,
             logprobs=payload.logprobs,
             pull_first=True,
         )

@@ -15,6 +15,7 @@ from protocol.primitives.limits import (
     AUCTION_WINDOW_MS_MAX,
     CHUNK_PAYLOAD_BYTES_MAX,
     CHUNK_UNITS_MAX,
+    GRAMMAR_BYTES_MAX,
     HISTORY_ENTRIES_MAX,
     JOB_INPUT_BYTES_MAX,
     LOGPROBS_MAX,
@@ -243,6 +244,8 @@ class JobPayload(Message, frozen=True):
     """A JSON schema that a complete answer must satisfy; empty: any text."""
     logprobs: Annotated[int, Meta(ge=0, le=LOGPROBS_MAX)] = 0
     """How many of the likeliest tokens are named beside each chosen one; for ``TOKENS`` alone."""
+    grammar: Annotated[str, Meta(max_length=GRAMMAR_BYTES_MAX)] = ""
+    """A grammar in GBNF whose ``root`` a complete answer must be; empty: any text. Not beside a schema."""
 
 
 class FaultKind(IntEnum):

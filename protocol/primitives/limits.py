@@ -83,6 +83,9 @@ JOB_INPUT_BYTES_MAX = 1024 * 1024
 SCHEMA_BYTES_MAX = 16 * 1024
 """A JSON schema for an answer: some hundred named properties."""
 
+GRAMMAR_BYTES_MAX = 16 * 1024
+"""A grammar for an answer, in GBNF: some hundred rules."""
+
 LOGPROBS_MAX = 20
 """Alternatives named beside each token: about a kilobyte, so that a chunk of 256 tokens still fits."""
 

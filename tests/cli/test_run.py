@@ -57,6 +57,21 @@ def test_schema_and_logprobs_reach_the_node(mercat: Mercat, fake: FakeNode, tmp_
     assert mercat("run", "talker", "hi", "--logprobs", "21").code == 2
 
 
+def test_a_grammar_reaches_the_node_and_never_beside_a_schema(mercat: Mercat, fake: FakeNode, tmp_path: Path) -> None:
+    grammar = tmp_path / "answer.gbnf"
+    grammar.write_text('root ::= "é"')
+    assert mercat("run", "talker", "hi", "--grammar", str(grammar)).code == 0
+    request = fake.requests.pop()
+    assert (request.grammar, request.schema) == ('root ::= "é"', "")
+    ended = mercat("run", "talker", "hi", "--grammar", str(grammar), "--schema", str(grammar))
+    assert (ended.code, fake.requests) == (2, [])
+    assert "one of --schema and --grammar" in ended.err
+    grammar.write_bytes(b"\xff")
+    ended = mercat("run", "talker", "hi", "--grammar", str(grammar))
+    assert (ended.code, fake.requests) == (2, [])
+    assert "can't be read as a grammar" in ended.err
+
+
 def test_auction_and_replicas_reach_the_node(mercat: Mercat, fake: FakeNode) -> None:
     assert mercat("run", "talker", "hi").code == 0
     assert mercat("run", "talker", "hi", "--auction").code == 0

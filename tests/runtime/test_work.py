@@ -1,6 +1,7 @@
 """From a job's payload to a worker and back: everything that a buyer may ask for arrives; sandboxed, and for real."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -13,9 +14,10 @@ from protocol.engine.inputs import Input, WorkFailed, WorkPiece, WorkPrefilled
 from protocol.messages.effects import CloseWork, OpenWork, PullWork
 from protocol.messages.market import FaultKind, FinishReason, JobPayload, OutputForm
 from protocol.primitives.codec import encode
-from protocol.primitives.limits import LOGPROBS_MAX, SCHEMA_BYTES_MAX
-from protocol.primitives.units import AccountId, DurationMs, MessageId, WorkUnits
+from protocol.primitives.limits import GRAMMAR_BYTES_MAX, LOGPROBS_MAX, SCHEMA_BYTES_MAX
+from protocol.primitives.units import AccountId, DurationMs, MessageId, Salt, WorkUnits
 from protocol.primitives.units import ModelId as ModelHash
+from protocol.settlement.receipts import input_commitment
 from tests.worker.conftest import echo, smollm, store
 
 __all__ = ["echo", "smollm", "store"]
@@ -57,6 +59,7 @@ async def test_output_goes_on_behind_a_prefix_that_counts_as_input(store: ModelS
 async def test_a_wish_that_a_runtime_cannot_fulfil_is_its_buyers_fault(store: ModelStore, echo: ModelId) -> None:
     for payload in (
         JobPayload("bytes", b"x", (), schema='{"type":"null"}'),
+        JobPayload("bytes", b"x", (), grammar='root ::= "a"'),
         JobPayload("bytes", b"x", (), output=OutputForm.TOKENS),
         JobPayload("bytes", b"x", (), logprobs=2),
     ):
@@ -74,14 +77,32 @@ async def test_a_schema_and_tokens_reach_the_language_model(store: ModelStore, s
     assert b'["y' not in b"".join(piece.payload for piece in pieces).replace(b'\\"', b'"')
 
 
+async def test_a_grammar_binds_the_sandboxed_language_model(store: ModelStore, smollm: ModelId) -> None:
+    payload = JobPayload("text", b"Count:", (), grammar='root ::= ("one" | "two") " " [3-5]{2}')
+    heard = await done(store, smollm, payload, 20)
+    pieces = [told for told in heard if isinstance(told, WorkPiece)]
+    assert pieces[-1].finish is FinishReason.STOP
+    assert re.fullmatch(rb"(one|two) [3-5]{2}", b"".join(piece.payload for piece in pieces))
+
+
+def test_a_grammar_is_part_of_what_an_input_is_committed_to() -> None:
+    plain, held, other = (encode(JobPayload("text", b"x", (), grammar=grammar)) for grammar in ("", "a", "b"))
+    salt = Salt(bytes(32))
+    assert len({input_commitment(salt, payload) for payload in (plain, held, other)}) == 3
+
+
 def test_what_no_provider_takes_is_told_before_anything_is_signed() -> None:
     wish = RunRequest("m", "chat", b"", output="tokens", schema='{"type":"null"}', logprobs=LOGPROBS_MAX)
     assert _payload(wish) == JobPayload("chat", b"", (), b"", OutputForm.TOKENS, '{"type":"null"}', LOGPROBS_MAX)
+    wish = RunRequest("m", "chat", b"", grammar='root ::= "a"')
+    assert _payload(wish) == JobPayload("chat", b"", (), grammar='root ::= "a"')
     for bad in (
         RunRequest("m", "chat", b"", logprobs=1),
         RunRequest("m", "chat", b"", output="tokens", logprobs=LOGPROBS_MAX + 1),
         RunRequest("m", "chat", b"", output="tokens", logprobs=-1),
         RunRequest("m", "chat", b"", schema="x" * (SCHEMA_BYTES_MAX + 1)),
+        RunRequest("m", "chat", b"", grammar="x" * (GRAMMAR_BYTES_MAX + 1)),
+        RunRequest("m", "chat", b"", schema="{}", grammar='root ::= "a"'),
     ):
         with pytest.raises(ControlError) as refused:
             _payload(bad)
