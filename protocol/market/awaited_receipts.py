@@ -40,6 +40,9 @@ from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_c
 AWAITED_MAX = 256
 """Receipts waited for at once, each with a lane; of more the oldest is given up."""
 
+AWAITED_BYTES_MAX = 64 * 1024 * 1024
+"""Of their inputs and outputs, which a receipt's file holds too; the same."""
+
 WAIT_MS = 3_600_000
 """A provider that is not back by then is not waited for; it was paid, and what it signed of the job is kept."""
 
@@ -63,6 +66,7 @@ class AwaitedReceipts:
     def __init__(self, core: BuyerCore) -> None:
         self._core = core
         self._awaited: dict[MessageId, _Awaited] = {}
+        self._bytes = 0
         self._next = MonotonicMs(0)
 
     def __contains__(self, job: MessageId) -> bool:
@@ -71,7 +75,10 @@ class AwaitedReceipts:
     def begin(self, row: AwaitedReceipt, now: Now) -> list[MarketEffect]:
         """A job has ended as delivered and kept its lane: wait for its receipt. ``row`` is put by the caller."""
         self._take_up(row, now)
-        return self._give_up(next(iter(self._awaited))) if len(self._awaited) > AWAITED_MAX else []
+        effects: list[MarketEffect] = []
+        while len(self._awaited) > AWAITED_MAX or self._bytes > AWAITED_BYTES_MAX:
+            effects += self._give_up(next(iter(self._awaited)))
+        return effects
 
     def restore(self, lane: BuyerLane, row: Callable[[Table, bytes], bytes | None], now: Now) -> bool:
         """After a restart: True if the lane's job only waits for its receipt, and goes on doing so."""
@@ -117,7 +124,7 @@ class AwaitedReceipts:
             check_receipt(receipt, AccountId(envelope.sender), job, agreement, accepted_at, each.progress, commitment)
         except ReceiptInvalid:
             return []
-        del self._awaited[job]
+        self._drop(job)
         leaf = receipt_leaf(envelope_bytes)
         _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, each.progress, leaf)
         assert proof is not None
@@ -161,14 +168,18 @@ class AwaitedReceipts:
 
     def _give_up(self, job: MessageId) -> list[MarketEffect]:
         """The lane is free again; the row stays: it holds what was delivered."""
-        each = self._awaited.pop(job)
-        core, agreement = self._core, each.agreement
+        core, agreement = self._core, self._drop(job).agreement
         effects: list[MarketEffect] = [core.books.end(agreement.channel, agreement.lane, owed_back=False)]
         lane = core.books.lane(agreement.channel, agreement.lane)
         voucher = core.books.last_voucher(lane) if lane is not None else None
         if voucher is not None and agreement.provider_node in core.linked:
             effects.append(core.send_voucher(voucher, agreement.provider_node))
         return effects
+
+    def _drop(self, job: MessageId) -> _Awaited:
+        each = self._awaited.pop(job)
+        self._bytes -= _size(each.row)
+        return each
 
     def _take_up(self, row: AwaitedReceipt, now: Now) -> None:
         _, agreement = open_as(row.agreement, MessageKind.AGREEMENT)
@@ -186,6 +197,7 @@ class AwaitedReceipts:
             chunk.finish,
         )
         until = MonotonicMs(now.monotonic_ms + WAIT_MS)
+        self._bytes += _size(row)
         self._awaited[row.record.job] = _Awaited(row, agreement, acceptance, progress, until)
 
     def _standing(self, each: _Awaited) -> JobStanding:
@@ -195,6 +207,10 @@ class AwaitedReceipts:
 
     def _provider_at(self, node: NodeId) -> AccountId:
         return next(e.agreement.provider for e in self._awaited.values() if e.agreement.provider_node == node)
+
+
+def _size(row: AwaitedReceipt) -> int:
+    return len(row.input) + len(row.output)
 
 
 def _receipted(record: JobRecord, now: Now) -> JobRecord:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 
+from protocol.market import awaited_receipts
 from protocol.market.awaited_receipts import ASK_MS, AWAITED_MAX, WAIT_MS
 from protocol.market.buyer_delivery import RECEIPT_MISSING
 from protocol.market.events import JobDelivered, JobFailed, JobFinished, JobReceipted
@@ -266,3 +267,23 @@ def test_receipts_that_are_waited_for_are_bounded() -> None:
     town.wait(30_000)
     assert len(awaited._awaited) == AWAITED_MAX
     assert job not in awaited
+
+
+def test_so_are_their_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(awaited_receipts, "AWAITED_BYTES_MAX", 100)
+    town = Town()
+    without_receipt(town)
+    for number in (1, 2, 3):
+        town.start(request(number))
+    town.run()
+    town.wait(30_000)
+    town.run()
+    assert len(town.buyer.told(JobDelivered)) == 3
+    awaited = town.buyer.buyer._awaited
+    held = [len(each.row.input) + len(each.row.output) for each in awaited._awaited.values()]
+    assert 0 < sum(held) == awaited._bytes <= 100
+    assert len([lane for lane in town.buyer.buyer.books.lanes() if lane.job is not None]) == len(held) < 3
+    town.on_send = None
+    town.wait(ASK_MS + 1_000)
+    town.run()
+    assert (awaited._bytes, awaited._awaited) == (0, {})
