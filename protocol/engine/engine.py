@@ -95,6 +95,8 @@ class Engine:
         self._payouts = Payouts(account)
         self._wishes = 0
         self._accusations = Accusations()
+        self._bonds_seen_at = replica.state.tip_hash
+        """The block whose bonds the order book was held against last."""
         self._kept: dict[NodeId, None] = {}
         """Nodes of authorities that this one stays linked to."""
 
@@ -361,8 +363,10 @@ class Engine:
     def _housekeeping(self, now: Now) -> list[Effect]:
         self.book.expire(now)
         self._judge.expire(now)
-        bond_min = self.replica.state.parameters.provider_bond_min
-        self.book.drop_unbonded(self._facts.bond, bond_min, now)
+        state = self.replica.state
+        if state.tip_hash != self._bonds_seen_at:  # bonds change by blocks alone, and the book may be long
+            self._bonds_seen_at = state.tip_hash
+            self.book.drop_unbonded(self._facts.bond, state.parameters.provider_bond_min, now)
         return [
             *self._resubmit(now),
             *self._pay_out(now),
