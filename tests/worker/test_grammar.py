@@ -25,7 +25,7 @@ from node.worker.child.text_grammar import (
     sequence,
     words,
 )
-from node.worker.child.text_guide import Guide, Vocabulary
+from node.worker.child.text_guide import MASKS_MAX, Guide, Vocabulary
 from node.worker.child.text_schema import Json, grammar_of
 from tests.worker.grammars import fitting, walked
 
@@ -258,6 +258,32 @@ def test_the_winner_is_the_best_of_what_is_allowed_whatever_the_temperature() ->
             only = numpy.full(len(PIECES), -numpy.inf, dtype=numpy.float32)
             only[allowed] = scores[allowed]
             assert token == choose(only, temperature, 5, position)
+
+
+def test_all_tokens_at_once_are_judged_as_each_alone_and_few_judgements_are_kept() -> None:
+    """Real tokens are pieces of words: here every piece of up to three of some characters, and longer ones."""
+    dice = random.Random(3)
+    letters = [letter.encode() for letter in '[]" ,-0123é😀ab']
+    pieces = [b"".join(dice.choices(letters, k=dice.randint(0, 3))) for _ in range(3_000)] + [b'["aab', b"\xc3", b""]
+    vocabulary = Vocabulary(pieces, [len(pieces) - 1])
+    answer = Guide(grammar_of_gbnf(LISTS), vocabulary, b"")
+    for _ in range(3 * MASKS_MAX):
+        exact = answer.exact()
+        assert exact.tolist() == [answer.allows(token) for token in range(len(pieces))]
+        assert not (exact & ~answer.possible()).any()
+        assert len(answer._masks) <= MASKS_MAX
+        token = dice.choice(numpy.flatnonzero(exact).tolist())
+        if token in vocabulary.ends:
+            break
+        answer.take(token)
+
+
+def test_judging_all_tokens_costs_a_step_for_each_way_that_differs_and_not_for_each_token() -> None:
+    pieces = [bytes((first, second)) for first in range(97, 123) for second in range(97, 123)] * 100
+    grammar = grammar_of_gbnf("root ::= [a-z]*")
+    answer = Guide(grammar, Vocabulary([*pieces, b""], [len(pieces)]), b"")
+    assert answer.exact().all()
+    assert grammar.work == 2 * 26 * (1 + len(grammar.start.configurations))
 
 
 def test_nothing_is_chosen_where_no_token_fits() -> None:
