@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from itertools import count
 
 import numpy
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from node.worker.child import llama, llama_proof
 from node.worker.child.gguf import GgufRuntime
 from node.worker.child.gguf_job import TextJob
-from node.worker.child.llama import Llama, Row
+from node.worker.child.gguf_pace import WRITERS_WAIT_S
+from node.worker.child.llama import Llama, Logits, Row
 from node.worker.child.runtime import LoadFailed, Request
 from node.worker.child.text import TextStream
 from node.worker.gguf_header import has_invariant_weights
@@ -98,6 +100,35 @@ def test_more_jobs_than_a_batch_has_rows_take_turns_and_new_ones_are_still_read(
     written = [job.produced - earlier for job, earlier in zip(jobs, before, strict=False)]
     assert max(written) <= 8
     assert min(written) >= 4
+
+
+def test_a_step_reads_or_writes_and_a_long_prompt_does_not_silence_those_who_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = count()
+    monkeypatch.setattr("node.worker.child.gguf.time.process_time", lambda: next(ticks) * WRITERS_WAIT_S * 0.6)
+    runtime = GgufRuntime()
+    runtime.prepare()
+    runtime.load({"m": str(FILE)}, {"model_file": "m", "context_tokens": 256, "canonical": 1}, 2)
+    monkeypatch.setattr(runtime._llama, "text_of", lambda token: b"x")  # this model has no texts
+    monkeypatch.setattr(runtime._llama, "ends", lambda token: False)
+    evaluate, seen = runtime._llama.evaluate, []
+
+    def watched(rows: list[Row]) -> list[Logits]:
+        seen.append({row.sequence for row in rows})
+        return evaluate(rows)
+
+    monkeypatch.setattr(runtime._llama, "evaluate", watched)
+    for number, prompt in enumerate(([1, 2], [3] * 90)):
+        request = Request("text", b"", 200, 200, 0, 0, ())
+        runtime._jobs[number] = TextJob(number, number, request, prompt, 200, TextStream(()))
+    while runtime._jobs[1].reading():
+        runtime.step()
+    assert seen[0] == {0, 1}, "prompts are read together"
+    assert seen[1:7] == [{1}, {0}, {1}, {1}, {0}, {1}]
+    runtime.step()
+    runtime.step()
+    assert {0, 1} in seen[-2:], "whoever writes, writes together"
 
 
 def test_a_library_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 Also how many rows a step may hold.
 """
 
-from node.worker.child.gguf_pace import ROWS_FIRST, ROWS_FIXED, STEP_LAST_S, STEP_S, Pace
+from node.worker.child.gguf_pace import ROWS_FIRST, ROWS_FIXED, STEP_LAST_S, STEP_S, WRITERS_WAIT_S, Pace
 from node.worker.child.gguf_sequences import WORTH_KEEPING, Sequences
 from node.worker.child.llama import BATCH_ROWS
 
@@ -168,3 +168,22 @@ def test_a_step_never_holds_more_rows_than_a_batch_however_fast_the_machine() ->
     for _ in range(20):
         pace.took(pace.rows, 1e-6)
     assert pace.room(BATCH_ROWS + 1) == BATCH_ROWS
+
+
+def test_writers_wait_for_readers_until_their_time_is_up_and_then_have_one_step() -> None:
+    pace = Pace(follows_the_clock=True)
+    steps = []
+    for _ in range(9):
+        steps.append(pace.reads(unread=100, writers=1))
+        pace.took(8, WRITERS_WAIT_S * 0.6)
+    assert steps == [True, True, False] * 3
+    assert not pace.reads(unread=0, writers=1)
+
+
+def test_reading_that_nobody_waits_for_does_not_count() -> None:
+    pace = Pace(follows_the_clock=False)
+    for _ in range(5):
+        assert pace.reads(unread=100, writers=0)
+        pace.took(8, WRITERS_WAIT_S * 0.6)
+    assert pace.reads(unread=100, writers=1)
+    assert not pace.reads(unread=0, writers=0)

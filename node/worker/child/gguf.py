@@ -1,7 +1,8 @@
 """The language-model runtime: continuous batching over llama.cpp, several jobs at once.
 
-Law: each step evaluates one batch: one row for every job that is writing, the rest filled with pieces of prompts in
-order of arrival, as many as the step has time for and 32 at most. A job's output depends on nothing but its own
+Law: each step evaluates one batch of at most 32 rows: one row for every job that is writing, or pieces of prompts in
+order of arrival, as many as the step has time for. Writers wait for readers, but never long: the library would compute
+both kinds apart anyway, and jobs that start together write together. A job's output depends on nothing but its own
 request: not on its neighbours, not on how its prompt was cut, not on what its sequence held. The end token counts and
 is reported, so that a replay sees where the output ended.
 """
@@ -33,7 +34,7 @@ from node.worker.child.text_guide import GRAMMAR_RULES, SCHEMA_RULES, Guide, Voc
 
 TOO_OPEN = "the schema or grammar leaves too many different answers open at once"
 CONTEXT_TOKENS_MAX = 1 << 17
-ROWS_READ_LEAST = 8  # however many write: few rows read late make answers end apart, and small batches are dear
+ROWS_READ_LEAST = 8  # however long it takes: small batches are dear
 BYTES_PER_TOKEN_MAX = 64  # a prompt with more bytes than this for each token of context can't fit
 
 
@@ -193,17 +194,18 @@ class GgufRuntime(Runtime):
 
     def _batch(self) -> tuple[list[Row], list[TextJob]]:
         """Rows of the next batch, and the jobs whose logits it asks for, in the order of those rows."""
+        unread = sum(len(state.prompt) - state.evaluated for state in self._jobs.values() if state.reading())
+        writers = [state for state in self._jobs.values() if state.writing()]
+        reads = self._pace.reads(unread=unread, writers=len(writers))
+        return self._rows_read(unread) if reads else self._rows_written(writers)
+
+    def _rows_read(self, unread: int) -> tuple[list[Row], list[TextJob]]:
+        """Pieces of prompts, in order of arrival."""
         rows: list[Row] = []
         asked: list[TextJob] = []
-        for state in self._writers():
-            assert state.pending is not None
-            rows.append(Row(state.sequence, state.pending, state.evaluated, True))
-            state.evaluated += 1
-            asked.append(state)
-        unread = sum(len(state.prompt) - state.evaluated for state in self._jobs.values() if state.reading())
-        room = max(self._pace.room(len(rows) + unread), len(rows) + ROWS_READ_LEAST)
+        room = min(max(self._pace.room(unread), ROWS_READ_LEAST), BATCH_ROWS)
         for state in self._jobs.values():
-            while state.reading() and len(rows) < min(room, BATCH_ROWS):
+            while state.reading() and len(rows) < room:
                 token, position = state.prompt[state.evaluated], state.evaluated
                 state.evaluated += 1
                 wanted = not state.reading()
@@ -212,15 +214,17 @@ class GgufRuntime(Runtime):
                     asked.append(state)
         return rows, asked
 
-    def _writers(self) -> list[TextJob]:
-        """Jobs that write in this step: all, or in turn where a batch can't hold them and what is to be read."""
-        writers = [state for state in self._jobs.values() if state.writing()]
-        reading = any(state.reading() for state in self._jobs.values())
-        most = BATCH_ROWS - ROWS_READ_LEAST if reading else BATCH_ROWS
-        if len(writers) <= most:
-            return writers
-        self._turn = (self._turn + most) % len(writers)
-        return [*writers[self._turn :], *writers[: self._turn]][:most]
+    def _rows_written(self, writers: list[TextJob]) -> tuple[list[Row], list[TextJob]]:
+        """One row for each job that writes; in turn where a batch can't hold them."""
+        if len(writers) > BATCH_ROWS:
+            self._turn = (self._turn + BATCH_ROWS) % len(writers)
+            writers = [*writers[self._turn :], *writers[: self._turn]][:BATCH_ROWS]
+        rows: list[Row] = []
+        for state in writers:
+            assert state.pending is not None
+            rows.append(Row(state.sequence, state.pending, state.evaluated, True))
+            state.evaluated += 1
+        return rows, writers
 
     def _release(self) -> list[Event]:
         events: list[Event] = []
