@@ -363,6 +363,7 @@ class Seller:
             # Nothing can be redeemed on a channel that is no more: its lanes would stay for ever.
             for lane in core.books.forget_ended(channel):
                 core.pending.pop((channel, lane.lane), None)
+                core.unpaid.pop((channel, lane.lane), None)
                 ended.append(Delete(Table.SELLER_LANE, lane_key(channel, lane.lane)))
         return [*ended, *self._redemption.due(now, tuple(known))]
 

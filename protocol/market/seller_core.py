@@ -4,18 +4,21 @@ Law: a slot is taken from the acceptance until the worker is closed, exactly onc
 step in which its job ends.
 """
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 from protocol.market.events import SaleEnded, SlotsChanged
 from protocol.market.kept_deadlines import KeptDeadlines
 from protocol.market.ledger_view import LedgerView
 from protocol.market.policies import SellerPolicy
 from protocol.market.quotes_held import QuotesHeld
-from protocol.market.records import ReceiptRecord
+from protocol.market.records import JobRecord, ReceiptRecord, noted
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import SellerBooks
 from protocol.market.seller_job import SALES, SellerJob, SellerState
 from protocol.messages.effects import CancelTimer, CloseWork, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Failure, FaultKind, ModelOffer
+from protocol.messages.market import Failure, FaultKind, HistoryEntry, ModelOffer
 from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
@@ -23,8 +26,23 @@ from protocol.primitives.units import AccountId, Amount, ChannelId, Lane, Messag
 
 ROOM = "seller"
 
+PAID_LATE = "paid late"
+"""State of a history entry: the job was over when its last chunk was paid."""
+
 FAILURES_KEPT_MAX = 256
 """Failures whose words are kept: 400 bytes each. A buyer that asks later learns that the job is over, and no more."""
+
+
+UNPAID_KEPT_MAX = 256
+"""Jobs that ended before their last chunk was paid and whose voucher may still come: a row of 2 KB each."""
+
+
+class Unpaid(Struct, frozen=True):
+    """A job that ended with something unpaid: its row, where its vouchers count from, and what was due."""
+
+    record: JobRecord
+    start: Amount
+    due: Amount
 
 
 class SellerCore:
@@ -40,6 +58,8 @@ class SellerCore:
         self.jobs: dict[MessageId, SellerJob] = {}
         self.pending: dict[tuple[ChannelId, Lane], ReceiptRecord] = {}
         """Issued receipts that no voucher has committed to yet."""
+        self.unpaid: dict[tuple[ChannelId, Lane], Unpaid] = {}
+        """By the lane, until its next job."""
         self.slots_taken = 0
         self.kept = KeptDeadlines()
         self.quotes = QuotesHeld(policy.quotes, policy.slots)
@@ -97,11 +117,17 @@ class SellerCore:
         job.state = state
         job.note(now.wall_ms, reason)
         del self.jobs[job.job]
-        receipted = state is SellerState.DONE
+        receipted, record = state is SellerState.DONE, job.record(fault, reason)
+        if job.paid < job.progress.due:
+            self.unpaid[(agreement.channel, agreement.lane)] = Unpaid(
+                record, agreement.cumulative_start, job.progress.due
+            )
+            if len(self.unpaid) > UNPAID_KEPT_MAX:
+                del self.unpaid[next(iter(self.unpaid))]
         kept = [] if receipted else [Put(Table.JOB_STATEMENT, job.job, encode(job.statements()))]
         return [
             self.books.end(agreement.channel, agreement.lane, earned),
-            Put(Table.JOB, job.job, encode(job.record(fault, reason))),
+            Put(Table.JOB, job.job, encode(record)),
             *kept,
             *self.close_work(job),
             CancelTimer(TimerKey(ROOM, "deadline", job.job)),
@@ -111,6 +137,22 @@ class SellerCore:
                 )
             ),
         ]
+
+    def paid_late(self, channel: ChannelId, lane: Lane, cumulative: Amount, now: Now) -> list[MarketEffect]:
+        """A voucher came for a lane without a job: what it pays of the last one is told in that job's row."""
+        unpaid = self.unpaid.get((channel, lane))
+        if unpaid is None:
+            return []
+        record = unpaid.record
+        paid = Amount(min(unpaid.due, max(record.paid, cumulative - unpaid.start)))
+        if paid == record.paid:
+            return []
+        history = list(record.history)
+        chunks = history[-1].chunks if history else record.chunks
+        noted(history, HistoryEntry(now.wall_ms, PAID_LATE, "its voucher came after the end", chunks=chunks, paid=paid))
+        record = replace(record, paid=paid, history=tuple(history))
+        self.unpaid[(channel, lane)] = replace(unpaid, record=record)
+        return [Put(Table.JOB, record.job, encode(record))]
 
     def fail(self, job: SellerJob, fault: FaultKind, reason: str, now: Now, *, ours: bool) -> list[MarketEffect]:
         """The job can't go on; tell the buyer.

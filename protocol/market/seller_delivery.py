@@ -87,7 +87,7 @@ class Selling:
             return core.fail(job, FaultKind.USER, str(error), now, ours=False) if job is not None else []
         effects: list[MarketEffect] = [taken.put, *self._complete_receipt(voucher, envelope_bytes, taken)]
         if job is None:
-            return effects
+            return [*effects, *core.paid_late(voucher.channel, voucher.lane, voucher.cumulative, now)]
         paid = self._paid(job, taken, facts.closing, now)
         # A signature that stays here may be made while the voucher goes to disk; what it signs leaves behind that.
         signed = [effect for effect in paid if isinstance(effect, SignAndSend) and not effect.to]

@@ -240,6 +240,7 @@ class Intake:
         job.model_name = core.models[agreement.model].name
         core.jobs[job.job] = job
         core.pending.pop((agreement.channel, agreement.lane), None)
+        core.unpaid.pop((agreement.channel, agreement.lane), None)
         job.note(now.wall_ms, "accepted")
         job.pulling = True
         acceptance = Acceptance(job.job, job.accepted_at)

@@ -78,6 +78,7 @@ def test_a_provider_that_stands_still_is_replaced_within_the_stall_timeout_and_h
     delivered = price_of(len(TEXT), (DELIVERED_CHUNKS - 1) * CHUNK_UNITS)
     seconds_until(lambda: _held(near) == delivered, SECONDS, "it holds the vouchers for what it delivered, and no more")
     bought, sold_on = _jobs(market.buyer), _jobs(far)[second]
+    assert _jobs(near)[first].amount == delivered
     assert (bought[first].state, bought[first].amount) == ("failed", delivered)
     assert "stopped delivering" in (bought[first].reason or "")
     assert bought[second].amount == sold_on.amount == _held(far) == paid - delivered

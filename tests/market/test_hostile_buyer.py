@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.market.events import SaleEnded, SaleRefused
-from protocol.market.records import SellerLane
+from protocol.market.records import JobRecord, SellerLane
 from protocol.messages.effects import Table
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
@@ -314,3 +314,49 @@ def test_chunk_is_never_released_to_anyone_but_the_buyers_node() -> None:
     town.start(request())
     town.run()
     assert heard == [town.seller.node] * 4
+
+
+@pytest.mark.parametrize("steps_back", [0, 1])
+def test_a_voucher_that_comes_after_the_jobs_end_is_told_in_the_jobs_row_once(steps_back: int) -> None:
+    kept: list[Voucher] = []
+
+    def keep(voucher: Voucher) -> None:
+        kept.append(voucher)
+
+    town = run_with(keep, 3)
+    town.buyer.timers.clear()
+    town.wait(30_000)
+    [ended] = [event for event in town.seller.events if isinstance(event, SaleEnded)]
+    released_due, paid_before = amount_due(PRICES, 10, 20), amount_due(PRICES, 10, 10)
+    assert (ended.state, ended.earned) == ("failed", paid_before)
+    town.on_send = None
+    for _ in range(2):
+        late = replace(kept[0], cumulative=Amount(kept[0].cumulative - steps_back))
+        town.hand(town.seller, town.buyer.node, envelope_of(town.buyer, MessageKind.VOUCHER, late)[2])
+    [record] = [decode(row, JobRecord) for row in town.seller.rows(Table.JOB)]
+    assert record.paid == released_due - steps_back == lane_paid(town)
+    assert [entry.state for entry in record.history].count("paid late") == 1
+    assert (record.state, record.history[-1].paid) == ("failed", record.paid)
+
+
+def test_what_a_later_job_on_the_lane_is_paid_is_not_told_of_the_one_before() -> None:
+    town = run_with(lambda voucher: None, 3)
+    town.buyer.timers.clear()
+    town.wait(30_000)
+    [name] = town.seller.seller._core.unpaid
+    [before] = town.seller.rows(Table.JOB)
+    town.seller.seller._core.unpaid[name] = replace(town.seller.seller._core.unpaid[name], due=Amount(10**9))
+    town.on_send = None
+    town.unlink(town.buyer, town.seller)
+    town.link(town.buyer, town.seller)
+    town.wait(60_000)
+    town.publish()
+    town.start(request(2))
+    town.run()
+    assert town.seller.seller._core.unpaid == {}
+    [first] = [record for record in map(job_row, town.seller.rows(Table.JOB)) if record.job == job_row(before).job]
+    assert first.paid <= amount_due(PRICES, 10, 20)
+
+
+def job_row(row: bytes) -> JobRecord:
+    return decode(row, JobRecord)
