@@ -3,6 +3,10 @@
 import json
 import random
 import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 from node.worker.child.runtime import Refused
 from node.worker.child.text_formats import FORMATS
 from node.worker.child.text_schema import Json, grammar_of
+from protocol.primitives.limits import SCHEMA_BYTES_MAX
 from tests.worker.grammars import fitting, walked
 from tests.worker.json_rules import accepts
 
@@ -389,6 +394,42 @@ REFUSED: list[tuple[str, str]] = [
 # One schema whose parts are combined four to the power of twelve times.
 DOUBLED = {str(number): {"allOf": [{"$ref": f"#/$defs/{number + 1}"}] * 4} for number in range(12)}
 REFUSED.append((json.dumps({"$ref": "#/$defs/0", "$defs": {**DOUBLED, "12": {"type": "null"}}, "maximum": 1}), "often"))
+
+
+def _table(count: int, schema: Callable[[int], Json]) -> str:
+    """As many required properties as a schema's bytes have room for."""
+    properties = {str(number): schema(number) for number in range(count)}
+    return json.dumps({"type": "object", "required": [*properties], "properties": properties})
+
+
+HOSTILE = [
+    _table(200, lambda number: {"type": "string", "pattern": f"^(a|b)*a(a|b){{{7 + number % 3}}}c{{{number}}}$"}),
+    _table(240, lambda number: {"type": "string", "format": "uri", "maxLength": 9 + number % 40}),
+    _table(160, lambda number: {"type": "number", "minimum": number + 0.123, "maximum": 9e13, "multipleOf": 0.001}),
+    json.dumps({"anyOf": [{"type": "integer", "multipleOf": 900 + number} for number in range(90)]}),
+    json.dumps({"enum": [f"{'a' * 12}{number}" for number in range(600)], "pattern": "^(a|b)*a(a|b){9}"}),
+    json.dumps({"type": "object", "properties": {f"p{number}": {"$ref": "#"} for number in range(390)}}),
+    '{"type":"array","items":' * 60 + "{}" + "}" * 60,
+    '{"allOf":[' * 30 + "{}" + "]}" * 30,
+]
+
+
+@pytest.mark.parametrize("schema", HOSTILE, ids=range(len(HOSTILE)))
+def test_whatever_a_schema_says_it_costs_a_bounded_number_of_calls(schema: str) -> None:
+    assert len(schema) <= SCHEMA_BYTES_MAX
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        with suppress(Refused):
+            grammar_of(schema)
+    finally:
+        sys.setprofile(None)
+    assert calls < 1_500_000
 
 
 @pytest.mark.parametrize(("schema", "reason"), REFUSED)

@@ -19,6 +19,7 @@ from node.worker.child.text_scalars import COUNT_MAX, Case, Json, Strings, exact
 
 DEPTH_MAX = 32
 CASES_MAX = 256
+NUMBERS_END = 10**300
 LOOKS_MAX = 1 << 17  # keywords looked at while a schema is taken apart
 ENTRIES_MAX = 2048  # properties, values of enums and alternatives in one schema
 ANNOTATIONS = (
@@ -87,8 +88,8 @@ def _count(value: Json, what: str) -> Json:
 
 
 def _number(value: Json, what: str) -> Json:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise Refused(f"{what} must be a number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < NUMBERS_END:
+        raise Refused(f"{what} must be a number of at most 300 digits")
     return value
 
 

@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from node.worker.child.text_grammar_checks import ENDLESS, least_depths, refuse_left_recursion, tails
 
 PARTS_MAX = 200_000  # built one behind the other, states or none
-STATES_MAX = 50_000  # an object of some hundred properties, a text of some thousand characters; 500 bytes each
+STATES_MAX = 30_000  # an object of some hundred properties, a text of some thousand characters; 500 bytes each
 AT_ONCE_MAX = 512  # configurations that a text leaves open
 DEPTH_MAX = 256  # calls within calls: some hundred levels of arrays in arrays
 WORK_MAX = 1 << 17  # configurations looked at between two choices: a fifth of a second at worst

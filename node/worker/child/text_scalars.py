@@ -68,9 +68,10 @@ def numbers(case: Case, where: str, *, whole: bool) -> Part:
     if bounds == Bounds():
         return INTEGER if whole else NUMBER
     try:
-        return number(bounds, whole=whole)
+        part = number(bounds, whole=whole)
     except NoNumber as error:
         raise Impossible(f"{where} {error}") from None
+    return called((bounds, whole), where, lambda: part)
 
 
 def _length(case: Case) -> tuple[int, int | None]:
@@ -105,7 +106,7 @@ class Strings:
         characters = self._characters(case, where).trimmed()
         if characters is None:
             raise Impossible(f"no text satisfies what {where} says of it")
-        return in_json(characters)
+        return called(("text", *map(str, case.items())), where, lambda: in_json(characters))
 
     def holds(self, value: str, case: Case, where: str) -> bool:
         """Whether a text satisfies what a case says of texts. Raises Refused."""

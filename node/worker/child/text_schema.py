@@ -38,6 +38,7 @@ from node.worker.child.text_scalars import NUMBER, STRING, Case, Impossible, Jso
 
 __all__ = ["Json", "grammar_of"]
 
+NESTED_MAX = 64  # lists and tables within each other, of which a schema is written
 OPTIONAL_MAX = 400  # properties of one object that may be left out: each is a way to go on
 _SPACE = maybe(literal(b" "))
 _COMMA = sequence(literal(b","), _SPACE)
@@ -50,6 +51,7 @@ def grammar_of(schema: str) -> Grammar:
         read: Json = json.loads(schema, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Refused(f"the schema is not JSON: {str(error)[:100]}") from None
+    _refuse_depth(read)
     try:
         return Grammar(_Compiler(read).part(read, ""))
     except GrammarTooLarge:
@@ -62,6 +64,19 @@ def grammar_of(schema: str) -> Grammar:
 
 def _no_number(spelling: str) -> Json:
     raise ValueError(f"{spelling} is no JSON number")
+
+
+def _refuse_depth(schema: Json) -> None:
+    level: list[Json] = [schema]
+    for _ in range(NESTED_MAX):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise Refused(f"the schema is nested deeper than {NESTED_MAX} levels")
 
 
 class _Compiler:
