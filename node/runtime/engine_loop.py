@@ -101,6 +101,8 @@ class EngineLoop:
         caller is (the event loop and the control API only log what a callback raises).
         """
         assert self._executor is not None
+        if not isinstance(happened, Signed):
+            self._executor.hand_back()
         try:
             effects = self.engine.step(happened, self._clock())
         except (RemoteProtocolError, RequestInvalid):

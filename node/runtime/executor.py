@@ -256,24 +256,26 @@ class EffectExecutor:
     def _sign(self, effect: SignAndSend, payload: bytes) -> None:
         envelope = self._signer.sign(effect.kind, payload)
         self._actor.send_signed(effect, envelope)
-        if not effect.to:
-            self._actor.hand_back(envelope)
-            return
-        if not self._signed:
+        if not self._signed and effect.to:
             self._idle.clear()
-            asyncio.get_running_loop().call_soon(self._hand_back)
+            asyncio.get_running_loop().call_soon(self._hand_back_in_turn)
         self._signed.append(envelope)
+        if not effect.to:
+            self.hand_back()
 
-    def _hand_back(self) -> None:
-        """Behind the links' writers in the loop's next turn, and before anything that comes in during it: no answer to
-        a statement is heard before the statement itself is known here."""
+    def _hand_back_in_turn(self) -> None:
+        """Behind the links' writers in the loop's next turn, and before whatever comes in during it."""
+        self.hand_back()
+        self._proceed()
+
+    def hand_back(self) -> None:
+        """Hand back what was signed, in its order. Before every other input: nothing that happens is judged without
+        the statements that have left already, no answer to them and no end of the link that they went to."""
         while self._signed and self._failure is None:
             try:
-                self._actor.hand_back(self._signed[0])
+                self._actor.hand_back(self._signed.popleft())
             except Exception as error:
                 self.fail(error)
-            self._signed.popleft()
-        self._proceed()
 
     async def _commit(self, durable: list[Durable]) -> None:
         loop = asyncio.get_running_loop()

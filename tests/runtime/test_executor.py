@@ -18,7 +18,7 @@ from node.runtime.turnstile import MESSAGE_US, TURN_US
 from node.store.database import Store
 from node.store.errors import DiskFull
 from node.store.sign_guard import SignGuard
-from protocol.engine.inputs import TimerFired
+from protocol.engine.inputs import Input, LinkDown, Signed, TimerFired
 from protocol.messages.consensus import VoteBody
 from protocol.messages.effects import (
     CommitBlock,
@@ -26,6 +26,7 @@ from protocol.messages.effects import (
     Effect,
     GuardClass,
     GuardPosition,
+    Now,
     Put,
     Send,
     SetTimer,
@@ -123,6 +124,11 @@ def offer() -> bytes:
     return encode(nothing)
 
 
+def acceptance() -> SignAndSend:
+    accepted = Acceptance(MessageId(b"j" * 32), TimestampMs(0))
+    return SignAndSend(MessageKind.ACCEPTANCE, encode(accepted), (PEER,))
+
+
 def row(size: int = 10) -> Put:
     return Put(Table.SELLER_LANE, b"k" * 33, b"v" * size)
 
@@ -154,10 +160,52 @@ def test_a_full_disk_ends_the_executor_with_nothing_sent_nor_signed_that_stood_b
 def test_a_statement_is_handed_back_behind_all_that_was_sent_with_it_and_before_the_executor_is_idle(
     bench: Bench,
 ) -> None:
+    bench.carry_out(SignAndSend(MessageKind.OFFER, offer(), (PEER,)), GREETING, GREETING)
+    assert bench.hands.handed_back == [(bench.hands.done[0], 3)]
+
+
+def test_statements_are_handed_back_in_the_order_of_their_signatures_whether_they_were_sent_or_kept(
+    bench: Bench,
+) -> None:
     kept = SignAndSend(MessageKind.OFFER, offer())
     bench.carry_out(SignAndSend(MessageKind.OFFER, offer(), (PEER,)), GREETING, kept, GREETING)
     sent, _, unsent, _ = bench.hands.done
-    assert bench.hands.handed_back == [(unsent, 3), (sent, 4)]
+    assert bench.hands.handed_back == [(sent, 3), (unsent, 3)]
+
+
+def test_nothing_that_happens_reaches_the_engine_before_the_statements_that_have_left(
+    bench: Bench, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that comes back in the same turn, say: the engine would not know what to send again over it."""
+    engine = make_engine("follower")
+    begin(engine)
+    genesis = genesis_hash(engine.replica.state.genesis)
+    stepped: list[type[Input]] = []
+    step = engine.step
+
+    def noted(happened: Input, now: Now) -> list[Effect]:
+        stepped.append(type(happened))
+        return step(happened, now)
+
+    monkeypatch.setattr(engine, "step", noted)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            loop = EngineLoop(
+                engine, genesis, lambda: at(0), Door(threads), bench.store, threads, tasks, Announcements()
+            )
+            loop._executor = bench.executor
+            monkeypatch.setattr(bench.hands, "hand_back", loop.hand_back)
+            running = tasks.create_task(bench.executor.run())
+            await asyncio.sleep(0)
+            bench.executor.submit([acceptance()])
+            assert (len(bench.hands.done), stepped) == (1, [])
+            loop.feed(LinkDown(PEER))
+            await bench.executor.drain()
+            running.cancel()
+
+    asyncio.run(run())
+    assert stepped == [Signed, LinkDown]
 
 
 def test_a_second_statement_at_one_position_gives_the_first_signed_again(bench: Bench) -> None:
@@ -279,20 +327,19 @@ def test_an_acceptance_shares_its_commit_with_the_chunk_that_follows_and_waits_f
         commit(effects)
 
     monkeypatch.setattr(bench.store, "commit", counted)
-    acceptance = SignAndSend(MessageKind.ACCEPTANCE, encode(Acceptance(MessageId(b"j" * 32), TimestampMs(0))), (PEER,))
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(bench.executor.run())
             await asyncio.sleep(0)
-            bench.executor.submit([row(), acceptance])
+            bench.executor.submit([row(), acceptance()])
             for _ in range(5):
                 await asyncio.sleep(0)
             assert (commits, bench.hands.done) == ([], [])
             bench.executor.submit([Put(Table.SELLER_LANE, b"l" * 33, b"v"), GREETING])
             await bench.executor.drain()
             assert commits == [2]
-            bench.executor.submit([row(), acceptance])
+            bench.executor.submit([row(), acceptance()])
             await bench.executor.drain()
             running.cancel()
 
