@@ -15,7 +15,18 @@ from fractions import Fraction
 
 from node.worker.child.runtime import Refused
 from node.worker.child.text_formats import FORMATS
-from node.worker.child.text_scalars import COUNT_MAX, Case, Json, Strings, exactly, number_holds
+from node.worker.child.text_scalars import (
+    COUNT_MAX,
+    Case,
+    Impossible,
+    Json,
+    Strings,
+    exactly,
+    is_of,
+    number_holds,
+    numbers,
+    same,
+)
 
 DEPTH_MAX = 32
 CASES_MAX = 256
@@ -43,37 +54,6 @@ def types_of(case: Case) -> tuple[str, ...]:
         return tuple(name for name in TYPES if name in given)
     about = tuple(name for name, keywords in _OF_TYPE.items() if any(keyword in case for keyword in keywords))
     return about or TYPES
-
-
-def is_of(value: Json, name: str) -> bool:
-    """Whether a value is of a schema's type."""
-    match name:
-        case "object":
-            return isinstance(value, dict)
-        case "array":
-            return isinstance(value, list)
-        case "string":
-            return isinstance(value, str)
-        case "boolean":
-            return isinstance(value, bool)
-        case "null":
-            return value is None
-        case "integer":
-            whole = isinstance(value, float) and value.is_integer()
-            return (isinstance(value, int) or whole) and not isinstance(value, bool)
-        case _:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def same(one: Json, other: Json) -> bool:
-    """Whether two values are equal as JSON: true is not 1, and 1.0 is."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
-    return one == other
 
 
 # What a keyword's value must be
@@ -260,7 +240,23 @@ class Cases:
         common = set(_told(types_of(one))) & set(_told(_said(other))) | set(_told(types_of(other))) & set(
             _told(_said(one))
         )
-        return not common or (common == {"object"} and self._objects_apart(one, other, depth))
+        return all(self._kind_apart(kind, one, other, depth) for kind in sorted(common))
+
+    def _kind_apart(self, kind: str, one: Case, other: Case, depth: int) -> bool:
+        """The same for answers of one type."""
+        if kind == "object" and self._objects_apart(one, other, depth):
+            return True
+        both = merge(one, other)
+        if both is None:
+            return True
+        try:
+            if kind == "string":
+                self.strings.part(both, "oneOf")
+            elif kind == "number":
+                numbers(both, "oneOf", whole="number" not in types_of(both))
+        except Impossible:
+            return True
+        return False
 
     def _objects_apart(self, one: Case, other: Case, depth: int) -> bool:
         """By a property that one of both requires: it is of two kinds, or the other may not have it."""

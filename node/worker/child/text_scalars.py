@@ -56,6 +56,37 @@ def exactly(value: Json) -> Fraction:
     return Fraction(repr(value))
 
 
+def is_of(value: Json, name: str) -> bool:
+    """Whether a value is of a schema's type."""
+    match name:
+        case "object":
+            return isinstance(value, dict)
+        case "array":
+            return isinstance(value, list)
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+        case "integer":
+            whole = isinstance(value, float) and value.is_integer()
+            return (isinstance(value, int) or whole) and not isinstance(value, bool)
+        case _:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def same(one: Json, other: Json) -> bool:
+    """Whether two values are equal as JSON: true is not 1, and 1.0 is."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    return one == other
+
+
 def bounds_of(case: Case) -> Bounds:
     """What a case says of numbers."""
     keywords = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
