@@ -25,13 +25,12 @@ from protocol.market.records import (
     receipt_rows,
 )
 from protocol.market.requests import MarketEffect
-from protocol.messages.effects import Delete, Dial, Notify, Now, Put, Send, Table
+from protocol.messages.effects import Delete, Dial, Notify, Now, Put, Table
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, HistoryEntry, Receipt
-from protocol.messages.wire import JobStanding, OpenJobs
+from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import decode, encode
-from protocol.primitives.limits import OPEN_JOBS_MAX
 from protocol.primitives.units import AccountId, MessageId, MonotonicMs, NodeId, WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import Progress, chunk_hash
@@ -46,8 +45,8 @@ AWAITED_BYTES_MAX = 64 * 1024 * 1024
 WAIT_MS = 3_600_000
 """A provider that is not back by then is not waited for; it was paid, and what it signed of the job is kept."""
 
-ASK_MS = 15_000
-"""How often a linked provider is asked, and one that is not linked is looked for."""
+DIAL_MS = 15_000
+"""How often a provider that is not linked is looked for."""
 
 
 class _Awaited(Struct):
@@ -72,6 +71,9 @@ class AwaitedReceipts:
     def __contains__(self, job: MessageId) -> bool:
         return job in self._awaited
 
+    def __len__(self) -> int:
+        return len(self._awaited)
+
     def begin(self, row: AwaitedReceipt, now: Now) -> list[MarketEffect]:
         """A job has ended as delivered and kept its lane: wait for its receipt. ``row`` is put by the caller."""
         self._take_up(row, now)
@@ -88,28 +90,26 @@ class AwaitedReceipts:
         self._take_up(decode(stored, AwaitedReceipt), now)
         return True
 
-    def link_up(self, peer: NodeId) -> list[MarketEffect]:
-        """Ask a provider that is reached."""
-        named = [self._standing(each) for each in self._awaited.values() if each.agreement.provider_node == peer]
-        return [Send(peer, OpenJobs(tuple(named[:OPEN_JOBS_MAX]), ()))] if named else []
+    def standings(self) -> list[tuple[NodeId, JobStanding]]:
+        """Whose receipts are missing: named to their providers beside the jobs that are open, that is how they are
+        asked for (``comparison``)."""
+        return [(each.agreement.provider_node, self._standing(each)) for each in self._awaited.values()]
 
     def due(self, now: Now) -> list[MarketEffect]:
-        """Time has passed: ask again, look for who is not linked, and end what has lasted long enough."""
+        """Time has passed: look for who is not linked, and end what has lasted long enough."""
         if not self._awaited or now.monotonic_ms < self._next:
             return []
-        self._next = MonotonicMs(now.monotonic_ms + ASK_MS)
+        self._next = MonotonicMs(now.monotonic_ms + DIAL_MS)
         core = self._core
         effects: list[MarketEffect] = []
         for job, each in tuple(self._awaited.items()):
             if now.monotonic_ms >= each.until or core.ledger.channel(each.agreement.channel) is None:
                 effects += self._give_up(job)
-        for peer in dict.fromkeys(each.agreement.provider_node for each in self._awaited.values()):
-            if peer in core.linked:
-                effects += self.link_up(peer)
-                continue
-            live = core.order_book.offer_of(self._provider_at(peer))
-            if live is not None and live.offer.node == peer:
-                effects.append(Dial(peer, live.offer.addresses))
+        away = {each.agreement.provider_node: each.agreement.provider for each in self._awaited.values()}
+        for node, provider in away.items():
+            live = core.order_book.offer_of(provider)
+            if node not in core.linked and live is not None and live.offer.node == node:
+                effects.append(Dial(node, live.offer.addresses))
         return effects
 
     def received(self, receipt: Receipt, envelope: Envelope, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
@@ -204,9 +204,6 @@ class AwaitedReceipts:
         agreement = each.agreement
         sequence = self._core.books.position(agreement.channel, agreement.lane).sequence
         return JobStanding(each.row.record.job, agreement.channel, agreement.lane, each.progress.chunks, sequence)
-
-    def _provider_at(self, node: NodeId) -> AccountId:
-        return next(e.agreement.provider for e in self._awaited.values() if e.agreement.provider_node == node)
 
 
 def _size(row: AwaitedReceipt) -> int:

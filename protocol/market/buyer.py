@@ -216,7 +216,7 @@ class Buyer:
         """A link stands: go on where one was missing, and say again what may have been lost with the last one."""
         core = self._core
         core.linked[peer] = None
-        effects = [*self._comparison.link_up(peer), *self._awaited.link_up(peer)]
+        effects = self._comparison.link_up(peer)
         for cancellation in core.to_cancel.pop(peer, []):
             effects.append(SignAndSend(MessageKind.CANCELLATION, encode(cancellation), (peer,)))
         for channel, number in core.unconfirmed.get(peer, {}):

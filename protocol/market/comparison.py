@@ -66,7 +66,7 @@ class BuyerComparison:
     def due(self, now: Now) -> list[MarketEffect]:
         """Name the jobs that stand where they stood at the last look."""
         core = self._core
-        if not core.requests or not self._pace.may_speak(now):
+        if not (core.requests or self._awaited) or not self._pace.may_speak(now):
             return []
         quiet: dict[NodeId, list[JobStanding]] = {}
         for job in core.requests.values():
@@ -77,16 +77,21 @@ class BuyerComparison:
             if attempt.quiet == here and _accepted(job):
                 quiet.setdefault(attempt.node, []).append(self._standing(job))
             attempt.quiet = here
+        for node, standing in self._awaited.standings():
+            if node in core.linked:
+                quiet.setdefault(node, []).append(standing)
         return [Send(node, OpenJobs(tuple(named[:OPEN_JOBS_MAX]), ())) for node, named in quiet.items()]
 
     def link_up(self, peer: NodeId) -> list[MarketEffect]:
-        """Name all jobs that this peer has accepted: it may have lost them with its last life."""
+        """Name all jobs that this peer has accepted, and those whose receipt it owes: it may have lost them with its
+        last life."""
         self._pace.forget(peer)
         named = [
             self._standing(job)
             for job in self._core.requests.values()
             if job.attempt is not None and job.attempt.node == peer and _accepted(job)
         ]
+        named += [standing for node, standing in self._awaited.standings() if node == peer]
         return [Send(peer, OpenJobs(tuple(named[:OPEN_JOBS_MAX]), ()))] if named else []
 
     def link_down(self, peer: NodeId) -> None:

@@ -6,13 +6,14 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.market import awaited_receipts
-from protocol.market.awaited_receipts import ASK_MS, AWAITED_MAX, WAIT_MS
+from protocol.market.awaited_receipts import AWAITED_MAX, DIAL_MS, WAIT_MS
 from protocol.market.buyer_delivery import RECEIPT_MISSING
 from protocol.market.events import JobDelivered, JobFailed, JobFinished, JobReceipted
 from protocol.market.records import AwaitedReceipt, JobRecord, ReceiptRecord, SellerLane, awaited_key
-from protocol.messages.effects import Table
+from protocol.messages.effects import Send, Table
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Chunk, FaultKind, FinishReason, Receipt, Voucher
+from protocol.messages.market import Chunk, Failure, FaultKind, FinishReason, Receipt, Voucher
+from protocol.messages.wire import Direct
 from protocol.primitives.codec import Message, decode, encode
 from protocol.primitives.units import Amount, DurationMs
 from tests.market.test_balances import WHOLE, assert_balances
@@ -43,7 +44,7 @@ def comes_back(town: Town, crashed: bool = True) -> None:
         town.crash(town.seller)
     town.unreachable.clear()
     town.publish()
-    town.wait(ASK_MS + 1_000)
+    town.wait(DIAL_MS + 1_000)
     town.run()
 
 
@@ -99,7 +100,7 @@ def test_a_stalled_provider_that_was_paid_without_its_receipt_is_asked_for_it() 
     assert [record.state for record in town.seller.seller.jobs()] == []
     assert lanes(town)[1].position.receipts_count == 0
     town.on_send = None
-    town.wait(ASK_MS + 1_000)
+    town.wait(DIAL_MS + 1_000)
     town.run()
     is_whole(town)
 
@@ -117,7 +118,7 @@ def test_a_provider_that_missed_the_voucher_without_the_receipt_takes_the_one_wi
     assert town.buyer.told(JobDelivered)
     assert len(town.seller.seller.jobs()) == 1
     town.on_send = None
-    town.wait(ASK_MS)
+    town.wait(DIAL_MS)
     town.run()
     assert lanes(town)[1].position.sequence == 5
     is_whole(town)
@@ -136,7 +137,7 @@ def test_other_jobs_go_on_meanwhile_and_leave_the_lane_to_the_receipt() -> None:
     assert len(town.buyer.told(JobFinished)) == 1
     assert {agreement.lane for agreement in town.watch.agreements.values()} == {0, 1}
     town.on_send = None
-    town.wait(ASK_MS + 1_000)
+    town.wait(DIAL_MS + 1_000)
     town.run()
     assert town.buyer.told(JobReceipted)
     assert all(lane.position.receipts_count == 1 and lane.job is None for lane in town.buyer.buyer.books.lanes())
@@ -168,12 +169,12 @@ def test_the_wait_ends_with_time_and_with_the_channel() -> None:
     town.wait(WAIT_MS - 10_000)
     [lane] = town.buyer.buyer.books.lanes()
     assert lane.job is not None
-    town.wait(10_000 + ASK_MS)
+    town.wait(10_000 + DIAL_MS)
     [lane] = town.buyer.buyer.books.lanes()
     assert lane.job is None
     gone = died_before_the_receipt()
     gone.ledger.channels.clear()
-    gone.wait(ASK_MS)
+    gone.wait(DIAL_MS)
     assert [lane.job for lane in gone.buyer.buyer.books.lanes()] in ([], [None])
 
 
@@ -251,6 +252,41 @@ def test_a_provider_that_dies_at_any_step_behind_the_last_chunk_hands_its_receip
     assert_balances(town, WHOLE)
 
 
+def stalled() -> Town:
+    """The provider is linked, was paid without its receipt and still has it."""
+    town = Town(sellers=2)
+    without_receipt(town)
+    town.start(request(provider=town.seller.account))
+    town.run()
+    town.wait(30_000)
+    town.run()
+    return town
+
+
+def test_only_the_buyers_node_is_given_the_receipt() -> None:
+    town = stalled()
+    [standing] = [town.buyer.buyer._awaited._standing(each) for each in town.buyer.buyer._awaited._awaited.values()]
+    stranger = town.sellers[1]
+    town.wait(2_000)
+    for peer, given in ((stranger.node, 0), (town.buyer.node, 1)):
+        effects = town.seller.seller.compare(peer, (standing,), town.now)
+        sent = [effect for effect in effects if isinstance(effect, Send) and isinstance(effect.message, Direct)]
+        assert len(sent) == given
+        assert all(effect.to == town.buyer.node for effect in sent)
+
+
+def test_only_the_provider_and_only_one_that_knows_nothing_of_the_job_ends_the_wait() -> None:
+    town = stalled()
+    [job] = town.buyer.buyer._awaited._awaited
+    stranger = town.sellers[1]
+    for person, chunks, waits in ((stranger, 0, True), (town.seller, 4, True), (town.seller, 0, False)):
+        failure = Failure(job, FaultKind.NETWORK, chunks, "not under way here")
+        town.hand(town.buyer, person.node, envelope_of(person, MessageKind.FAILURE, failure)[2])
+        assert (job in town.buyer.buyer._awaited) is waits
+    [lane] = town.buyer.buyer.books.lanes()
+    assert (lane.job, lane.position.cumulative) == (None, WHOLE)
+
+
 def test_receipts_that_are_waited_for_are_bounded() -> None:
     town = Town()
     without_receipt(town)
@@ -284,6 +320,6 @@ def test_so_are_their_inputs_and_outputs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < sum(held) == awaited._bytes <= 100
     assert len([lane for lane in town.buyer.buyer.books.lanes() if lane.job is not None]) == len(held) < 3
     town.on_send = None
-    town.wait(ASK_MS + 1_000)
+    town.wait(DIAL_MS + 1_000)
     town.run()
     assert (awaited._bytes, awaited._awaited) == (0, {})
