@@ -98,6 +98,18 @@ def test_a_job_that_waits_for_nothing_writes_no_such_row_and_one_that_waited_lea
     assert put == []
 
 
+def test_a_request_that_waited_and_then_got_an_agreement_is_told_once_after_a_restart() -> None:
+    town = Town()
+    town.on_send = lambda sender, payload: not isinstance(payload, Chunk)
+    town.start(request())
+    town.run()
+    assert [record.state for record in town.buyer.buyer.jobs()] == ["prefilling"]
+    town.crash(town.buyer)
+    [ended] = jobs_of(town)
+    assert any(ended.job)
+    assert ended.reason == "this node restarted while the job was under way"
+
+
 # Groups
 
 
