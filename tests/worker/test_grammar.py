@@ -60,6 +60,9 @@ GBNF: list[tuple[str, str, bool]] = [
     ("root ::= [\\]\\[]", "]", True),
     ('root ::= "\\x41\\u00e9\\U0001F600"', "Aé😀", True),
     ('root ::= ""', "", True),
+    ('root ::= "a" "b" | "a" | "c"?', "ab", True),
+    ('root ::= "a" "b" | "a" | "c"?', "", True),
+    ('root ::= ("a" | "b")+', "abba", True),
     ("root ::= ", "", True),
     ('root ::= "a" # the end', "a", True),
     ('root ::= "(" root ")" | ""', "((()))", True),
@@ -191,7 +194,7 @@ def test_a_grammar_without_recursion_is_the_regular_expression_that_it_looks_lik
     grammar, expression = grammar_of_gbnf("root ::= " + body), re.compile(f"(?:{_as_expression(body)})")
     for text in texts:
         assert fitting(grammar, text) is (expression.fullmatch(text) is not None)
-    assert expression.fullmatch(walked(grammar, random.Random(body), closing=b"").decode()) is not None
+    assert expression.fullmatch(walked(grammar, random.Random(body), closing=b"ab").decode()) is not None
 
 
 @settings(max_examples=30, deadline=None)
@@ -214,6 +217,14 @@ def test_a_grammar_that_leaves_too_much_open_is_given_up() -> None:
         several.walk(several.start, b"a" * 119)
     with pytest.raises(GrammarTooLarge):
         Grammar(either(*[repeated(either(literal(b"a"), literal(b"b")), 0, None)] * 400))
+
+
+def test_a_choice_of_thousands_of_texts_leaves_one_way_open_each_time() -> None:
+    grammar = grammar_of_gbnf("root ::= [0-9]{3} | " + " | ".join(f'"city {number}"' for number in range(3000)))
+    assert fitting(grammar, "city 2999")
+    assert fitting(grammar, "299")
+    assert not fitting(grammar, "city 3000")
+    assert len(grammar.start.configurations) == 2
 
 
 def test_values_that_begin_alike_are_one_way_until_they_differ() -> None:

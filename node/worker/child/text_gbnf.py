@@ -27,6 +27,7 @@ from node.worker.child.text_grammar import (
     literal,
     repeated,
     sequence,
+    words,
 )
 
 ROOT = "root"
@@ -58,6 +59,10 @@ def _character(ranges: Ranges) -> Part:
     if ranges[-1][1] < 128:
         return utf8(ranges)
     return called(("character", ranges), "a character", lambda: utf8(ranges))
+
+
+def _part(part: Part | bytes) -> Part:
+    return literal(part) if isinstance(part, bytes) else part
 
 
 class _Parser:
@@ -129,17 +134,23 @@ class _Parser:
         while self._peek() == "|":
             self._place += 1
             choices.append(self._sequence(depth))
-        return choices[0] if len(choices) == 1 else either(*choices)
+        texts = [choice for choice in choices if isinstance(choice, bytes)]
+        parts = [choice for choice in choices if not isinstance(choice, bytes)]
+        if texts:
+            parts.append(words(texts))
+        return parts[0] if len(parts) == 1 else either(*parts)
 
-    def _sequence(self, depth: int) -> Part:
-        parts: list[Part] = []
+    def _sequence(self, depth: int) -> Part | bytes:
+        """One alternative; as bytes if it is one text."""
+        parts: list[Part | bytes] = []
         self._skip()
         while (letter := self._peek()) not in ("", "|", ")"):
             if _is_name(letter) and self._begins_a_rule():
                 break
             parts.append(self._repeated(self._atom(depth)))
             self._skip()
-        return sequence(*parts)
+        texts = [part for part in parts if isinstance(part, bytes)]
+        return b"".join(texts) if len(texts) == len(parts) else sequence(*map(_part, parts))
 
     def _begins_a_rule(self) -> bool:
         """Whether a name is followed by "::=": it is no call, then."""
@@ -150,7 +161,7 @@ class _Parser:
         self._place = place
         return begins
 
-    def _atom(self, depth: int) -> Part:
+    def _atom(self, depth: int) -> Part | bytes:
         letter = self._peek()
         if _is_name(letter):
             place, name = self._place, self._name()
@@ -177,11 +188,11 @@ class _Parser:
     def _call(self, name: str) -> Part:
         return called(("rule", name), f"rule {name}", lambda: self._rules[name])
 
-    def _quoted(self) -> Part:
+    def _quoted(self) -> bytes:
         points = []
         while (letter := self._take()) != '"':
             points.append(self._point(letter))
-        return literal("".join(map(chr, points)).encode())
+        return "".join(map(chr, points)).encode()
 
     def _class(self) -> Ranges:
         opposite = self._peek() == "^"
@@ -221,7 +232,7 @@ class _Parser:
             raise self._refused(f"{point:X} is no character")
         return point
 
-    def _repeated(self, part: Part) -> Part:
+    def _repeated(self, part: Part | bytes) -> Part | bytes:
         self._skip_on_line()
         while (sign := self._peek()) and sign in "*+?{":
             if sign == "{":
@@ -229,7 +240,7 @@ class _Parser:
             else:
                 self._place += 1
                 lowest, highest = _SIGNS[sign]
-            part = repeated(part, lowest, highest)
+            part = repeated(_part(part), lowest, highest)
             self._skip_on_line()
         return part
 
