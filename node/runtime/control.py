@@ -209,7 +209,8 @@ class RequestView(View, frozen=True):
 
     request: str
     state: str
-    """``unknown``, ``starting``, ``running``, ``done``, ``failed`` or ``cancelled``."""
+    """``unknown``, ``starting``, ``running``, ``done``, ``delivered`` (whole and paid, without a receipt),
+    ``failed`` or ``cancelled``."""
     job: str = ""
     provider: str = ""
     paid: int = 0
@@ -219,7 +220,7 @@ class RequestView(View, frozen=True):
     output_units: int = 0
     finish: str = ""
     output: bytes = b""
-    """All of it, once the job is done."""
+    """All of it, once the job is done or delivered."""
 
 
 class RunEvent(View, frozen=True):
