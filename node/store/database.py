@@ -19,8 +19,8 @@ from node.store.accounts import StoredTables
 from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
 from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreError, StoreForeign
 from node.store.history import blocks_from, prune, swap_state, take_in_rows
-from node.store.row_journal import SALT_BYTES, RowJournal, Rows
-from node.store.schema import ROW_JOURNAL_FACT, STORE_SCHEMA, table_name
+from node.store.row_journal import RowJournal, Rows
+from node.store.schema import ROW_JOURNAL_FACT, SALT_BYTES, STORE_SCHEMA, table_name
 from node.store.state_rows import LATTICE_FACT, StateSource, is_small, load_state, recheck
 from node.store.table_rows import write_rows
 from protocol.engine.decided import succession_key, succession_of
@@ -100,6 +100,7 @@ class Store:
         self._tables: list[StoredTables] = []
         self._journal: RowJournal
         self._opened = False
+        """Rows may wait in the journal, which is then there."""
         self._salt = b""
         self._rows_logged = 0
         """Written since the last checkpoint was begun."""
@@ -155,18 +156,25 @@ class Store:
 
     def close(self) -> None:
         """Fold what waits and release the files; a second call does nothing."""
-        if self._opened:
+        try:
+            if self._opened:
+                self._opened = False
+                self._close_journal()
+        finally:
+            for tables in self._tables:
+                tables.close()
+            with self._reader_lock:
+                self._reader.close()
+            with self._lock:
+                self.database.close()
+            self._file_lock.release()
+
+    def _close_journal(self) -> None:
+        try:
             with suppress(StoreError):  # a full disk, say: then the rows stay in the journal until the next start
                 self._fold(closing=True)
-            self._opened = False
+        finally:
             self._journal.close()
-        for tables in self._tables:
-            tables.close()
-        with self._reader_lock:
-            self._reader.close()
-        with self._lock:
-            self.database.close()
-        self._file_lock.release()
 
     def commit(self, effects: Sequence[Durable]) -> None:
         """Write all effects in their order in one transaction; when this returns they are on disk.

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from node.store.connection import sync_directory
 from node.store.errors import DiskFull, StoreCorrupt, StoreUnusable
 from protocol.messages.effects import Delete, Put, Table
 from protocol.primitives.codec import decode, encode
@@ -24,11 +25,10 @@ from protocol.primitives.errors import MalformedMessage
 
 SEGMENT_BYTES: Final = 512 * 1024
 """About eighty jobs: what is folded at once costs the disk a few ms, and a start no more than that either."""
-SALT_BYTES: Final = 16
-_MAGIC: Final = b"MrwJ"
-_HEADER = struct.Struct(">4sQI16s")
-"""Magic, number, bytes of the rows, checksum. The checksum is keyed by the store's own random salt: rows hold what
-strangers sent, and nobody shall be able to send something that reads as a record."""
+_MARK_BYTES: Final = 4
+_HEADER = struct.Struct(f">{_MARK_BYTES}sQI16s")
+"""Mark, number, bytes of the rows, checksum. Mark and checksum are keyed by the store's own random salt: rows hold what
+strangers sent, and nobody shall be able to send something that reads as a record, or only has to be hashed as one."""
 _OUT_OF_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 Rows = dict[Table, dict[bytes, bytes | None]]
@@ -52,7 +52,7 @@ class _Segment:
         """Give a new file all its blocks, written: a sync then changes no more than the data. Raises ``OSError``."""
         if os.fstat(self.descriptor).st_size != SEGMENT_BYTES:
             os.truncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, bytes(SEGMENT_BYTES), 0)
+            _write_whole(self.descriptor, bytes(SEGMENT_BYTES), 0)
             os.fsync(self.descriptor)
 
     def take(self, number: int, entries: Sequence[_Entry], end: int) -> None:
@@ -70,16 +70,19 @@ class RowJournal:
     def __init__(self, store: Path, salt: bytes, folded: int, *, expected: bool) -> None:
         """Read what was not folded. ``expected`` when the store was not closed in order: both files must be there.
 
-        Raises ``StoreCorrupt``, ``DiskFull`` or ``StoreUnusable``.
+        When this returns both files are on disk with their names. Raises ``StoreCorrupt``, ``DiskFull`` or
+        ``StoreUnusable``.
         """
         paths = [store.with_name(f"{store.name}.rows-{turn}") for turn in (0, 1)]
         for path in paths:
             if expected and (not path.exists() or path.stat().st_size != SEGMENT_BYTES):
-                raise StoreCorrupt(path, "rows that were promised are missing with it")
+                raise StoreCorrupt(store, f"{path.name} is missing or cut, and with it rows that were promised")
         self._store = store
         self._salt = salt
+        self._mark = blake2b(b"mark", digest_size=_MARK_BYTES, key=salt).digest()
         self._lock = threading.Lock()
-        self._broken = False
+        self._unusable = ""
+        """Why nothing can be appended any more."""
         self._sealed = False
         """True while all rows there are are being folded and no segment is free: nothing may come between."""
         self._turn = 0
@@ -92,6 +95,7 @@ class RowJournal:
             self._read(folded)
             for segment in self._segments:
                 segment.fill()
+            sync_directory(store.parent)
         except OSError as error:
             self.close()
             raise self._translated(error) from error
@@ -101,8 +105,10 @@ class RowJournal:
 
     def close(self) -> None:
         """Release the files; a second call does nothing."""
-        while self._segments:
-            os.close(self._segments.pop().descriptor)
+        with self._lock:  # a write under way has its descriptor: its number must not become another file's meanwhile
+            self._unusable = self._unusable or "the store is closed"
+            while self._segments:
+                os.close(self._segments.pop().descriptor)
 
     # Writing
 
@@ -115,21 +121,22 @@ class RowJournal:
         entries = [(int(e.table), e.key, e.value if isinstance(e, Put) else None) for e in effects]
         payload = encode(entries)
         with self._lock:
-            if self._broken:
-                raise StoreUnusable(self._store, "an earlier write failed")
+            if self._unusable:
+                raise StoreUnusable(self._store, self._unusable)
             segment = self._with_room(_HEADER.size + len(payload))
             if segment is None:
                 return False
             number = self._last + 1
-            record = _HEADER.pack(_MAGIC, number, len(payload), self._checksum(number, payload)) + payload
+            record = _HEADER.pack(self._mark, number, len(payload), self._checksum(number, payload)) + payload
+            # Taken whatever happens: rows that failed and yet came to the disk must not come back over newer ones.
+            self._last = number
             try:
-                os.pwrite(segment.descriptor, record, segment.offset)
+                _write_whole(segment.descriptor, record, segment.offset)
                 os.fdatasync(segment.descriptor)
             except OSError as error:
-                self._broken = True
+                self._unusable = "an earlier write failed"
                 raise self._translated(error) from error
             segment.take(number, entries, segment.offset + len(record))
-            self._last = number
         return True
 
     def _with_room(self, size: int) -> _Segment | None:
@@ -196,17 +203,17 @@ class RowJournal:
                 if number <= folded:
                     continue
                 if number != self._last + 1:
-                    raise StoreCorrupt(segment.path, f"record {self._last + 1} is missing before record {number}")
+                    raise self._damaged(segment, f"record {self._last + 1} is missing before record {number}")
                 try:
                     entries = decode(payload, list[_Entry])
                     segment.take(number, entries, end)
                 except (MalformedMessage, ValueError) as error:
-                    raise StoreCorrupt(segment.path, f"record {number}: {error}") from error
+                    raise self._damaged(segment, f"record {number}: {error}") from error
                 self._last = number
         for segment in self._segments:
             later = self._later_record(segment)
             if later:
-                raise StoreCorrupt(segment.path, f"record {self._last + 1} is damaged before record {later}")
+                raise self._damaged(segment, f"record {self._last + 1} is damaged before record {later}")
 
     def _records(self, segment: _Segment) -> Iterator[tuple[int, bytes, int]]:
         """Number, rows and end of each record from the beginning on, up to what is older or was never finished."""
@@ -222,9 +229,9 @@ class RowJournal:
     def _record_at(self, content: bytes, offset: int) -> tuple[int, bytes] | None:
         if offset + _HEADER.size > len(content):
             return None
-        magic, number, size, checksum = _HEADER.unpack_from(content, offset)
+        mark, number, size, checksum = _HEADER.unpack_from(content, offset)
         payload = content[offset + _HEADER.size : offset + _HEADER.size + size]
-        if magic != _MAGIC or len(payload) != size or self._checksum(number, payload) != checksum:
+        if mark != self._mark or len(payload) != size or self._checksum(number, payload) != checksum:
             return None
         return number, payload
 
@@ -232,18 +239,30 @@ class RowJournal:
         """Number of a whole record that stands behind the last one taken, in the middle of a file: 0 if none does. A
         write that a crash cut short is the last of all, so this one's forerunner was on disk once."""
         content = os.pread(segment.descriptor, SEGMENT_BYTES, 0)
-        offset = content.find(_MAGIC)
+        offset = content.find(self._mark)
         while offset >= 0:
             record = self._record_at(content, offset)
             if record is not None and record[0] > self._last:
                 return record[0]
-            offset = content.find(_MAGIC, offset + 1)
+            offset = content.find(self._mark, offset + 1)
         return 0
 
     def _checksum(self, number: int, payload: bytes) -> bytes:
         return blake2b(number.to_bytes(8, "big") + payload, digest_size=16, key=self._salt).digest()
 
+    def _damaged(self, segment: _Segment, problem: str) -> StoreCorrupt:
+        """Told of the store: without its journal it does not open either, they can only be moved away together."""
+        return StoreCorrupt(self._store, f"in {segment.path.name} {problem}")
+
     def _translated(self, error: OSError) -> DiskFull | StoreUnusable:
         if error.errno in _OUT_OF_SPACE:
             return DiskFull(self._store)
         return StoreUnusable(self._store, error.strerror or str(error))
+
+
+def _write_whole(descriptor: int, content: bytes, offset: int) -> None:
+    """A write may end early, at the last free block for one; what keeps the rest out is raised as ``OSError``."""
+    rest = memoryview(content)
+    while rest:
+        written = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[written:], offset + written

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import msgspec
 from sqlite_utils import Database
 
-from node.store.row_journal import SALT_BYTES
 from protocol.market.records import ReceiptRecord, receipt_rows
 from protocol.messages.effects import Table
 from protocol.primitives.codec import decode, encode
 
+SALT_BYTES = 16
 ROW_JOURNAL_FACT = "row_journal"
 """The journal's salt, the number of the last record folded, and whether the store was left without being closed."""
 

@@ -1,6 +1,7 @@
 """Blocks that are given up, and states that are taken over from snapshots."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -99,6 +100,25 @@ def test_a_snapshot_becomes_the_state_and_blocks_go_on_from_it(store: Store, cha
     assert again.check().height == 6
     assert again.load_state().checkpoint_root == chain.ledger.state.checkpoint_root
     again.close()
+
+
+def test_rows_that_waited_when_a_snapshot_was_installed_are_kept_and_the_open_heights_are_gone_for_good(
+    store: Store, chain: Chain, tmp_path: Path
+) -> None:
+    commits = [chain.next(3) for _ in range(2)]
+    rows = list(chain.ledger.state.rows())
+    store.commit([Put(Table.CONSENSUS_BODY, b"open height", b"1"), Put(Table.JOB, b"job", b"older")])
+    store.install(manifest_of(commits[1]), commits[1].decided, rows, NOTHING)
+    killed = tmp_path / "killed"
+    shutil.copytree(store.path.parent, killed, ignore=shutil.ignore_patterns("killed"))
+    assert store.load_table(Table.CONSENSUS_BODY) == []
+    store.commit([chain.next(), Put(Table.JOB, b"job", b"newer")])
+    store.close()
+    for path, job in ((killed / store.path.name, b"older"), (store.path, b"newer")):
+        again = Store.open(path, make_genesis())
+        assert again.load_table(Table.CONSENSUS_BODY) == []
+        assert again.load_table(Table.JOB) == [(b"job", job)]
+        again.close()
 
 
 def test_rows_that_do_not_hold_leave_everything_as_it_was(store: Store, chain: Chain) -> None:
