@@ -31,7 +31,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, HistoryEntry, Receipt
 from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import decode, encode
-from protocol.primitives.units import AccountId, MessageId, MonotonicMs, NodeId, WorkUnits
+from protocol.primitives.units import AccountId, Hash, MessageId, MonotonicMs, NodeId, WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import Progress, chunk_hash
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
@@ -57,6 +57,8 @@ class _Awaited(Struct):
     acceptance: Acceptance
     progress: Progress
     until: MonotonicMs
+    commitment: Hash | None = None
+    """To the output, once a receipt of the provider's was judged: the next one costs no hash over all of it again."""
 
 
 class AwaitedReceipts:
@@ -115,13 +117,15 @@ class AwaitedReceipts:
     def received(self, receipt: Receipt, envelope: Envelope, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
         """A receipt that was waited for: judge it, commit to it, give the lane back. A bad one changes nothing."""
         each = self._awaited.get(receipt.job)
-        if each is None:
+        # [signer] before megabytes of output are hashed for it
+        if each is None or AccountId(envelope.sender) != each.agreement.provider:
             return []
         core, row, agreement, job = self._core, each.row, each.agreement, each.row.record.job
-        commitment = output_commitment(row.salt, row.output)
-        accepted_at = each.acceptance.accepted_at
+        if each.commitment is None:
+            each.commitment = output_commitment(row.salt, row.output)
+        signer, accepted_at = AccountId(envelope.sender), each.acceptance.accepted_at
         try:
-            check_receipt(receipt, AccountId(envelope.sender), job, agreement, accepted_at, each.progress, commitment)
+            check_receipt(receipt, signer, job, agreement, accepted_at, each.progress, each.commitment)
         except ReceiptInvalid:
             return []
         self._drop(job)

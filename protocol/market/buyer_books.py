@@ -177,6 +177,12 @@ class BuyerBooks:
         assert held.job is not None
         return self._keep(replace(held, job=None, earned=Amount(held.start + (0 if owed_back else held.paid))))
 
+    def hold(self, channel: ChannelId, lane: Lane) -> Put:
+        """The lane's job is paid whole and only its receipt is missing: nothing more is kept free for it."""
+        held = self._channels[channel][lane]
+        assert held.job is not None
+        return self._keep(replace(held, ceiling=held.paid))
+
     def last_voucher(self, lane: BuyerLane) -> Voucher | None:
         """The lane's last voucher, to be signed and sent again: the same statement, the same bytes."""
         if lane.position.sequence == 0:

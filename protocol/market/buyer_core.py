@@ -148,9 +148,9 @@ class BuyerCore:
         if attempt is None:
             return []
         agreement = attempt.agreement
-        effects: list[MarketEffect] = [self.put_record(job, fault, reason)]
-        if not keep_lane:
-            effects.insert(0, self.books.end(agreement.channel, agreement.lane, owed_back=owed_back))
+        channel, number = agreement.channel, agreement.lane
+        lane = self.books.hold(channel, number) if keep_lane else self.books.end(channel, number, owed_back=owed_back)
+        effects: list[MarketEffect] = [lane, self.put_record(job, fault, reason)]
         if job.state is not BuyerState.DONE:
             effects += self._keep_statements(attempt)
         if self.books.position(agreement.channel, agreement.lane).sequence:

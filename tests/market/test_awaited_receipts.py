@@ -11,11 +11,12 @@ from protocol.market.buyer_delivery import RECEIPT_MISSING
 from protocol.market.events import JobDelivered, JobFailed, JobFinished, JobReceipted
 from protocol.market.records import AwaitedReceipt, JobRecord, ReceiptRecord, SellerLane, awaited_key
 from protocol.messages.effects import Send, Table
+from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Chunk, Failure, FaultKind, FinishReason, Receipt, Voucher
 from protocol.messages.wire import Direct
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import Amount, DurationMs
+from protocol.primitives.units import Amount, DurationMs, Hash, Salt
 from tests.market.test_balances import WHOLE, assert_balances
 from tests.market.test_restart import lanes
 from tests.market.town import Person, Town, Worker, envelope_of, request
@@ -285,6 +286,41 @@ def test_only_the_provider_and_only_one_that_knows_nothing_of_the_job_ends_the_w
         assert (job in town.buyer.buyer._awaited) is waits
     [lane] = town.buyer.buyer.books.lanes()
     assert (lane.job, lane.position.cumulative) == (None, WHOLE)
+
+
+@pytest.mark.parametrize("buyer_restarts", [True, False])
+def test_a_lane_that_is_kept_for_a_receipt_keeps_no_more_of_the_deposit_than_was_paid(buyer_restarts: bool) -> None:
+    town = stalled()
+    if buyer_restarts:
+        town.crash(town.buyer)
+    [lane] = town.buyer.buyer.books.lanes()
+    assert lane.job is not None
+    assert town.buyer.buyer.books.committed(lane.channel) == lane.position.cumulative == WHOLE
+
+
+def test_false_receipts_make_this_node_hash_the_output_once_and_those_of_strangers_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    town = stalled()
+    [job] = town.buyer.buyer._awaited._awaited
+    hashed: list[bytes] = []
+
+    def false_commitment(salt: Salt, output: bytes) -> Hash:
+        hashed.append(output)
+        return Hash(job)
+
+    monkeypatch.setattr(awaited_receipts, "output_commitment", false_commitment)
+    receipts = [decode(row, ReceiptRecord).receipt for row in town.seller.rows(Table.RECEIPT)]
+    receipt = open_as(receipts[0], MessageKind.RECEIPT)[1]
+    assert isinstance(receipt, Receipt)
+    stranger = town.sellers[1]
+    town.hand(town.buyer, stranger.node, envelope_of(stranger, MessageKind.RECEIPT, receipt)[2])
+    assert hashed == []
+    false = replace(receipt, amount=Amount(receipt.amount + 1))
+    for _ in range(3):
+        town.hand(town.buyer, town.seller.node, envelope_of(town.seller, MessageKind.RECEIPT, false)[2])
+    assert len(hashed) == 1
+    assert job in town.buyer.buyer._awaited
 
 
 def test_receipts_that_are_waited_for_are_bounded() -> None:
