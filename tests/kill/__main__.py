@@ -23,6 +23,7 @@ def _kill_store(folder: Path, points: int, seed: int) -> None:
     print(
         f"store: killed at {found.points} points in {time.monotonic() - begun:.0f} s, {found.heights} blocks, "
         f"{found.blocks_unreported} of them committed and not yet reported, "
+        f"up to {found.rows} rows without a block in one file, "
         f"{found.reserved} guard positions asked again"
     )
 

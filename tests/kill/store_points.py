@@ -1,14 +1,15 @@
 """SIGKILL of a process that does nothing but commit: thousands of points inside commits of the store and the guard.
 
 Law: what the child has reported was committed before, so it must be there; a block and the rows beside it are there
-together or not at all. The child is forked from a process that has everything loaded, so that a point costs
-milliseconds; it shares no open file with its parent.
+together or not at all, and of rows that come without one the last of each key. The child is forked from a process that
+has everything loaded, so that a point costs milliseconds; it shares no open file with its parent.
 """
 
 import os
 import random
 import select
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ POINTS_PER_FILE = 250
 """Then a new one is begun, so that checks stay cheap."""
 CHECK_EVERY = 25
 DELAY_SECONDS_MAX = 0.06
+ROWS_PER_BLOCK = 24
+ROW_BYTES_MAX = 24 * 1024
+"""With so many of up to so many bytes the row journal is folded about once a block, beside the commits."""
+ROW_KEYS = 7
 
 
 @dataclass(slots=True)
@@ -39,7 +44,30 @@ class Figures:
     heights: int = 0
     blocks_unreported: int = 0
     """Blocks that were on disk though their child had not reported them: it died right behind the commit."""
+    rows: int = 0
     reserved: int = 0
+
+
+def _rows(store: Store) -> list[int]:
+    """The numbers of the rows that are there, in order."""
+    return sorted(int.from_bytes(value[:8], "big") for _, value in store.load_table(Table.SELLER_LANE))
+
+
+def _commit_rows(store: Store, number: int, report: int) -> int:
+    """Rows that wait for no block, as a job's do; gives the number of the last one."""
+    for _ in range(ROWS_PER_BLOCK):
+        number += 1
+        value = number.to_bytes(8, "big") + bytes(random.randrange(ROW_BYTES_MAX))
+        store.commit([Put(Table.SELLER_LANE, b"%d" % (number % ROW_KEYS), value)])
+        os.write(report, f"row {number}\n".encode())
+    return number
+
+
+def _fold(store: Store) -> None:
+    while True:
+        if store.wants_checkpoint:
+            store.checkpoint()
+        time.sleep(0.001)
 
 
 def _work(store_path: Path, guard_path: Path, genesis: Genesis, report: int) -> None:
@@ -47,8 +75,11 @@ def _work(store_path: Path, guard_path: Path, genesis: Genesis, report: int) -> 
     store, guard = Store.open(store_path, genesis), SignGuard.open(guard_path)
     chain = Chain(genesis)
     chain.ledger.state = store.load_state()
+    number = max(_rows(store), default=0)
+    threading.Thread(target=_fold, args=(store,), daemon=True).start()
     os.write(report, b"open\n")
     while True:
+        number = _commit_rows(store, number, report)
         commit = chain.next(TRANSACTIONS_PER_BLOCK)
         position = GuardPosition(commit.height, View(1), GuardClass.FINAL)
         payload = os.urandom(8)
@@ -137,11 +168,19 @@ class StorePoints:
             row = int.from_bytes(store.get(Table.JOB, b"height") or bytes(8), "big")
             assert row == state.height, "a row and the block beside it came apart"
             assert store.load_table(Table.CONSENSUS_BODY) == [], "a closed height left its journal"
+            self._judge_rows(_rows(store), reports)
         finally:
             store.close()
         self.figures.blocks_unreported += state.height - max(committed, default=height_before)
         self._judge_guard(guard_path, reports, state.height)
         return state.height
+
+    def _judge_rows(self, there: Sequence[int], reports: Sequence[str]) -> None:
+        reported = max((int(line.split()[1]) for line in reports if line.startswith("row")), default=0)
+        last = there[-1] if there else 0
+        assert last >= reported, "a committed row is gone"
+        assert [*there] == [*range(max(1, last - ROW_KEYS + 1), last + 1)], "an older row came back"
+        self.figures.rows = max(self.figures.rows, last)
 
     def _judge_guard(self, guard_path: Path, reports: Sequence[str], tip: int) -> None:
         guard = SignGuard.open(guard_path)

@@ -14,6 +14,7 @@ SEED = 20_251
 def test_store_killed_inside_commits_is_whole_and_the_guard_remembers(tmp_path: Path) -> None:
     found = StorePoints(tmp_path, SEED).run(40)
     assert found.heights > 20
+    assert found.rows > 200
     assert found.reserved > 0
 
 
