@@ -150,12 +150,13 @@ class AwaitedReceipts:
             output=row.output,
         )
         core.unsealed[(agreement.channel, agreement.lane)] = kept
+        # In this order: whatever of it a crash leaves out, the disk shows a wait or a receipt, and never neither.
         return [
             *receipt_rows(kept),
+            core.books.end(agreement.channel, agreement.lane, owed_back=False),
             Put(Table.JOB, job, encode(_receipted(row.record, now))),
             Delete(Table.JOB_STATEMENT, job),
             Delete(Table.JOB_STATEMENT, awaited_key(job)),
-            core.books.end(agreement.channel, agreement.lane, owed_back=False),
             core.send_voucher(voucher, agreement.provider_node),
             Notify(JobReceipted(row.record.request, job)),
         ]

@@ -323,6 +323,26 @@ def test_false_receipts_make_this_node_hash_the_output_once_and_those_of_strange
     assert job in town.buyer.buyer._awaited
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_a_buyer_that_dies_at_any_row_of_a_late_receipt_still_acknowledges_it_once(steps: int) -> None:
+    town = stalled()
+    [row] = town.seller.rows(Table.RECEIPT)
+    town.on_send = None
+    town.crash_after = steps
+    town.hand(town.buyer, town.seller.node, decode(row, ReceiptRecord).receipt)
+    town.run()
+    town.crash_after = None
+    town.link(town.buyer, town.seller)
+    town.wait(DIAL_MS + 1_000)
+    town.run()
+    bought, sold = lanes(town)
+    assert bought.position == sold.position
+    assert (bought.job, bought.position.cumulative, bought.position.receipts_count) == (None, WHOLE, 1)
+    for person in (town.buyer, town.seller):
+        assert [decode(kept, ReceiptRecord).final_voucher != b"" for kept in person.rows(Table.RECEIPT)] == [True]
+    assert row_of_job(town).state in ("done", "delivered")
+
+
 def test_receipts_that_are_waited_for_are_bounded() -> None:
     town = Town()
     without_receipt(town)
