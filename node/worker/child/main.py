@@ -58,6 +58,11 @@ def make_runtime(name: str) -> Runtime:
     raise Misused(f"no runtime {name!r}")
 
 
+def _plain(reason: str) -> str:
+    """A reason as a frame can hold it: it may name what a stranger wrote, and half a pair of characters is no text."""
+    return reason.encode("utf-8", "backslashreplace").decode()
+
+
 def event_frame(event: Event) -> Value:
     """An event as a frame."""
     match event:
@@ -66,9 +71,9 @@ def event_frame(event: Event) -> Value:
         case Piece(job, payload, units, tokens, finish):
             return ["piece", job, payload, units, list(tokens), finish]
         case Rejected(job, reason):
-            return ["refused", job, reason]
+            return ["refused", job, _plain(reason)]
         case Broken(job, reason):
-            return ["broken", job, reason]
+            return ["broken", job, _plain(reason)]
         case _:
             assert_never(event)
 
@@ -82,7 +87,7 @@ def handle(pipe: FramePipe, runtime: Runtime, frame: Value) -> None:
                 runtime.refuse_unsupported(parsed)
                 runtime.open(job, parsed)
             except Refused as refusal:
-                pipe.write(["refused", job, str(refusal)])
+                pipe.write(["refused", job, _plain(str(refusal))])
         case ["grant", int(job)]:
             runtime.grant(job)
         case ["cancel", int(job)]:
@@ -161,7 +166,7 @@ def main() -> None:
     except (EOFError, BrokenPipeError):
         pass
     except LoadFailed as failure:
-        pipe.write(["failed", str(failure)])
+        pipe.write(["failed", _plain(str(failure))])
     except (Misused, MalformedFrame, confine.ConfinementFailed) as problem:
         print(f"worker: {problem}", file=sys.stderr)
         os._exit(EXIT_MISUSED)
