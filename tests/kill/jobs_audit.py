@@ -16,6 +16,8 @@ from tests.kill.market import Market
 from tests.network.waiting import seconds_until
 
 SETTLED_SECONDS = 60.0
+JOBS_MAX = 100_000
+"""All of them: a list of the latest thousand would leave out jobs that the other side's list has."""
 ENDED = ("done", "delivered", "failed", "cancelled")
 REQUEST, INPUT_PER_THOUSAND, OUTPUT_PER_THOUSAND = 1_000, 10_000, 40_000
 """The prices that a cluster's provider asks, in base units."""
@@ -57,7 +59,7 @@ def wait_settled(market: Market) -> None:
 
     def settled() -> bool:
         providers = market.role("provider")
-        jobs = [view for node in (market.buyer, *providers) for view in node.client.jobs()]
+        jobs = [view for node in (market.buyer, *providers) for view in node.client.jobs(JOBS_MAX)]
         channels = [channel for provider in providers for channel in provider.client.channels()]
         return all(job.state in ENDED for job in jobs) and all(
             channel.redeemed == channel.promised for channel in channels
@@ -68,11 +70,11 @@ def wait_settled(market: Market) -> None:
 
 def audit_jobs(market: Market, runs: Sequence[Run]) -> Found:
     """All of the above. All nodes run, no job does."""
-    bought = _by_id(market.buyer.client.jobs())
+    bought = _by_id(market.buyer.client.jobs(JOBS_MAX))
     sold: dict[str, JobView] = {}
     promised: dict[str, int] = {}
     for provider in market.role("provider"):
-        sold.update(_by_id(provider.client.jobs()))
+        sold.update(_by_id(provider.client.jobs(JOBS_MAX)))
         promised.update(_promised(provider.client.channels()))
     for job, view in sold.items():
         other = bought.get(job)
