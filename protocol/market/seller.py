@@ -40,7 +40,7 @@ from protocol.market.seller_books import SellerBooks
 from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_delivery import Selling
 from protocol.market.seller_intake import Intake
-from protocol.market.seller_job import SALE_EXPIRIES, TAKES, Piece, SaleInput, SellerJob, SellerState
+from protocol.market.seller_job import SALE_EXPIRIES, TAKES, TIME_LIMIT_OVER, Piece, SaleInput, SellerJob, SellerState
 from protocol.market.seller_quoting import QUOTE_TIMER, Quoting
 from protocol.messages.effects import Delete, Now, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.envelope import Envelope, envelope_id, open_as
@@ -181,6 +181,8 @@ class Seller:
         known = self._core.jobs.get(job)
         if known is None or SaleInput.WORK_FAILED not in TAKES[known.state]:
             return []
+        if fault is FaultKind.PROVIDER and known.out_of_time(now):
+            fault, reason = FaultKind.USER, TIME_LIMIT_OVER  # the worker has the same limit
         return self._core.fail(known, fault, reason, now, ours=True)
 
     def timer(self, key: TimerKey, now: Now) -> list[MarketEffect]:
@@ -200,6 +202,8 @@ class Seller:
         if now.monotonic_ms < job.deadline:
             return [SetTimer(key, job.deadline)]
         expiry = SALE_EXPIRIES[job.state]
+        if expiry.ours and job.out_of_time(now):
+            return self._core.fail(job, FaultKind.USER, TIME_LIMIT_OVER, now, ours=True)
         if expiry.ours:
             self._selling.missed(job, now)
         return self._core.fail(job, expiry.fault, expiry.reason, now, ours=expiry.ours)

@@ -106,6 +106,10 @@ SALE_EXPIRIES: dict[SellerState, SaleExpiry] = {
 }
 """The default outcome of every state that is not an end."""
 
+TIME_LIMIT_OVER = "the job's time limit is over"
+"""Why a job ends, by its buyer's fault, where this node was at work and still had the time that it had promised to need
+at most. How long the whole job may take is the buyer's choice; nobody signs a failure of its own for that."""
+
 SALE_LASTS: dict[SellerState, Callable[[Agreement], DurationMs]] = {
     SellerState.PREFILL: lambda agreement: agreement.first_output_ms,
     SellerState.AWAIT_VOUCHER: lambda agreement: agreement.stall_ms,
@@ -222,6 +226,11 @@ class SellerJob:
     def deadline_of(self, state: SellerState, now: Now) -> MonotonicMs:
         """When ``state``, entered now, ends by itself; never after the job's own end."""
         return MonotonicMs(min(now.monotonic_ms + SALE_LASTS[state](self.agreement), self.total_until))
+
+    def out_of_time(self, now: Now) -> bool:
+        """True if the buyer's limit for the whole job is over before the deadline that was promised in this state."""
+        promised_until = self.since + SALE_LASTS[self.state](self.agreement)
+        return promised_until > self.total_until <= now.monotonic_ms
 
     def record(self, fault: FaultKind | None = None, reason: str = "") -> JobRecord:
         """The job as its row."""

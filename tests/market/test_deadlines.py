@@ -4,13 +4,13 @@ import pytest
 
 from protocol.market.buyer_job import EXPIRIES, TRANSITIONS, BuyerState
 from protocol.market.events import JobCancelled, JobDelivered, JobFailed, JobFinished, SaleEnded
-from protocol.market.seller_job import SALE_EXPIRIES, SALES, SellerState
+from protocol.market.seller_job import SALE_EXPIRIES, SALES, TIME_LIMIT_OVER, SellerState
 from protocol.messages.effects import SetTimer
-from protocol.messages.market import Acceptance, Agreement, Chunk, FaultKind, Receipt, Voucher
+from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, FaultKind, Receipt, Voucher
 from protocol.primitives.codec import Message
 from protocol.primitives.units import DurationMs, MonotonicMs
 from protocol.settlement.pricing import amount_due
-from tests.market.town import PRICES, Person, Town, Worker, request
+from tests.market.town import MODEL, PRICES, Person, Town, Worker, request
 
 
 def test_every_state_that_is_no_end_has_an_outcome_and_every_end_has_none() -> None:
@@ -130,6 +130,51 @@ def test_the_requests_own_end_bounds_every_state() -> None:
     assert len(town.buyer.told(JobFailed)) == 1
     town.run()
     assert town.seller.seller.jobs() == ()
+
+
+def failures_said(town: Town) -> list[Failure]:
+    said: list[Failure] = []
+
+    def hear(sender: Person, payload: Message) -> bool:
+        if isinstance(payload, Failure):
+            said.append(payload)
+        return True
+
+    town.on_send = hear
+    return said
+
+
+@pytest.mark.parametrize("total_ms", [1, 20_000])
+@pytest.mark.parametrize("silent_from", [0, 1, 2])
+def test_a_provider_does_not_sign_for_a_time_limit_that_its_buyer_set_below_the_deadlines_that_were_agreed(
+    total_ms: int, silent_from: int
+) -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=silent_from)
+    said = failures_said(town)
+    town.start(request(total_ms=DurationMs(total_ms), first_output_ms=DurationMs(60_000)))
+    town.run()
+    town.buyer.timers.clear()  # a buyer that only waits for something to report
+    town.wait(total_ms)
+    town.run()
+    assert {(failure.fault, failure.reason) for failure in said} == {(FaultKind.USER, TIME_LIMIT_OVER)}
+    kept = town.seller.seller._core.kept
+    assert (kept.first_output_ms(MODEL), kept.stall_ms(MODEL, 10)) == (0, 0)
+
+
+def test_a_worker_that_stops_because_the_buyers_time_limit_is_over_is_not_to_blame_either() -> None:
+    town = Town()
+    town.seller.worker = Worker(silent_from=1)
+    said = failures_said(town)
+    town.start(request(total_ms=DurationMs(20_000)))
+    town.run()
+    town.buyer.timers.clear()
+    town.seller.timers.clear()  # the worker's clock is first
+    town.wait(20_000)
+    [record] = town.seller.seller.jobs()
+    late = town.seller.seller.work_failed(record.job, FaultKind.PROVIDER, "over its time", town.now)
+    town.do(town.seller, late)
+    assert {(failure.fault, failure.reason) for failure in said} == {(FaultKind.USER, TIME_LIMIT_OVER)}
 
 
 def test_the_buyers_own_time_limit_blames_nobody_and_leaves_books_that_come_together() -> None:
