@@ -9,7 +9,9 @@ In JSON each character has one spelling: itself, or the shortest escape where it
 Source: RFC 8259 (which characters need an escape); the well-formed sequences of the Unicode standard, table 3-7.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from node.worker.child.text_grammar import Grammar, Part, among, called, either, literal, sequence
 
@@ -63,11 +65,17 @@ def others(ranges: Ranges) -> Ranges:
 
 
 def _both(one: Ranges, other: Ranges) -> Ranges:
+    """What is in both, in one walk along both: a class may have thousands of ranges."""
     found = []
-    for low, high in one:
-        for lower, higher in other:
-            if low <= higher and lower <= high:
-                found.append((max(low, lower), min(high, higher)))
+    left = right = 0
+    while left < len(one) and right < len(other):
+        low, high = max(one[left][0], other[right][0]), min(one[left][1], other[right][1])
+        if low <= high:
+            found.append((low, high))
+        if one[left][1] < other[right][1]:
+            left += 1
+        else:
+            right += 1
     return tuple(found)
 
 
@@ -77,15 +85,25 @@ class Characters:
     def __init__(self, steps: Sequence[Sequence[tuple[Ranges, int]]], accepting: Iterable[int]) -> None:
         self.steps = [list(each) for each in steps]
         self.accepting = dict.fromkeys(accepting)
+        self._ordered: dict[int, list[tuple[int, int, int]]] = {}
 
     def __contains__(self, text: str) -> bool:
         state = 0
         for letter in text:
-            found = [then for ranges, then in self.steps[state] if any(a <= ord(letter) <= b for a, b in ranges)]
-            if not found:
+            ways = self._ways(state)
+            place = bisect_right(ways, ord(letter), key=itemgetter(0)) - 1
+            if place < 0 or ord(letter) > ways[place][1]:
                 return False
-            state = found[0]
+            state = ways[place][2]
         return state in self.accepting
+
+    def _ways(self, state: int) -> list[tuple[int, int, int]]:
+        """Ranges and where they lead, ascending; made once for each state in which a text was."""
+        if state not in self._ordered:
+            self._ordered[state] = sorted(
+                (low, high, then) for ranges, then in self.steps[state] for low, high in ranges
+            )
+        return self._ordered[state]
 
     def trimmed(self) -> "Characters | None":
         """The same without what leads to no text; None if there is no text at all."""

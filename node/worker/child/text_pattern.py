@@ -9,7 +9,7 @@ Law: time and states are bounded; nothing here tries and takes back. A pattern w
 Source: ECMA-262, as JSON Schema recommends; the subset construction of Rabin and Scott.
 """
 
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from node.worker.child.text_characters import ANY, Characters, Ranges, TooManyStates, Work, others, ranges_of
 
@@ -266,6 +266,16 @@ def characters_of(pattern: str, work: Work) -> Characters:
     return _determined(built, begin, _Parser(pattern, built).whole(begin), work)
 
 
+def _turns(ways: list[tuple[Ranges, int]]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Code points at which something changes, ascending: where one more way leads from there on, or one less."""
+    turns: dict[int, list[tuple[int, int]]] = {}
+    for ranges, then in ways:
+        for low, high in ranges:
+            turns.setdefault(low, []).append((then, 1))
+            turns.setdefault(high + 1, []).append((then, -1))
+    return sorted(turns.items())
+
+
 def _determined(built: _Builder, begin: int, end: int, work: Work) -> Characters:
     near: dict[int, tuple[int, ...]] = {}
 
@@ -288,19 +298,20 @@ def _determined(built: _Builder, begin: int, end: int, work: Work) -> Characters
     steps: list[list[tuple[Ranges, int]]] = []
     for places in sets:
         ways = [(ranges, then) for place in sorted(places) for ranges, then in built.steps[place]]
-        cuts = sorted({cut for ranges, _ in ways for low, high in ranges for cut in (low, high + 1)})
+        turns = _turns(ways)
+        work.spend(sum(len(ranges) for ranges, _ in ways))
+        open_ways: dict[int, int] = {}  # how many ways lead where
         pieces: dict[int, list[tuple[int, int]]] = {}
-        for low, above in pairwise(cuts):
-            work.spend(len(ways))
-            reached = frozenset(
-                near_one
-                for ranges, then in ways
-                if any(lower <= low <= higher for lower, higher in ranges)
-                for near_one in around(then)
-            )
+        for (low, change), (above, _) in pairwise(turns):
+            for then, more in change:
+                open_ways[then] = open_ways.get(then, 0) + more
+                if not open_ways[then]:
+                    del open_ways[then]
+            near_ones = [around(then) for then in open_ways]
+            work.spend(len(change) + len(near_ones) + sum(map(len, near_ones)) // 4)  # joined at once
+            reached = frozenset(chain.from_iterable(near_ones))
             if not reached:
                 continue
-            work.spend(len(reached))
             if reached not in known:
                 known[reached] = len(sets)
                 sets.append(reached)
