@@ -348,6 +348,41 @@ def test_an_acceptance_shares_its_commit_with_the_chunk_that_follows_and_waits_f
     assert [isinstance(done, bytes) for done in bench.hands.done] == [True, False, True]
 
 
+def test_more_acceptances_put_off_no_commit_and_no_other_statement_waits_for_company(bench: Bench) -> None:
+    bench.executor._commit_s = 0.0
+    offered = SignAndSend(MessageKind.OFFER, offer(), (PEER,))
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(bench.executor.run())
+            await asyncio.sleep(0)
+            bench.executor.submit([row(), acceptance()])
+            due = bench.executor._flush_due
+            assert due is not None
+            bench.executor.submit([row(), acceptance()])
+            assert bench.executor._flush_due is due
+            assert not due.cancelled()
+            bench.executor.submit([row(), offered])
+            await asyncio.sleep(0)
+            assert len(bench.hands.done) == 3, "what is urgent takes along all that waits"
+            running.cancel()
+
+    asyncio.run(run())
+
+
+def test_nothing_is_drained_before_what_was_sent_has_been_handed_back(bench: Bench) -> None:
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(bench.executor.run())
+            await asyncio.sleep(0)
+            bench.executor.submit([acceptance()])
+            await bench.executor.drain()
+            assert len(bench.hands.handed_back) == 1
+            running.cancel()
+
+    asyncio.run(run())
+
+
 def test_what_stays_in_the_process_waits_for_no_disk(bench: Bench) -> None:
     timer = SetTimer(TimerKey("seller", "deadline"), MonotonicMs(1))
 
