@@ -2,15 +2,17 @@
 
 import random
 
-from node.worker.child.text_grammar import Grammar
+from node.worker.child.text_grammar import Grammar, State
 
 LONG = 2_000
 
 
 def fitting(grammar: Grammar, text: str | bytes) -> bool:
     """Whether a text is complete in a grammar."""
-    grammar.work = 0
-    state = grammar.walk(grammar.start, text.encode() if isinstance(text, str) else text)
+    state: State | None = grammar.start
+    for symbol in text.encode() if isinstance(text, str) else text:
+        grammar.work = 0
+        state = grammar.step(state, symbol) if state is not None else None
     return state is not None and grammar.complete(state)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from node.worker.child.runtime import Refused
 from node.worker.child.text_formats import FORMATS
-from node.worker.child.text_schema import Json, grammar_of
+from node.worker.child.text_schema import OPTIONAL_MAX, Json, grammar_of
 from protocol.primitives.limits import SCHEMA_BYTES_MAX
 from tests.worker.grammars import fitting, walked
 from tests.worker.json_rules import accepts
@@ -380,6 +380,7 @@ REFUSED: list[tuple[str, str]] = [
     ('{"type":"array","uniqueItems":true}', "uniqueItems of the schema can't be kept"),
     ('{"type":"object","dependentRequired":{}}', '"dependentRequired"'),
     ('{"type":"object","properties":{"a":{}},"minProperties":1}', "minProperties and maxProperties"),
+    ('{"type":"object","minProperties":2}', "a name could be written twice"),
     ('{"type":"object","properties":[]}', "must be a JSON object"),
     ('{"type":"object","properties":{"a":1}}', "must be a JSON object"),
     ('{"type":"object","properties":{"a":false},"required":["a"]}', 'requires "a"'),
@@ -432,6 +433,23 @@ HOSTILE = [
     '{"type":"array","items":' * 60 + "{}" + "}" * 60,
     '{"allOf":[' * 30 + "{}" + "]}" * 30,
 ]
+
+
+def test_as_many_optional_properties_as_are_taken_can_all_be_written() -> None:
+    names = [f"p{number}" for number in range(OPTIONAL_MAX)]
+    grammar = grammar_of(json.dumps({"properties": {name: {"enum": [1]} for name in names}, "required": ["p7"]}))
+    assert fitting(grammar, json.dumps(dict.fromkeys(names, 1)))
+    assert fitting(grammar, json.dumps(dict.fromkeys(names[7::3], 1)))
+    assert not fitting(grammar, json.dumps(dict.fromkeys(names[8:], 1)))
+    assert not fitting(grammar, '{"p7": 1,}')
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("P1Y2M3D", True), ("P1Y2D", False), ("PT1H2M3S", True), ("PT1H3S", False), ("P2DT3M", True), ("P1W", True)],
+)
+def test_a_duration_leaves_no_unit_out_between_two_others(text: str, expected: bool) -> None:
+    assert fits({"type": "string", "format": "duration"}, json.dumps(text)) is expected
 
 
 @pytest.mark.parametrize("schema", HOSTILE, ids=range(len(HOSTILE)))

@@ -3,8 +3,8 @@
 Law: every text of a pattern is of its format; of some formats there are more texts (host names of other scripts, mail
 addresses with quotes, addresses with a zone), which no answer here has.
 
-Source: RFC 3339 (date, time), RFC 9562 (uuid), RFC 5321 and RFC 1123 (email, hostname), RFC 3986 (uri, ipv6), ISO 8601
-(duration) as JSON Schema draft 2020-12 refers to them.
+Source: RFC 3339 (date, time), RFC 9562 (uuid), RFC 5321 and RFC 1123 (email, hostname), RFC 3986 (uri, ipv6), appendix
+A of RFC 3339 (duration) as JSON Schema draft 2020-12 refers to them.
 """
 
 _LEAP = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
@@ -23,8 +23,9 @@ _IPV6 = (
 )
 _UNRESERVED = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _COUNT = r"\d{1,9}"
-_CLOCK = rf"T(?:{_COUNT}H(?:{_COUNT}M)?(?:{_COUNT}S)?|{_COUNT}M(?:{_COUNT}S)?|{_COUNT}S)"
-_SPAN = rf"(?:{_COUNT}Y(?:{_COUNT}M)?(?:{_COUNT}D)?|{_COUNT}M(?:{_COUNT}D)?|{_COUNT}D)"
+# A unit is never left out between two others.
+_CLOCK = rf"T(?:{_COUNT}H(?:{_COUNT}M(?:{_COUNT}S)?)?|{_COUNT}M(?:{_COUNT}S)?|{_COUNT}S)"
+_SPAN = rf"(?:{_COUNT}Y(?:{_COUNT}M(?:{_COUNT}D)?)?|{_COUNT}M(?:{_COUNT}D)?|{_COUNT}D)"
 
 FORMATS = {
     "date": f"^{_DATE}$",

@@ -197,6 +197,8 @@ class _Compiler:
             extra = sequence(_other_name(list(properties), where), _COLON, value)
         lowest, highest = _counts(case, "Properties", where)
         if not members and extra is not None:
+            if lowest > 1:
+                raise Refused(f"minProperties of {where} can't be kept: a name could be written twice, and counts once")
             inner = _several(extra, lowest, highest)
         else:
             possible = len(members) if extra is None else None
@@ -284,32 +286,28 @@ def _members(members: list[tuple[Part, bool]], extra: Part | None) -> Part:
     `extra`: a member of another name, of which any number may follow.
     """
 
+    several = [*members, *([(extra, False)] if extra is not None else [])]
+    needed = [index for index, (_, required) in enumerate(several) if required]
+    first, last = (needed[0], needed[-1]) if needed else (len(several), -1)
+
     def build(grammar: Grammar, state: int) -> int:
-        none, some = state, grammar.add()  # nothing written yet; something written
-        bare = True  # whether `none` can still be reached
-        for member, required in members:
-            begin = grammar.add()
-            if bare:
-                grammar.freely(none, begin)
-            grammar.freely(_COMMA(grammar, some), begin)
-            end = member(grammar, begin)
-            after = grammar.add()
-            grammar.freely(end, after)
-            if required:
-                bare = False
-            else:
-                grammar.freely(some, after)
-            some = after
-        if extra is not None:
-            begin = grammar.add()
-            if bare:
-                grammar.freely(none, begin)
-            grammar.freely(_COMMA(grammar, some), begin)
-            grammar.freely(extra(grammar, begin), some)
         then = grammar.add()
-        grammar.freely(some, then)
-        if bare:
-            grammar.freely(none, then)
+        commas = [grammar.add() for _ in range(len(several) + 1)]
+        # Behind a comma: its member or, if that is optional, a later one. So a comma is one way on to all of them.
+        if not needed:
+            grammar.freely(state, then)
+        for index, (member, required) in enumerate(several):
+            begin, after = grammar.add(), grammar.add()
+            if index <= first:
+                grammar.freely(state, begin)
+            grammar.freely(commas[index], begin)
+            if not required:
+                grammar.freely(commas[index], commas[index + 1])
+            grammar.freely(member(grammar, begin), after)
+            again = extra is not None and index == len(members)
+            grammar.freely(_COMMA(grammar, after), begin if again else commas[index + 1])
+            if index >= last:
+                grammar.freely(after, then)
         return then
 
     return build
