@@ -1,7 +1,8 @@
 """The chain of delivered chunks and what each may say.
 
 Law: chunk *k* names the hash of chunk *k−1* (chunk 0: the job's id), so the last hash fixes every chunk. Chunk 0 is the
-processing of the input and carries no output; each later chunk carries at most the agreement's ``chunk_units``. What is
+processing of the input and carries no output; each later chunk carries at most the agreement's ``chunk_units``, and one
+unit at least unless it is the last, or full: a unit that is longer than a chunk is paid with its last bytes. What is
 due is recomputed from the agreement's prices, never believed.
 """
 
@@ -9,6 +10,7 @@ from protocol.messages.market import Agreement, Chunk, Count, FinishReason
 from protocol.primitives.codec import Message
 from protocol.primitives.errors import AmountOutOfRange, RemoteProtocolError
 from protocol.primitives.hashing import Domain, digest
+from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import (
     Amount,
     AmountField,
@@ -90,5 +92,5 @@ def _check_later(agreement: Agreement, progress: Progress, chunk: Chunk) -> None
         raise ChunkInvalid(f"chunk {chunk.index} holds {units} units, at most {agreement.chunk_units} were agreed")
     if chunk.output_units > agreement.output_units_max:
         raise ChunkInvalid(f"output of {chunk.output_units} units, at most {agreement.output_units_max} were agreed")
-    if units == 0 and chunk.finish is FinishReason.NONE:
-        raise ChunkInvalid(f"chunk {chunk.index} holds nothing and is not the last")
+    if units == 0 and chunk.finish is FinishReason.NONE and len(chunk.payload) < CHUNK_PAYLOAD_BYTES_MAX:
+        raise ChunkInvalid(f"chunk {chunk.index} is without a unit, not full and not the last")

@@ -5,6 +5,7 @@ from msgspec.structs import replace
 
 from protocol.messages.market import Agreement, Chunk, FinishReason, Prices, Receipt
 from protocol.primitives.codec import encode
+from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import (
     AMOUNT_MAX,
     AccountId,
@@ -73,6 +74,7 @@ def after(progress: Progress, chunk: Chunk, agreement: Agreement = AGREEMENT) ->
     return check_chunk(JOB, agreement, progress, chunk, encode(chunk))
 
 
+FULL = bytes(CHUNK_PAYLOAD_BYTES_MAX)
 PREFILLED = after(progress_start(JOB), FIRST)
 SECOND = Chunk(
     JOB,
@@ -105,6 +107,11 @@ def test_a_last_chunk_may_be_empty() -> None:
     assert after(PREFILLED, empty).output_units == 0
 
 
+def test_a_unit_may_begin_with_full_chunks_that_cost_nothing() -> None:
+    full = replace(SECOND, output_units=WorkUnits(0), due=FIRST.due, payload=FULL)
+    assert after(PREFILLED, full).due == FIRST.due
+
+
 @pytest.mark.parametrize(
     ("chunk", "reason"),
     [
@@ -132,7 +139,8 @@ def test_first_chunk_that_breaks_a_rule_is_refused(chunk: Chunk, reason: str) ->
         (replace(SECOND, previous=Hash(JOB)), "not linked"),
         (replace(SECOND, input_units=WorkUnits(19), due=amount_due(PRICES, 19, 10)), "input units changed"),
         (replace(SECOND, output_units=WorkUnits(11), due=amount_due(PRICES, 20, 11)), "at most 10"),
-        (replace(SECOND, output_units=WorkUnits(0), due=FIRST.due, payload=b""), "holds nothing"),
+        (replace(SECOND, output_units=WorkUnits(0), due=FIRST.due, payload=b""), "without a unit"),
+        (replace(SECOND, output_units=WorkUnits(0), due=FIRST.due, payload=FULL[:-1]), "without a unit"),
         (replace(SECOND, due=Amount(SECOND.due + 1)), "is due"),
     ],
 )
