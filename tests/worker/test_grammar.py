@@ -19,6 +19,7 @@ from node.worker.child.text_grammar import (
     Grammar,
     GrammarTooLarge,
     State,
+    among,
     either,
     literal,
     repeated,
@@ -146,6 +147,36 @@ def test_work_between_two_choices_is_counted_and_bounded() -> None:
     with pytest.raises(GrammarTooLarge):
         grammar.walk(grammar.start, b"a" * WORK_MAX)
     assert grammar.work > WORK_MAX
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "x" "a"?{500} ""?{1500} "b"',  # five hundred ways, and behind each fifteen hundred empty ones
+        'root ::= "x" "a" e{0,1500} ""?{1500} "b"\ne ::= ""',
+    ],
+)
+def test_ways_over_no_byte_are_counted_whether_they_are_remembered_or_not(grammar: str) -> None:
+    built = grammar_of_gbnf(grammar)
+    state: State | None = built.start
+    assert state is not None
+    state = built.step(state, ord("x"))
+    assert state is not None
+    with pytest.raises(GrammarTooLarge):
+        built.step(state, ord("a"))
+    lists = grammar_of_gbnf(LISTS)
+    works = []
+    for _ in range(2):
+        lists.work = 0
+        lists.walk(lists.start, b'["a", [1, 2]]')
+        works.append(lists.work)
+    assert works[0] == works[1]
+
+
+def test_a_beginning_that_takes_too_much_work_is_given_up() -> None:
+    grammar = Grammar(either(*[repeated(among(range(97, 100)), count, None) for count in range(100)]))
+    with pytest.raises(GrammarTooLarge):
+        Guide(grammar, Vocabulary(PIECES, [END]), b"abc" * 20_000)
 
 
 def test_nesting_ends_where_there_is_room_to_come_back() -> None:
@@ -294,7 +325,9 @@ def test_judging_all_tokens_costs_a_step_for_each_way_that_differs_and_not_for_e
     grammar = grammar_of_gbnf("root ::= [a-z]*")
     answer = Guide(grammar, Vocabulary([*pieces, b""], [len(pieces)]), b"")
     assert answer.exact().all()
-    assert grammar.work == 2 * 26 * (1 + len(grammar.start.configurations))
+    once = Grammar(repeated(among(range(97, 123)), 0, None))
+    once.step(once.start, 97)
+    assert grammar.work == 2 * 26 * once.work
 
 
 def test_nothing_is_chosen_where_no_token_fits() -> None:

@@ -58,7 +58,8 @@ def _character(ranges: Ranges) -> Part:
     """One character out of these; a rule where it takes more than one state."""
     if ranges[-1][1] < 128:
         return utf8(ranges)
-    return called(("character", ranges), "a character", lambda: utf8(ranges))
+    # The key is a text because its hash is kept: a class may have thousands of ranges, and be called as often.
+    return called(f"character {ranges}", "a character", lambda: utf8(ranges))
 
 
 def _part(part: Part | bytes) -> Part:

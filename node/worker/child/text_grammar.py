@@ -15,6 +15,7 @@ algorithm"; the generalisation of Dijkstra's algorithm by Knuth (1977) for the l
 """
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from node.worker.child.text_grammar_checks import ENDLESS, least_depths, refuse_left_recursion, tails
@@ -24,6 +25,7 @@ STATES_MAX = 30_000  # an object of some hundred properties, a text of some thou
 AT_ONCE_MAX = 512  # configurations that a text leaves open
 DEPTH_MAX = 256  # calls within calls: some hundred levels of arrays in arrays
 WORK_MAX = 1 << 17  # configurations looked at between two choices: a fifth of a second at worst
+CLOSING_MAX = 1 << 14  # of that, for one byte
 REMEMBERED_MAX = 1 << 16  # configurations of remembered sets, and ways between them: some megabytes
 
 
@@ -59,7 +61,17 @@ class State:
         self.complete = complete
         self.symbols = symbols
         """The bytes that may come next, as bits."""
-        self.next: dict[int, State | None] = {}
+        self.next: dict[int, tuple[State | None, int]] = {}
+        """Where a byte leads, and the work of finding it out: it counts each time, so that nothing depends on this."""
+
+
+class _Near(NamedTuple):
+    """What is freely reached from a state in its own rule: states that read, calls, whether the rule may end."""
+
+    readers: tuple[int, ...]
+    calls: tuple[tuple[int, int], ...]
+    ends: bool
+    work: int
 
 
 Part = Callable[["Grammar", int], int]
@@ -92,13 +104,13 @@ class Grammar:
         self._depths = least_depths(self, self._tails)
         if self._depths[first] >= min(DEPTH_MAX, ENDLESS):
             raise GrammarUnusable("no text of it is ever complete within the depth that is allowed")
-        self._near: dict[int, tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool]] = {}
+        self._near: dict[int, _Near] = {}
         self._frames: WeakValueDictionary[tuple[int, int], Frame] = WeakValueDictionary()
         self._known: dict[tuple[frozenset[Configuration], bool], State] = {}
         self._remembered = 0
         self.work = 0
         """Configurations looked at since somebody set this to nothing."""
-        start = self._closed([(first, None)])
+        start, _ = self._closed([(first, None)])
         assert start is not None
         self.start: State = start
 
@@ -138,8 +150,8 @@ class Grammar:
 
     # Walking
 
-    def _around(self, state: int) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...], bool]:
-        """What is freely reached in a state's own rule: states that read, calls, and whether the rule may end."""
+    def _around(self, state: int) -> "_Near":
+        """What is freely reached in a state's own rule."""
         near = self._near.get(state)
         if near is None:
             reached = {state: None}
@@ -151,10 +163,11 @@ class Grammar:
                         waiting.append(then)
                 if len(reached) > 8 * AT_ONCE_MAX:
                     raise GrammarTooLarge
-            near = self._near[state] = (
+            near = self._near[state] = _Near(
                 tuple(each for each in reached if self.edges[each]),
                 tuple(call for each in reached for call in self.calls[each]),
                 any(each in self.ends for each in reached),
+                1 + len(reached) // 8,  # a configuration costs about as much as eight states in one rule
             )
         return near
 
@@ -165,19 +178,20 @@ class Grammar:
             frame = self._frames[key] = Frame(back, beneath)
         return frame
 
-    def _closed(self, seeds: Iterable[Configuration]) -> State | None:
-        """The set of what is reached from these over no byte; None if no text goes on or ends there."""
+    def _closed(self, seeds: Iterable[Configuration]) -> tuple[State | None, int]:
+        """The set of what is reached from these over no byte, None if no text goes on or ends there; and the work."""
         seen = dict.fromkeys(seeds)
         waiting = list(seen)
         reading: dict[Configuration, None] = {}
         complete = False
-        symbols = 0
+        symbols = work = 0
         while waiting:
             state, frame = waiting.pop()
             room = DEPTH_MAX - (frame.depth if frame is not None else 0)
             if self._depths[state] > room:
                 continue
-            readers, calls, ends = self._around(state)
+            readers, calls, ends, cost = self._around(state)
+            work += cost
             for each in readers:
                 if (each, frame) not in reading and self._depths[each] <= room:
                     reading[each, frame] = None
@@ -198,9 +212,10 @@ class Grammar:
                 if configuration not in seen:
                     seen[configuration] = None
                     waiting.append(configuration)
-            if len(reading) > AT_ONCE_MAX or len(seen) > 8 * AT_ONCE_MAX:
+            if len(reading) > AT_ONCE_MAX or len(seen) > 8 * AT_ONCE_MAX or work > CLOSING_MAX:
                 raise GrammarTooLarge
-        return self._interned(frozenset(reading), complete, symbols) if symbols or complete else None
+        found = self._interned(frozenset(reading), complete, symbols) if symbols or complete else None
+        return found, work
 
     def _interned(self, configurations: frozenset[Configuration], complete: bool, symbols: int) -> State:
         key = configurations, complete
@@ -235,7 +250,9 @@ class Grammar:
             ]
             self._remember(1)
             state.next[symbol] = self._closed(reached)
-        return state.next[symbol]
+        there, work = state.next[symbol]
+        self.work += work
+        return there
 
     def walk(self, state: State, text: bytes) -> State | None:
         """Where a piece of text leads; None if no text of the language goes on like this. Raises GrammarTooLarge."""

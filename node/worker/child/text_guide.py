@@ -11,13 +11,14 @@ import numpy
 
 from node.worker.child.runtime import Refused, Request
 from node.worker.child.sampling import Mask
-from node.worker.child.text_grammar import Grammar, State
+from node.worker.child.text_grammar import Grammar, GrammarTooLarge, State
 
 SCHEMA_RULES, GRAMMAR_RULES = 2, 1
 """Versions of what schemas and grammars mean here: what an answer says depends on them, so receipts name them."""
 NO_BYTES, ENDS = -1, -2  # behind the 256 bytes, counted from the end
 MASKS_MAX = 64  # of one answer; each a byte for every token
 PREFIX_STRIDE = 64  # bytes of a prefix that are walked as one token is
+PREFIX_WORK_MAX = 1 << 20  # for all of it; nothing else is done meanwhile
 Numbers = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.intp]]
 Symbols = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.uint8]]
 
@@ -108,7 +109,11 @@ class Guide:
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary, prefix: bytes) -> None:
         """`prefix`: what of the answer is there already. Raises Refused, GrammarTooLarge."""
         state: State | None = grammar.start
+        work = 0
         for begin in range(0, len(prefix), PREFIX_STRIDE):
+            work += grammar.work
+            if work > PREFIX_WORK_MAX:
+                raise GrammarTooLarge
             grammar.work = 0
             state = grammar.walk(state, prefix[begin : begin + PREFIX_STRIDE]) if state is not None else None
         if state is None:
