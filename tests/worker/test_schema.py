@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.worker.child.runtime import Refused
+from node.worker.child.text_cases import merge
 from node.worker.child.text_formats import FORMATS
+from node.worker.child.text_scalars import Case
 from node.worker.child.text_schema import OPTIONAL_MAX, Json, grammar_of
 from protocol.primitives.limits import SCHEMA_BYTES_MAX
 from tests.worker.grammars import fitting, walked
@@ -450,6 +452,26 @@ def test_as_many_optional_properties_as_are_taken_can_all_be_written() -> None:
 )
 def test_a_duration_leaves_no_unit_out_between_two_others(text: str, expected: bool) -> None:
     assert fits({"type": "string", "format": "duration"}, json.dumps(text)) is expected
+
+
+def test_parts_that_are_combined_often_are_counted_with_all_that_is_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    large: Json = {"properties": {f"p{number}": {"type": "string"} for number in range(200)}}
+    again: Json = {"title": "the same in other words", "properties": {"p1": {"type": "string"}}}
+    tables: dict[str, Json] = {"large": {"properties": {"a": large}}, "again": {"properties": {"a": again}}}
+    for number in range(3):
+        tables[str(number)] = {"allOf": [{"$ref": f"#/$defs/{number + 1}"}] * 30}
+    tables["3"] = {"allOf": [{"$ref": "#/$defs/large"}, {"$ref": "#/$defs/again"}] * 15}
+    merges = 0
+
+    def count(one: Case, other: Case) -> Case | None:
+        nonlocal merges
+        merges += 1
+        return merge(one, other)
+
+    monkeypatch.setattr("node.worker.child.text_cases.merge", count)
+    with pytest.raises(Refused, match="combined too often"):
+        grammar_of(json.dumps({"$ref": "#/$defs/0", "$defs": tables}))
+    assert merges < 1_000
 
 
 @pytest.mark.parametrize("schema", HOSTILE, ids=range(len(HOSTILE)))

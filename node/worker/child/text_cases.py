@@ -31,6 +31,7 @@ from node.worker.child.text_scalars import (
 DEPTH_MAX = 32
 CASES_MAX = 256
 NUMBERS_END = 10**300
+SPELLED_AT_ONCE = 32  # characters, in the time in which a keyword is looked at
 LOOKS_MAX = 1 << 17  # keywords looked at while a schema is taken apart
 ENTRIES_MAX = 2048  # properties, values of enums and alternatives in one schema
 ANNOTATIONS = (
@@ -215,9 +216,13 @@ class Cases:
         """Cases in which one of each list holds."""
         if len(some) * len(others) > CASES_MAX:
             raise Refused(f"the schema has more than {CASES_MAX} alternatives in one place")
-        self._look(sum(_size(one) for one in some) * len(others) + sum(_size(other) for other in others) * len(some))
-        merged = (merge(one, other) for one in some for other in others)
+        merged = (self._merged(one, other) for one in some for other in others)
         return [one for one in merged if one is not None]
+
+    def _merged(self, one: Case, other: Case) -> Case | None:
+        """A case that says what both say, its work counted: what is in them is compared as it is spelled."""
+        self._look(1 + (_size(one) + _size(other) if one and other else 0))
+        return merge(one, other)
 
     # oneOf
 
@@ -246,7 +251,7 @@ class Cases:
         """The same for answers of one type."""
         if kind == "object" and self._objects_apart(one, other, depth):
             return True
-        both = merge(one, other)
+        both = self._merged(one, other)
         if both is None:
             return True
         try:
@@ -324,8 +329,10 @@ def _told(types: tuple[str, ...]) -> list[str]:
 
 
 def _size(case: Case) -> int:
-    """How much there is to look at in a case when it is merged."""
-    return 1 + len(case) + sum(len(value) for value in case.values() if isinstance(value, dict | list))
+    """How much there is to look at in a case when it is merged: keywords, entries, and some for what is in those."""
+    tables = [value for value in case.values() if isinstance(value, dict | list)]
+    inner = len(_spelled(tables)) // SPELLED_AT_ONCE if tables else 0
+    return 1 + len(case) + sum(map(len, tables)) + inner
 
 
 def _required(case: Case) -> list[str]:
