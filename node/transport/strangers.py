@@ -33,6 +33,10 @@ TRANSLATED = ip_network("64:ff9b::/96")
 """Addresses of the old kind inside those of the new one (RFC 6052)."""
 
 
+UNICAST = ip_network("2000::/3")
+"""All that is given out to anybody so far (RFC 4291): the rest is of sites, or this machine in an old spelling."""
+
+
 class NotForStrangers(UserError):
     """An address that is not dialed because a stranger says so."""
 
@@ -46,6 +50,8 @@ def is_public(host: str) -> bool:
             return is_public(str(ip_address(int(address) & 0xFFFFFFFF)))
         if inner is not None:
             return is_public(str(inner))
+        if address not in UNICAST:
+            return False
     return address.is_global and not address.is_multicast
 
 
