@@ -21,7 +21,7 @@ from protocol.market.continuation import Continuity
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
 from protocol.market.records import AwaitedReceipt, ReceiptRecord, Side, awaited_key, receipt_rows
 from protocol.market.requests import MarketEffect
-from protocol.market.terms import BOOKS_DIFFER, PASSING
+from protocol.market.terms import BOOKS_DIFFER, PASSING, too_short_lately
 from protocol.messages.effects import Notify, Now, Put, SetTimer, Table
 from protocol.messages.envelope import Envelope, open_as
 from protocol.messages.kinds import MessageKind
@@ -169,7 +169,7 @@ class Delivery:
             return self._reconcile(job, attempt, refusal, now)
         fault, reason = refusal.fault, refusal.reason or "refused"
         promised = job.auction is not None and job.auction.promised(attempt.agreement.offer, reason)
-        if fault is FaultKind.CAPACITY and promised:
+        if fault is FaultKind.CAPACITY and promised and not too_short_lately(attempt.agreement, reason):
             fault, reason = FaultKind.PROVIDER, f"provider does not keep its quote: {reason}"
         return self.attempt_failed(job, fault, reason, now, tell=False)
 

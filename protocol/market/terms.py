@@ -8,6 +8,7 @@ knows whether to ask elsewhere.
 from msgspec import Struct
 
 from protocol.market.continuation import Continuity, continuity_of
+from protocol.market.kept_deadlines import FIRST_OUTPUT_MS_MAX, STALL_MS_MAX
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.matching import NO_FREE_SLOTS
 from protocol.market.policies import SellerPolicy
@@ -34,6 +35,9 @@ PRICES_CHANGED = "prices have changed since the offer"
 LANE_IN_USE = "lane is in use by another job"
 PASSING = (NO_FREE_SLOTS, TOO_MANY_WAIT, NOT_SERVED_NOW, SETTINGS_CHANGED, PRICES_CHANGED, LANE_IN_USE)
 """Refusals for want of capacity that time or the provider's next offer may cure; other ones its offer never will."""
+
+PACE_OF_LATE = "at the pace of late"
+"""End of a refusal's reason when a short deadline could not be kept lately."""
 
 
 class TermsRefused(MercatError):
@@ -150,15 +154,24 @@ def _check_timeouts(agreement: Agreement, policy: SellerPolicy) -> None:
         raise TermsRefused(FaultKind.CAPACITY, f"total deadline must be at most {policy.total_ms_max} ms")
 
 
+def too_short_lately(agreement: Agreement, reason: str) -> bool:
+    """Whether a refusal names a short deadline, of which a bid says nothing and a quote promises nothing.
+
+    Ordinary deadlines are never too short, whatever a provider says.
+    """
+    short = agreement.first_output_ms < FIRST_OUTPUT_MS_MAX or agreement.stall_ms < STALL_MS_MAX
+    return short and reason.endswith(PACE_OF_LATE)
+
+
 def check_pace(agreement: Agreement, first_output_ms: int, stall_ms: int) -> None:
     """The timeouts against the shortest that this node promises at its pace of late. Raises ``TermsRefused``."""
     # [CAPACITY] what is promised is kept: a signed failure tells everybody
     if agreement.first_output_ms < first_output_ms:
         raise TermsRefused(
-            FaultKind.CAPACITY, f"first output deadline must be at least {first_output_ms} ms at the pace of late"
+            FaultKind.CAPACITY, f"first output deadline must be at least {first_output_ms} ms {PACE_OF_LATE}"
         )
     if agreement.stall_ms < stall_ms:
-        raise TermsRefused(FaultKind.CAPACITY, f"stall deadline must be at least {stall_ms} ms at the pace of late")
+        raise TermsRefused(FaultKind.CAPACITY, f"stall deadline must be at least {stall_ms} ms {PACE_OF_LATE}")
 
 
 def check_input(agreement: Agreement, job_input: JobInput) -> None:

@@ -16,6 +16,7 @@ from protocol.market.events import (
 from protocol.market.order_book import LiveOffer
 from protocol.market.policies import QuotePolicy
 from protocol.market.quotes_held import DIAL_BURST, DIAL_BURST_EACH
+from protocol.market.terms import PACE_OF_LATE
 from protocol.messages.effects import Dial, Now, SetTimer, TimerKey
 from protocol.messages.market import Agreement, AuctionTerms, Bid, FaultKind, Offer, Prices, Quote, QuoteSeal
 from protocol.primitives.limits import AUCTION_SEALS_MAX, QUOTES_HELD_MAX
@@ -35,6 +36,7 @@ from protocol.primitives.units import (
 )
 from protocol.settlement.pricing import amount_due
 from tests.market.auction_town import AUCTION_MS, WINDOW_MS, AuctionTown
+from tests.market.test_failover import refuse_all
 from tests.market.town import MODEL, PRICES, SERVED, Person, identity, request
 
 WANTED = request(auction_ms=AUCTION_MS)
@@ -346,6 +348,27 @@ def test_a_winner_that_refuses_breaks_its_promise_and_the_next_one_takes_the_job
     assert (broken.provider, broken.fault) == (town.sellers[0].account, FaultKind.PROVIDER)
     assert broken.reason.startswith("provider does not keep its quote")
     assert town.buyer.buyer.demoted(town.now) == (town.sellers[0].account,)
+    assert done(town).receipt.provider == town.sellers[1].account
+
+
+@pytest.mark.parametrize("changes", [{"first_output_ms": 9_000}, {"stall_ms": 4_000}, {}])
+def test_a_quote_promises_no_short_deadline_but_nobody_gets_out_of_one_by_naming_an_ordinary_one(
+    changes: dict[str, int],
+) -> None:
+    town = AuctionTown((0, 10), (QuotePolicy(discount_permille=500), QuotePolicy()))
+    kept = town.sellers[0].seller._core.kept
+    kept.first_output_missed(MODEL, 60_000)
+    kept.chunk_missed(MODEL, 10, 60_000)
+    if not changes:
+        too_slow = f"first output deadline must be at least 60000 ms {PACE_OF_LATE}"
+        refuse_all(town, town.sellers[:1], FaultKind.CAPACITY, too_slow)
+    town.start(request(auction_ms=AUCTION_MS, **changes))
+    town.after(AUCTION_MS)
+    [turned_away] = told(town.buyer, AttemptFailed)
+    assert turned_away.provider == town.sellers[0].account
+    assert turned_away.reason.endswith(PACE_OF_LATE)
+    assert turned_away.fault is (FaultKind.CAPACITY if changes else FaultKind.PROVIDER)
+    assert bool(town.buyer.buyer.demoted(town.now)) is not bool(changes)
     assert done(town).receipt.provider == town.sellers[1].account
 
 
