@@ -330,9 +330,9 @@ def _told(types: tuple[str, ...]) -> list[str]:
 
 def _size(case: Case) -> int:
     """How much there is to look at in a case when it is merged: keywords, entries, and some for what is in those."""
-    tables = [value for value in case.values() if isinstance(value, dict | list)]
+    tables: list[Json] = [value for value in case.values() if isinstance(value, dict | list)]
     inner = len(_spelled(tables)) // SPELLED_AT_ONCE if tables else 0
-    return 1 + len(case) + sum(map(len, tables)) + inner
+    return 1 + len(case) + sum(len(each) for each in tables if isinstance(each, dict | list)) + inner
 
 
 def _required(case: Case) -> list[str]:
