@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from node.transport.endpoints import EndpointInvalid, format_endpoint, is_loopback, parse_endpoint
@@ -28,6 +29,8 @@ FAILED_REST_MS = 600_000
 
 FAILED_REMEMBERED_MAX = 4096
 """More than can fail within that rest, at the pace at which bids make a node dial."""
+
+LOOKUPS_AT_ONCE = 2
 
 TRANSLATED = ip_network("64:ff9b::/96")
 """Addresses of the old kind inside those of the new one (RFC 6052)."""
@@ -55,6 +58,11 @@ def is_public(host: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
+def _looked_up(host: str, port: int) -> list[str]:
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
+
+
 def live_privately(endpoints: Iterable[str]) -> bool:
     """Whether one of an operator's own addresses, of nodes or of ``mcnode1…@`` seeds, is of a private network."""
     for endpoint in endpoints:
@@ -72,6 +80,8 @@ class StrangersAddresses:
         """``private``: addresses of private networks are dialed, too. ``loopback_only``: a development network."""
         self._private = private or loopback_only
         self._loopback_only = loopback_only
+        # Of their own: a name whose server doesn't answer keeps a thread for long, and others wait for the common ones.
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, "stranger-lookup")
         self._failed: dict[str, MonotonicMs] = {}
         self._paid_until: dict[str, int] = {}
 
@@ -91,14 +101,19 @@ class StrangersAddresses:
         host, port = parse_endpoint(endpoint)
         if self._loopback_only:
             return endpoint
-        async with asyncio.timeout(timeout_s):
-            entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        hosts = list(dict.fromkeys(str(address[0]) for *_, address in entries))
+        hosts = await self._hosts(host, port, timeout_s)
         if not hosts:
             raise EndpointInvalid(f"no machine has this name: {host!r}")
         if not self._private and not all(map(is_public, hosts)):
             raise NotForStrangers(f"a private address is not dialed because a stranger names it: {endpoint!r}")
         return format_endpoint(hosts[0], port)
+
+    async def _hosts(self, host: str, port: int, timeout_s: float) -> list[str]:
+        """The numbers of a host's machines. One that is a number itself waits for nobody's names."""
+        with contextlib.suppress(ValueError):
+            return [str(ip_address(host))]
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.get_running_loop().run_in_executor(self._lookups, _looked_up, host, port)
 
     def take(self, endpoint: str, now: MonotonicMs) -> None:
         """Pay for one dial of a found address, from what its place may cost. Raises ``NotForStrangers``."""

@@ -1,6 +1,7 @@
 """What strangers can make a node dial: not a third party again and again, and nothing private."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine, Sequence
 
 import pytest
@@ -102,6 +103,34 @@ async def test_private_addresses_are_dialed_for_strangers_only_if_the_operator_s
     assert await dialed([(PEER, (address,))], once=False) == []
     (tried,) = await dialed([(PEER, (address,))], private=True)
     assert tried.rpartition(":")[2] == address.rpartition(":")[2]
+
+
+async def test_names_that_nobody_answers_for_hold_up_neither_this_nodes_other_threads_nor_addresses_that_are_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answered = threading.Event()
+
+    def silent(host: str, port: int, **_rest: object) -> list[tuple[object, ...]]:
+        answered.wait()
+        return []
+
+    monkeypatch.setattr("socket.getaddrinfo", silent)
+    addresses = StrangersAddresses(private=False, loopback_only=False)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(64):
+                group.create_task(_given_up(addresses, f"silent{number}.example.org:7400"))
+            await asyncio.sleep(0)
+            async with asyncio.timeout(20):
+                assert await asyncio.to_thread(int) == 0
+                assert await addresses.found(PUBLIC, 20) == PUBLIC
+    finally:
+        answered.set()
+
+
+async def _given_up(addresses: StrangersAddresses, endpoint: str) -> None:
+    with pytest.raises(TimeoutError):
+        await addresses.found(endpoint, 0.2)
 
 
 LIVES = [
