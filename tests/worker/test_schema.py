@@ -383,6 +383,12 @@ REFUSED: list[tuple[str, str]] = [
     ('{"type":"object","dependentRequired":{}}', '"dependentRequired"'),
     ('{"type":"object","properties":{"a":{}},"minProperties":1}', "minProperties and maxProperties"),
     ('{"type":"object","minProperties":2}', "a name could be written twice"),
+    ('{"type":"string","type":"integer"}', "twice in one object"),
+    ('{"items":{"$id":"https://example.org/","anyOf":[{"$ref":"#/$defs/x"}]},"$defs":{"x":{}}}', "a $id of its own"),
+    (
+        '{"items":{"$id":"https://example.org/","properties":{"p":{"$ref":"#/$defs/x"}}},"$defs":{"x":{}}}',
+        "a $id of its own",
+    ),
     ('{"type":"object","properties":[]}', "must be a JSON object"),
     ('{"type":"object","properties":{"a":1}}', "must be a JSON object"),
     ('{"type":"object","properties":{"a":false},"required":["a"]}', 'requires "a"'),

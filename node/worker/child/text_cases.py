@@ -161,6 +161,11 @@ class Cases:
         if self._looks > LOOKS_MAX:
             raise Refused("the schema is too large: its parts are combined too often")
 
+    def refuse_document(self, schema: Json, where: str) -> None:
+        """A document within the document, whose references would mean places of its own. Raises Refused."""
+        if isinstance(schema, dict) and "$id" in schema and schema is not self._document:
+            raise Refused(f"{where} has a $id of its own: only the whole schema can have one")
+
     def target(self, reference: Json, place: str) -> Json:
         """What a reference within the document names. Raises Refused."""
         shown = json.dumps(reference)[:80]
@@ -183,6 +188,7 @@ class Cases:
     def of(self, schema: Json, place: str, depth: int = DEPTH_MAX, passed: tuple[str, ...] = ()) -> list[Case]:
         """The cases of a schema; none if nothing satisfies it. Raises Refused."""
         where = place or "the schema"
+        self.refuse_document(schema, where)
         self._look(1 + (len(schema) if isinstance(schema, dict) else 0))
         if isinstance(schema, bool):
             return [{}] if schema else []

@@ -48,7 +48,7 @@ _COLON = sequence(literal(b":"), _SPACE)
 def grammar_of(schema: str) -> Grammar:
     """The grammar of a schema's JSON texts. Raises Refused, naming the part that is at fault."""
     try:
-        read: Json = json.loads(schema, parse_constant=_no_number)
+        read: Json = json.loads(schema, parse_constant=_no_number, object_pairs_hook=_table)
     except (ValueError, RecursionError) as error:
         raise Refused(f"the schema is not JSON: {str(error)[:100]}") from None
     _refuse_depth(read)
@@ -64,6 +64,13 @@ def grammar_of(schema: str) -> Grammar:
 
 def _no_number(spelling: str) -> Json:
     raise ValueError(f"{spelling} is no JSON number")
+
+
+def _table(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("a name is there twice in one object, so one of both would be ignored")
+    return table
 
 
 def _refuse_depth(schema: Json) -> None:
@@ -87,6 +94,7 @@ class _Compiler:
 
     def part(self, schema: Json, place: str) -> Part:
         """The texts that a schema accepts; `place` is where it stands, for people. Raises Refused."""
+        self._cases.refuse_document(schema, place)
         said = [name for name in schema if name not in ANNOTATIONS] if isinstance(schema, dict) else []
         if isinstance(schema, dict) and said == ["$ref"]:
             return self._reference(schema["$ref"], place)
