@@ -282,8 +282,9 @@ def test_a_peer_with_ever_more_frames_leaves_the_loop_to_others_after_a_turn(
     assert asyncio.run(run()) <= TURN_US // (3 * MESSAGE_US) + 1
 
 
-def test_rows_that_nobody_waits_for_are_written_together_with_those_that_somebody_waits_for(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("statements", [0, 1], ids=["a row", "a row and an acceptance"])
+def test_what_nobody_waits_for_shares_the_commit_of_what_follows_and_waits_for_none_for_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, statements: int
 ) -> None:
     bench.executor._commit_s = 0.0
     commits: list[int] = []
@@ -294,58 +295,26 @@ def test_rows_that_nobody_waits_for_are_written_together_with_those_that_somebod
         commit(effects)
 
     monkeypatch.setattr(bench.store, "commit", counted)
+    patient: list[Effect] = [row(), *(acceptance() for _ in range(statements))]
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(bench.executor.run())
             await asyncio.sleep(0)
-            bench.executor.submit([row()])
+            bench.executor.submit(patient)
             for _ in range(5):
                 await asyncio.sleep(0)
-            assert commits == [], "nothing waits for it"
+            assert (commits, bench.hands.done) == ([], []), "nothing waits for it"
             bench.executor.submit([Put(Table.SELLER_LANE, b"l" * 33, b"v"), GREETING])
             await bench.executor.drain()
             assert commits == [2]
-            bench.executor.submit([row()])
+            bench.executor.submit(patient)
             await bench.executor.drain()
             running.cancel()
 
     asyncio.run(run())
     assert commits == [2, 1], "and alone if nothing else comes"
-    assert bench.hands.done == [GREETING]
-
-
-def test_an_acceptance_shares_its_commit_with_the_chunk_that_follows_and_waits_for_none_for_long(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench.executor._commit_s = 0.0
-    commits: list[int] = []
-    commit = bench.store.commit
-
-    def counted(effects: Sequence[Put | Delete | CommitBlock]) -> None:
-        commits.append(len(effects))
-        commit(effects)
-
-    monkeypatch.setattr(bench.store, "commit", counted)
-
-    async def run() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(bench.executor.run())
-            await asyncio.sleep(0)
-            bench.executor.submit([row(), acceptance()])
-            for _ in range(5):
-                await asyncio.sleep(0)
-            assert (commits, bench.hands.done) == ([], [])
-            bench.executor.submit([Put(Table.SELLER_LANE, b"l" * 33, b"v"), GREETING])
-            await bench.executor.drain()
-            assert commits == [2]
-            bench.executor.submit([row(), acceptance()])
-            await bench.executor.drain()
-            running.cancel()
-
-    asyncio.run(run())
-    assert commits == [2, 1], "and alone if no chunk comes"
-    assert [isinstance(done, bytes) for done in bench.hands.done] == [True, False, True]
+    assert [isinstance(done, bytes) for done in bench.hands.done] == [True] * statements + [False] + [True] * statements
 
 
 def test_more_acceptances_put_off_no_commit_and_no_other_statement_waits_for_company(bench: Bench) -> None:
