@@ -33,6 +33,8 @@ class Timers:
 
     def set(self, key: TimerKey, at: MonotonicMs) -> None:
         """Arm or re-arm ``key`` for the moment ``at`` on the engine's monotonic clock."""
+        if self._due.get(key) == at:
+            return  # a second entry for it would count as well, and no clearing out would ever remove it
         self._due[key] = at
         self._count += 1
         heappush(self._entries, (at, self._count, key))
