@@ -18,6 +18,7 @@ from protocol.market.records import (
     AwaitedReceipt,
     BuyerLane,
     JobRecord,
+    LaneEnd,
     ReceiptRecord,
     Side,
     awaited_key,
@@ -153,7 +154,7 @@ class AwaitedReceipts:
         # In this order: whatever of it a crash leaves out, the disk shows a wait or a receipt, and never neither.
         return [
             *receipt_rows(kept),
-            core.books.end(agreement.channel, agreement.lane, owed_back=False),
+            core.books.end(agreement.channel, agreement.lane, owed_back=False, ended=LaneEnd.RECEIPTED),
             Put(Table.JOB, job, encode(_receipted(row.record, now))),
             Delete(Table.JOB_STATEMENT, job),
             Delete(Table.JOB_STATEMENT, awaited_key(job)),

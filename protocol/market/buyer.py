@@ -34,6 +34,7 @@ from protocol.market.buyer_job import (
     EXPIRIES,
     HEARD,
     TIME_LIMIT_OVER,
+    Attempt,
     BuyerJob,
     BuyerState,
     RequestInvalid,
@@ -49,6 +50,7 @@ from protocol.market.records import (
     WAITING_PREFIX,
     BuyerLane,
     JobRecord,
+    LaneEnd,
     ReceiptRecord,
     ended_by_restart,
     waiting_ended,
@@ -328,7 +330,9 @@ class Buyer:
                 core.unconfirmed.setdefault(lane.node, {})[(lane.channel, lane.lane)] = None
             effects += self._restore_receipt(lane, row)
             if lane.job is not None and not self._awaited.restore(lane, row, now):
-                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False))
+                ahead = lane.position.cumulative > lane.start + lane.paid
+                how = LaneEnd.APART if ahead else LaneEnd.UNKNOWN
+                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False, ended=how))
                 stored = row(Table.JOB, lane.job)
                 if stored is not None:
                     effects.append(_failed_by_restart(decode(stored, JobRecord), lane, now))
@@ -389,8 +393,12 @@ class Buyer:
             return [
                 Send(attempt.node, Direct(job.bid_bytes)),
                 Send(attempt.node, Direct(attempt.agreement_bytes)),
+                *(self._last_voucher(attempt) if attempt.paid_ahead else []),
                 Send(attempt.node, JobInput(attempt.job, job.request.salt, job.asked.request.payload)),
             ]
+        return self._last_voucher(attempt)
+
+    def _last_voucher(self, attempt: Attempt) -> list[MarketEffect]:
         lane = self._core.books.lane(attempt.agreement.channel, attempt.agreement.lane)
         voucher = self._core.books.last_voucher(lane) if lane is not None else None
         return [self._core.send_voucher(voucher, attempt.node)] if voucher is not None else []

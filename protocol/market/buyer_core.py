@@ -14,7 +14,7 @@ from protocol.market.events import AttemptFailed, JobCancelled, JobDelivered, Jo
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import JobRecord, JobStatements, ReceiptRecord, waiting_key
+from protocol.market.records import JobRecord, JobStatements, LaneEnd, ReceiptRecord, waiting_key
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import CancelTimer, Delete, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
@@ -86,7 +86,7 @@ class BuyerCore:
         """Change state: note it, set the state's deadline, tell whoever watches."""
         assert state in TRANSITIONS[job.state]
         assert (job.attempt is None) == (state not in HEARD), "a provider is listened to exactly while it has the job"
-        assert job.paid() <= job.request.price_ceiling, "all attempts together stay under the ceiling"
+        assert job.at_stake() <= job.request.price_ceiling, "all attempts together stay under the ceiling"
         job.state = state
         job.note(now.wall_ms, state.value, cause)
         job.deadline = job.deadline_of(state, self.policy, now)
@@ -149,7 +149,10 @@ class BuyerCore:
             return []
         agreement = attempt.agreement
         channel, number = agreement.channel, agreement.lane
-        lane = self.books.hold(channel, number) if keep_lane else self.books.end(channel, number, owed_back=owed_back)
+        if keep_lane:
+            lane = self.books.hold(channel, number)
+        else:
+            lane = self.books.end(channel, number, owed_back=owed_back, ended=_lane_end(job, attempt, fault))
         effects: list[MarketEffect] = [lane, self.put_record(job, fault, reason)]
         if job.state is not BuyerState.DONE:
             effects += self._keep_statements(attempt)
@@ -157,6 +160,7 @@ class BuyerCore:
             self.unconfirmed.setdefault(attempt.node, {})[(agreement.channel, agreement.lane)] = None
         del self.by_job[attempt.job]
         job.spent = job.paid()
+        job.stranded = Amount(job.stranded + attempt.unanswered)
         job.attempt = None
         job.lost_until = None
         return effects
@@ -166,7 +170,8 @@ class BuyerCore:
         agreement, statements = attempt.agreement, attempt.statements()
         effects: list[MarketEffect] = [Put(Table.JOB_STATEMENT, attempt.job, encode(statements))]
         lane = self.books.lane(agreement.channel, agreement.lane)
-        voucher = self.books.last_voucher(lane) if lane is not None and attempt.paid else None
+        paid = attempt.paid or attempt.paid_ahead
+        voucher = self.books.last_voucher(lane) if lane is not None and paid else None
         if voucher is not None:
             # The same statement has the same bytes: signed once more, the voucher joins the others.
             self.unproved[((voucher.channel, voucher.lane), voucher.sequence)] = (attempt.job, statements)
@@ -262,6 +267,16 @@ class BuyerCore:
         assert state in TRANSITIONS[job.state]
         job.state = state
         job.note(now.wall_ms, state.value, cause)
+
+
+def _lane_end(job: BuyerJob, attempt: Attempt, fault: FaultKind | None) -> LaneEnd | None:
+    if job.state is BuyerState.DONE:
+        return LaneEnd.RECEIPTED
+    if attempt.paid_ahead and not attempt.progress.chunks:
+        if fault is FaultKind.CAPACITY:
+            return LaneEnd.REFUSED
+        return LaneEnd.UNKNOWN if fault is FaultKind.PROVIDER else LaneEnd.APART
+    return LaneEnd.UNKNOWN if attempt.paid else None
 
 
 def timer_key(job: BuyerJob) -> TimerKey:

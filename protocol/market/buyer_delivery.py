@@ -1,8 +1,9 @@
 """The buyer's way from the agreement to the receipt: judge what comes, pay for it, settle.
 
-Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; the voucher
-is durable before it leaves. The last chunk is paid by the voucher that commits to the receipt; if no good receipt
-comes, it is paid all the same, the job has ended as delivered, and a receipt that comes later is acknowledged then.
+Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; chunk 0 may
+have been paid ahead; the voucher is durable before it leaves. The last chunk is paid by the voucher that commits to the
+receipt; if no good receipt comes, it is paid all the same, the job has ended as delivered, and a receipt that comes
+later is acknowledged then.
 """
 
 from protocol.market.awaited_receipts import AwaitedReceipts
@@ -85,7 +86,7 @@ class Delivery:
         attempt.chunk_bytes = envelope_bytes
         request = job.request.request
         if chunk.index == 0:
-            paid = self._pay(job, attempt)
+            paid = self._cover(attempt) if attempt.paid_ahead else self._pay(job, attempt)
             entered = self._core.enter(job, BuyerState.STREAMING, "input processed and paid", now)
             return [*paid, *entered, Notify(JobPrefilled(request, attempt.job, chunk.input_units))]
         attempt.output.append(chunk.payload)
@@ -262,14 +263,19 @@ class Delivery:
         attempt.paid = attempt.progress.due
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
 
+    def _cover(self, attempt: Attempt) -> list[MarketEffect]:
+        attempt.paid = attempt.progress.due
+        return [self._core.books.cover(attempt.agreement.channel, attempt.agreement.lane, attempt.progress)]
+
     def _disputed(self, attempt: Attempt, refusal: Refusal) -> bool:
-        """The provider has our last voucher and says that it owes less than we do."""
+        """The provider has our last voucher, and says that it owes less than we could leave to its word."""
         agreement = attempt.agreement
         lane = self._core.books.lane(agreement.channel, agreement.lane)
         theirs = self._own_voucher(refusal, attempt)
         if lane is None or theirs is None or theirs.sequence != lane.position.sequence:
             return False
-        return refusal.debt < lane.position.cumulative - agreement.cumulative_start
+        claim = lane.position.cumulative - agreement.cumulative_start - refusal.debt
+        return claim > 0 and not self._core.books.may_write_off(agreement.channel, agreement.lane, claim)
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
         """Our books and the provider's differ: bring them together, then offer again on the same lane."""
@@ -277,7 +283,9 @@ class Delivery:
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
+        stranded = job.stranded
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
+        job.stranded = stranded  # what was paid ahead on the lane counts for the next offer on it
         adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
         if adopted is not None:
             effects.append(adopted)

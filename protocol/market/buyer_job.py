@@ -45,6 +45,7 @@ from protocol.primitives.units import (
     WorkUnits,
 )
 from protocol.settlement.chunks import Progress, progress_start
+from protocol.settlement.pricing import input_due_at_most
 
 RECONCILIATIONS_MAX = 8
 """Lanes reconciled for one request: a buyer with an old backup needs some, a provider that lies gets no more."""
@@ -165,6 +166,7 @@ class Attempt:
         "output",
         "output_bytes",
         "paid",
+        "paid_ahead",
         "progress",
         "quiet",
     )
@@ -185,7 +187,9 @@ class Attempt:
         """Envelope of the refusal or failure that ended the attempt."""
         self.progress: Progress = progress_start(job)
         self.paid = Amount(0)
-        """Price of the chunks that a voucher covers."""
+        """Price of the delivered chunks that a voucher covers."""
+        self.paid_ahead = False
+        """Chunk 0 was paid with the agreement."""
         self.output: list[bytes] = []
         self.output_bytes = 0
 
@@ -198,6 +202,11 @@ class Attempt:
     def delivered(self) -> bool:
         """True once any chunk of output came."""
         return self.progress.chunks > 1
+
+    @property
+    def unanswered(self) -> Amount:
+        """What was paid ahead and nothing has come for."""
+        return input_due_at_most(self.agreement) if self.paid_ahead and not self.progress.chunks else Amount(0)
 
     def statements(self) -> JobStatements:
         """What both sides have signed of it."""
@@ -230,6 +239,7 @@ class BuyerJob:
         "room_until",
         "spent",
         "state",
+        "stranded",
         "total_until",
         "unshown",
         "waits",
@@ -266,6 +276,8 @@ class BuyerJob:
         """Lanes whose books were brought together for this request; the last one is used next."""
         self.spent = Amount(0)
         """Price of what earlier attempts were paid for."""
+        self.stranded = Amount(0)
+        """What was paid ahead to earlier attempts that came to nothing: owed by their providers."""
         self.history: list[HistoryEntry] = []
         self.choose_until = MonotonicMs(now.monotonic_ms + request.choose_ms)
         self.total_until = MonotonicMs(now.monotonic_ms + request.total_ms)
@@ -274,6 +286,11 @@ class BuyerJob:
     def paid(self) -> Amount:
         """Price of all that was paid for, over all attempts."""
         return Amount(self.spent + (self.attempt.paid if self.attempt is not None else 0))
+
+    def at_stake(self) -> Amount:
+        """All that has gone out for the request: no more than its ceiling."""
+        ahead = self.attempt.unanswered if self.attempt is not None else 0
+        return Amount(self.paid() + self.stranded + ahead)
 
     def exhausted(self, policy: BuyerPolicy) -> bool:
         """No further provider is tried: a refusal for want of room costs nothing, so it counts as no try."""

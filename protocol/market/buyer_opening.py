@@ -21,6 +21,7 @@ from protocol.messages.transactions import ChannelOpen, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane, MessageId, MonotonicMs
+from protocol.settlement.pricing import input_due_at_most
 
 
 class Opening:
@@ -152,7 +153,7 @@ class Opening:
             output_units_max=request.output_units_max,
             input_units_expected=request.input_units_expected or request.input_units_max,
             output_units_expected=request.output_units_expected or request.output_units_max,
-            price_ceiling=Amount(request.price_ceiling - job.paid()),
+            price_ceiling=Amount(request.price_ceiling - job.at_stake()),
             unique=request.unique,
             region=request.region,
             isolation=request.isolation,
@@ -249,7 +250,9 @@ class Opening:
     def _offer(self, job: BuyerJob, channel: ChannelId, lane: Lane, now: Now) -> list[MarketEffect]:
         core, request, match = self._core, job.asked.request, job.match
         assert match is not None
-        assert job.paid() + match.price_at_limits <= request.price_ceiling, "attempts together stay under the ceiling"
+        assert job.at_stake() + match.price_at_limits <= request.price_ceiling, (
+            "attempts together stay under the ceiling"
+        )
         messages: list[MarketEffect] = []
         node = match.live.offer.node
         if not job.bid_payload:
@@ -260,7 +263,7 @@ class Opening:
             messages.append(Send(node, Direct(job.bid_bytes)))
         else:
             messages.append(SignAndSend(MessageKind.BID, job.bid_payload, (node,)))
-        terms = core.books.terms(channel, lane)
+        terms, provider = core.books.terms(channel, lane), match.live.account
         agreement = make_agreement(
             request,
             match,
@@ -276,12 +279,24 @@ class Opening:
         payload = encode(agreement)
         continuity = continuity_of(match.served.runtime)
         attempt = Attempt(message_id(MessageKind.AGREEMENT, core.own, payload), agreement, continuity)
+        ahead = input_due_at_most(agreement)
+        share = core.policy.pay_ahead_permille
+        attempt.paid_ahead = (
+            request.input_units_certain
+            and job.attempts == 0
+            and core.books.may_pay_ahead(terms, provider, ahead, share)
+        )
         job.attempt = attempt
         job.attempts += 1
         core.by_job[attempt.job] = job
-        lane_put = core.books.begin(terms, agreement.provider, node, attempt.job, agreement.price_ceiling)
-        behind = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
-        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{behind}", now)
+        lane_put = core.books.begin(terms, provider, node, attempt.job, agreement.price_ceiling)
+        paid: list[MarketEffect] = []
+        how = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
+        if attempt.paid_ahead:
+            lane_put, voucher = core.books.pay_ahead(channel, lane, ahead)
+            paid.append(core.send_voucher(voucher, node))
+            how = ", its input paid ahead"
+        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{how}", now)
         return [
             lane_put,
             *core.waits_no_more(job),
@@ -289,6 +304,7 @@ class Opening:
             Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
             *messages,  # a bid binds nobody, but nobody looks at it before the agreement: they share a frame
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
+            *paid,
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,
         ]

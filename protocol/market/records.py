@@ -54,6 +54,18 @@ _HISTORY_HEAD = HISTORY_ENTRIES_MAX // 2
 """A full history keeps its beginning and its end."""
 
 
+class LaneEnd(IntEnum):
+    """How a lane's last job that was paid, or paid ahead, came to its end; by it a debt on the lane is judged."""
+
+    UNKNOWN = 0
+    """Not by its receipt, and by nothing below."""
+    RECEIPTED = 1
+    REFUSED = 2
+    """Paid ahead and not taken: what the provider owes is no failure of its own."""
+    APART = 3
+    """Paid ahead, and ended here before an answer came: only the provider knows what it had done by then."""
+
+
 class BuyerLane(Message, frozen=True):
     """``Table.BUYER_LANE``: what this node promised on one lane of a channel to ``provider``."""
 
@@ -81,6 +93,7 @@ class BuyerLane(Message, frozen=True):
     input_units: WorkUnitsField = WorkUnits(0)
     output_units: WorkUnitsField = WorkUnits(0)
     """What ``paid`` is for: known after a restart too."""
+    ended: LaneEnd = LaneEnd.UNKNOWN
 
 
 class SellerLane(Message, frozen=True):
@@ -109,6 +122,8 @@ class SellerLane(Message, frozen=True):
     input_units: WorkUnitsField = WorkUnits(0)
     output_units: WorkUnitsField = WorkUnits(0)
     """What ``paid`` is for: known after a restart too."""
+    unsure: bool = False
+    """The last job ended with this node's process: what it had released is not known here."""
 
 
 class Side(IntEnum):
@@ -229,6 +244,8 @@ class ReceiptRecord(Message, frozen=True):
     output: bytes
     last_chunk: bytes = b""
     """Envelope of the last chunk, kept by the provider until the final voucher comes, should it have to go again."""
+    first_chunk: bytes = b""
+    """That of chunk 0, if it was paid ahead and the buyer has not answered anything yet."""
 
 
 class ReceiptLeaf(Message, frozen=True):
@@ -346,6 +363,11 @@ def lane_key(channel: ChannelId, lane: int) -> bytes:
 def buyer_debt(lane: BuyerLane) -> Amount:
     """What the provider owes on this lane, by the buyer's books."""
     return Amount(max(0, lane.position.cumulative - lane.earned))
+
+
+def owes_by_failure(lane: BuyerLane) -> bool:
+    """True if the provider owes something on this lane for a job that it failed."""
+    return buyer_debt(lane) > 0 and lane.ended not in (LaneEnd.REFUSED, LaneEnd.APART)
 
 
 def seller_debt(lane: SellerLane) -> Amount:

@@ -85,8 +85,8 @@ class Seller:
         self, own: AccountId, own_node: NodeId, ledger: LedgerView, policy: SellerPolicy | None = None
     ) -> None:
         self._core = SellerCore(own, own_node, ledger, policy or SellerPolicy())
-        self._intake = Intake(self._core)
         self._selling = Selling(self._core)
+        self._intake = Intake(self._core, self._selling.voucher)
         self._comparison = SellerComparison(self._core, self._intake)
         self._redemption = Redemption(self._core.books, self._core.policy)
         self._quoting = Quoting(self._core)
@@ -115,6 +115,8 @@ class Seller:
         signer = AccountId(envelope.sender)
         match payload:
             case Voucher():
+                if self._intake.paid_ahead(payload, signer, envelope_bytes):
+                    return []
                 return self._selling.voucher(payload, signer, envelope_bytes, now)
             case Bid():
                 return self._intake.bid(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
@@ -123,7 +125,7 @@ class Seller:
             case Cancellation():
                 job = self._core.jobs.get(payload.job)
                 if job is None:
-                    return self._intake.cancelled(payload.job, signer)
+                    return self._intake.cancelled(payload.job, signer, now)
                 if job.agreement.buyer != signer:
                     return []
                 job.ending_bytes = envelope_bytes
@@ -150,13 +152,14 @@ class Seller:
             case Receipt():
                 return self._selling.signed_receipt(job, envelope_bytes)
             case Chunk():
-                if payload.index == job.progress.chunks - 1 and job.chunks_paid < job.progress.chunks:
+                if payload.index >= job.chunks_answered:
                     job.unanswered.append(envelope_bytes)
+                return self._selling.signed_chunk(job, payload, envelope_bytes)
             case Acceptance():
                 job.acceptance_bytes = envelope_bytes
-                if job.chunks_paid == 0:
-                    job.unanswered.insert(0, envelope_bytes)
-        return []
+                job.unanswered.append(envelope_bytes)
+                # Nobody acts on an acceptance: a job's buyer waits for the chunk that follows.
+                return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
 
     def work_prefilled(self, job: MessageId, input_units: int, now: Now) -> list[MarketEffect]:
         """The worker has processed the input and metered it."""
@@ -326,7 +329,9 @@ class Seller:
         job.paid = lane.paid
         job.chunks_paid = receipt.chunks - 1
         job.output = [record.output]
-        job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
+        said = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
+        job.unanswered = [record.acceptance, record.first_chunk, *said] if record.first_chunk else said
+        job.paid_ahead, job.chunks_answered = bool(record.first_chunk), 0 if record.first_chunk else job.chunks_paid
         stored = row(Table.JOB, job_id)
         if stored is not None:
             before = decode(stored, JobRecord)
@@ -341,7 +346,7 @@ class Seller:
     ) -> list[MarketEffect]:
         output_paid = lane.position.sequence > lane.sequence_start + 1
         effects: list[MarketEffect] = [
-            self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0))
+            self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0), unsure=True)
         ]
         failure = Failure(job, FaultKind.PROVIDER, lane.position.sequence - lane.sequence_start, "provider restarted")
         self._to_tell.setdefault(lane.node, []).append(failure)

@@ -147,8 +147,8 @@ class SellerBooks:
     ) -> Taken:
         """Judge a voucher for a lane and keep it if it counts. Raises ``VoucherInvalid``.
 
-        ``released`` is what the lane's live job has come to with the chunk that waits for payment, ``None`` when the
-        lane has no job: then any rise is welcome.
+        ``released`` is what the lane's live job has come to with the chunk that this voucher pays, ``None`` when the
+        lane has no job: then any rise is welcome, and is owed back if nothing is known that was worked for it.
         """
         held = self._channels[voucher.channel][voucher.lane]
         check_voucher(
@@ -192,11 +192,11 @@ class SellerBooks:
         )
         return Taken(self._keep(row), held.pending_job if proof is not None else None, proof)
 
-    def end(self, channel: ChannelId, lane: Lane, earned_by_job: Amount) -> Put:
-        """The lane's job is over, and this much was worked for by its prices."""
+    def end(self, channel: ChannelId, lane: Lane, earned_by_job: Amount, *, unsure: bool = False) -> Put:
+        """The lane's job is over, and this much was worked for by its prices; ``unsure``: or more."""
         held = self._channels[channel][lane]
         assert held.job is not None
-        return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job)))
+        return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job), unsure=unsure))
 
     def forget_ended(self, channel: ChannelId) -> tuple[SellerLane, ...]:
         """The ledger does not have this channel any more: its lanes go, but for those with a live job. Gives them."""
@@ -221,8 +221,10 @@ class SellerBooks:
         )
 
     def _earned_after(self, held: SellerLane, voucher: Voucher) -> Amount:
-        # A voucher beyond the job's first one pays for output: by sending it the buyer says that it got some.
-        if voucher.sequence > held.sequence_start + 1 and voucher.cumulative > held.position.cumulative:
+        # A voucher beyond the job's first one pays for output: by sending it the buyer says that it got some. Where
+        # it is known what was released, more than that was paid ahead, for a job that was not taken.
+        output = voucher.sequence > held.sequence_start + 1 and voucher.cumulative > held.position.cumulative
+        if held.unsure and output:
             return Amount(max(held.earned, voucher.cumulative))
         return held.earned
 

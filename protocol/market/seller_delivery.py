@@ -1,8 +1,8 @@
 """The seller's way from the first piece of work to the last voucher.
 
 Law: a chunk goes out only when the one before is paid by a voucher that is on its way to disk before the chunk leaves,
-so at most one chunk is ever released and unpaid. The receipt goes out only once what must be known to judge the final
-voucher is durable.
+so at most one chunk is ever released and unpaid. Chunk 0 may be paid ahead: then chunk 1 follows it at once. The
+receipt goes out only once what must be known to judge the final voucher is durable.
 """
 
 from msgspec.structs import replace
@@ -20,8 +20,8 @@ from protocol.primitives.codec import encode
 from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
 from protocol.primitives.units import WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
-from protocol.settlement.chunks import ChunkInvalid, check_chunk
-from protocol.settlement.pricing import amount_due
+from protocol.settlement.chunks import ChunkInvalid, Progress, check_chunk
+from protocol.settlement.pricing import amount_due, input_due_at_most
 from protocol.settlement.receipts import make_receipt, output_commitment
 from protocol.settlement.vouchers import VoucherInvalid
 
@@ -78,7 +78,7 @@ class Selling:
         # [IGNORE] for a chunk that is not out yet
         if job is not None and SaleInput.VOUCHER not in TAKES[job.state]:
             return []
-        released = job.progress if job is not None else None
+        released = _paid_for(job) if job is not None else None
         try:
             taken = core.books.take(
                 voucher, envelope_bytes, core.own, facts.deposit, facts.redeemed, released, now.wall_ms
@@ -92,6 +92,12 @@ class Selling:
         # A signature that stays here may be made while the voucher goes to disk; what it signs leaves behind that.
         signed = [effect for effect in paid if isinstance(effect, SignAndSend) and not effect.to]
         return [*signed, *effects, *(effect for effect in paid if effect not in signed)]
+
+    def signed_chunk(self, job: SellerJob, chunk: Chunk, envelope_bytes: bytes) -> list[MarketEffect]:
+        """A chunk of ours is signed. Chunk 0, where it is paid already, leaves with the output if that is here."""
+        if chunk.index or not job.paid_ahead:
+            return []
+        return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
         """Our receipt is signed: make durable what the final voucher will be judged by, then send it.
@@ -121,9 +127,10 @@ class Selling:
             input=job.input,
             output=b"".join(job.output),
             last_chunk=job.unanswered[-1] if job.unanswered else b"",
+            first_chunk=job.unanswered[1] if job.paid_ahead and not job.chunks_answered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
-        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
+        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered[-1:]]
         job.unanswered.append(envelope_bytes)
         return [
             core.books.expect_receipt(agreement.channel, agreement.lane, job.job, leaf),
@@ -139,8 +146,11 @@ class Selling:
 
     def _paid(self, job: SellerJob, taken: Taken, closing: bool, now: Now) -> list[MarketEffect]:
         core = self._core
+        if job.state is SellerState.PREFILL:
+            job.paid_ahead = True
+            return []
         job.paid = job.progress.due
-        job.chunks_paid = job.progress.chunks
+        job.chunks_paid = job.chunks_answered = job.progress.chunks
         job.unanswered.clear()
         if job.state is SellerState.AWAIT_FINAL:
             cause = "paid and receipt acknowledged" if taken.receipted == job.job else "paid without the receipt"
@@ -192,6 +202,10 @@ class Selling:
         if piece.finish is not FinishReason.NONE:
             # Signed here, sent with the receipt: so both wait for the disk together.
             return [SignAndSend(MessageKind.CHUNK, payload), *self._finish(job, now)]
+        if job.state is SellerState.PREFILL and job.paid_ahead:
+            job.paid, job.chunks_paid, job.pulling = due, 1, True
+            entered = core.enter(job, SellerState.WORKING, "chunk 0 released, paid ahead", now)
+            return [SignAndSend(MessageKind.CHUNK, payload), PullWork(job.job), entered]
         released: list[MarketEffect] = [SignAndSend(MessageKind.CHUNK, payload, (agreement.buyer_node,))]
         if core.policy.work_ahead:
             job.pulling = True
@@ -216,3 +230,10 @@ class Selling:
         assert record.job == taken.receipted
         assert record.proof == taken.proof
         return [Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes, last_chunk=b"")))]
+
+
+def _paid_for(job: SellerJob) -> Progress:
+    """What a voucher pays that comes now: what was released, or ahead of that the input at its limit."""
+    if job.state is not SellerState.PREFILL:
+        return job.progress
+    return replace(job.progress, chunks=1, due=input_due_at_most(job.agreement))

@@ -4,7 +4,7 @@ Law: everything held here is bounded, by count, by bytes and by time, and no pee
 ledger may cure waits for the next block, what nothing can cure is refused at once, with the fault named.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -41,7 +41,7 @@ from protocol.messages.effects import (
     TimerKey,
 )
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, Refusal
+from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, Refusal, Voucher
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
@@ -60,6 +60,10 @@ EARLY_INPUTS_PER_PEER_MAX = 4
 
 
 _TOO_MANY = TermsRefused(FaultKind.CAPACITY, TOO_MANY_WAIT)
+
+
+Paying = Callable[[Voucher, AccountId, bytes, Now], list[MarketEffect]]
+"""What takes a voucher: the voucher, its signer, its envelope, the time."""
 
 
 class HeldBid(Struct, frozen=True):
@@ -81,13 +85,17 @@ class Arrival(Struct):
     envelope_bytes: bytes
     job_input: JobInput | None
     until: MonotonicMs
+    voucher: Voucher | None = None
+    """Paid ahead; taken when the agreement is, and owed back when it is not."""
+    voucher_bytes: bytes = b""
 
 
 class Intake:
     """Steps before PREFILL."""
 
-    def __init__(self, core: SellerCore) -> None:
+    def __init__(self, core: SellerCore, pay: Paying) -> None:
         self._core = core
+        self._pay = pay
         self._bids: dict[MessageId, HeldBid] = {}
         self._arrivals: dict[MessageId, Arrival] = {}
         self._inputs: dict[tuple[NodeId, MessageId], JobInput] = {}
@@ -130,9 +138,9 @@ class Intake:
             # No peer keeps others out: the one with most agreements here gives up its latest.
             crowd, size = _crowd(waiting.peer for waiting in self._arrivals.values())
             if size <= 1 + sum(waiting.peer == peer for waiting in self._arrivals.values()):
-                return self._refuse(arrival, _TOO_MANY)
+                return self._refuse(arrival, _TOO_MANY, now)
             latest = next(waiting for waiting in reversed(self._arrivals.values()) if waiting.peer == crowd)
-            effects += [*self._settle(latest), *self._refuse(latest, _TOO_MANY)]
+            effects += [*self._settle(latest), *self._refuse(latest, _TOO_MANY, now)]
         self._arrivals[job] = arrival
         return [*effects, *self._consider(arrival, now)]
 
@@ -154,18 +162,28 @@ class Intake:
         self._inputs[(peer, job_input.job)] = job_input
         return []
 
+    def paid_ahead(self, voucher: Voucher, signer: AccountId, envelope_bytes: bytes) -> bool:
+        """True if a voucher belongs to an agreement that is not decided yet: it waits with it."""
+        for arrival in self._arrivals.values():
+            agreement = arrival.agreement
+            named = (agreement.channel, agreement.lane, agreement.sequence_start + 1, arrival.signer)
+            if named == (voucher.channel, voucher.lane, voucher.sequence, signer):
+                arrival.voucher, arrival.voucher_bytes = voucher, envelope_bytes
+                return True
+        return False
+
     def forget_peer(self, peer: NodeId) -> None:
         """Its link is gone: inputs without an agreement go with it."""
         for key in tuple(self._inputs):
             if key[0] == peer:
                 del self._inputs[key]
 
-    def cancelled(self, job: MessageId, signer: AccountId) -> list[MarketEffect]:
+    def cancelled(self, job: MessageId, signer: AccountId, now: Now) -> list[MarketEffect]:
         """The buyer has given up waiting."""
         arrival = self._arrivals.get(job)
         if arrival is None or arrival.signer != signer:
             return []
-        return self._settle(arrival)
+        return [*self._settle(arrival), *self._take_voucher(arrival, now)]
 
     def expired(self, job: MessageId, now: Now) -> list[MarketEffect]:
         """An arrival has waited long enough."""
@@ -192,7 +210,7 @@ class Intake:
             refusal = reason
         if refusal.may_wait and patient:
             return [SetTimer(_hold_key(arrival), arrival.until)]
-        return [*self._settle(arrival), *self._refuse(arrival, refusal)]
+        return [*self._settle(arrival), *self._refuse(arrival, refusal, now)]
 
     def _check(self, arrival: Arrival, held: HeldBid, now: Now) -> None:
         """All checks in order, cheapest first. Raises ``TermsRefused``."""
@@ -261,17 +279,23 @@ class Intake:
             core.books.begin(agreement, job.job),
             Put(Table.JOB, job.job, encode(job.record())),
             *settled,
-            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
+            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance)),
             SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline),
             Notify(SaleAccepted(job.job, agreement.buyer, agreement.model, agreement.price_ceiling)),
             core.take_slot(),
+            *self._take_voucher(arrival, now),
         ]
+
+    def _take_voucher(self, arrival: Arrival, now: Now) -> list[MarketEffect]:
+        if arrival.voucher is None:
+            return []
+        return self._pay(arrival.voucher, arrival.signer, arrival.voucher_bytes, now)
 
     def _settle(self, arrival: Arrival) -> list[MarketEffect]:
         self._arrivals.pop(arrival.job, None)
         return [CancelTimer(_hold_key(arrival))]
 
-    def _refuse(self, arrival: Arrival, refused: TermsRefused) -> list[MarketEffect]:
+    def _refuse(self, arrival: Arrival, refused: TermsRefused, now: Now) -> list[MarketEffect]:
         agreement = arrival.agreement
         last_voucher: bytes | None = None
         debt = Amount(0)
@@ -284,6 +308,7 @@ class Intake:
         return [
             SignAndSend(MessageKind.REFUSAL, encode(refusal), (arrival.peer,)),
             Notify(SaleRefused(arrival.job, arrival.signer, refused.fault, reason)),
+            *self._take_voucher(arrival, now),
         ]
 
 

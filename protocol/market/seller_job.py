@@ -5,6 +5,7 @@ Law: every state has a deadline (``SALE_LASTS``), an outcome for when it passes 
 arrival at the ``Intake``: bid, agreement and input come in any order and are judged together.
 
     PREFILL → AWAIT_VOUCHER → WORKING → AWAIT_VOUCHER → … → AWAIT_FINAL → DONE;  every state → FAILED, CANCELLED
+       └────── paid ahead ───────↑
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class SellerState(Enum):
 _ENDS = (SellerState.FAILED, SellerState.CANCELLED)
 _BETWEEN_CHUNKS = (SellerState.AWAIT_VOUCHER, SellerState.WORKING)
 SALES: dict[SellerState, tuple[SellerState, ...]] = {
-    SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, *_ENDS),
+    SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, SellerState.WORKING, *_ENDS),
     SellerState.AWAIT_VOUCHER: (
         SellerState.WORKING,
         SellerState.AWAIT_VOUCHER,
@@ -61,7 +62,13 @@ class SaleInput(Enum):
 
 
 TAKES: dict[SellerState, tuple[SaleInput, ...]] = {
-    SellerState.PREFILL: (SaleInput.CANCELLATION, SaleInput.PREFILLED, SaleInput.PIECE, SaleInput.WORK_FAILED),
+    SellerState.PREFILL: (
+        SaleInput.VOUCHER,
+        SaleInput.CANCELLATION,
+        SaleInput.PREFILLED,
+        SaleInput.PIECE,
+        SaleInput.WORK_FAILED,
+    ),
     SellerState.AWAIT_VOUCHER: (
         SaleInput.VOUCHER,
         SaleInput.CANCELLATION,
@@ -72,7 +79,7 @@ TAKES: dict[SellerState, tuple[SaleInput, ...]] = {
     SellerState.AWAIT_FINAL: (SaleInput.VOUCHER, SaleInput.CANCELLATION),
 }
 """What a job takes in which state; anything else changes nothing. A piece that nobody asked for ends the job: a worker
-that breaks its order of pieces can't be metered."""
+that breaks its order of pieces can't be metered. The voucher in PREFILL is chunk 0's, given before it was asked for."""
 
 
 class Earning(Enum):
@@ -136,6 +143,7 @@ class SellerJob:
         "agreement",
         "agreement_bytes",
         "bid_bytes",
+        "chunks_answered",
         "chunks_paid",
         "deadline",
         "ending_bytes",
@@ -147,6 +155,7 @@ class SellerJob:
         "output",
         "output_bytes",
         "paid",
+        "paid_ahead",
         "progress",
         "pulling",
         "quiet",
@@ -185,7 +194,11 @@ class SellerJob:
         self.progress: Progress = progress_start(job)
         """What was released."""
         self.paid = Amount(0)
+        self.paid_ahead = False
+        """A voucher for chunk 0 came before it was released."""
         self.chunks_paid = 0
+        self.chunks_answered = 0
+        """Chunks that the buyer has shown to have: by paying them once they were released."""
         self.held: Piece | None = None
         """Computed ahead: goes out once the chunk before is paid."""
         self.pulling = False

@@ -63,6 +63,7 @@ from protocol.primitives.units import (
     TimestampMs,
     WorkUnits,
 )
+from protocol.settlement.pricing import input_due_at_most
 from tests.market.plain_ledger import PlainLedger
 
 MODEL = ModelId(b"m" * 32)
@@ -166,6 +167,15 @@ class Watch:
             assert voucher.cumulative >= last.cumulative, "voucher amounts never fall"
             assert voucher.receipts_count >= last.receipts_count, "receipts are never dropped"
         lane[voucher.sequence] = voucher
+        # Paid ahead: the input's price at its limit, by the first voucher after the agreement's start.
+        if any(
+            (agreement.channel, agreement.lane) == (voucher.channel, voucher.lane)
+            and voucher.sequence == agreement.sequence_start + 1
+            and voucher.cumulative == max(paid, agreement.cumulative_start + input_due_at_most(agreement))
+            and 0 not in self.delivered.get(job, {})
+            for job, agreement in self.agreements.items()
+        ):
+            return
         # Paid to the unit for what was delivered: chunk k is paid by the k-th voucher after the agreement's start.
         candidates = [
             (job, agreement)
