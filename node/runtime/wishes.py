@@ -4,6 +4,7 @@ Law: what can be told at once (no such model, no offer that would do, no money) 
 """
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from node.clock import read_clock
@@ -12,8 +13,9 @@ from node.runtime.ledger_views import account_argument, account_text
 from node.runtime.requests import request_name
 from protocol.market.agreement import JobRequest
 from protocol.market.catalogue import Listing
-from protocol.market.matching import NO_FREE_SLOTS, Want
+from protocol.market.matching import NO_FREE_SLOTS, Match, Want, match_offer
 from protocol.market.offer_search import Ranking, best_offer, quote
+from protocol.messages.effects import Now
 from protocol.messages.market import JobPayload, OutputForm
 from protocol.primitives.addresses import AddressInvalid, AddressKind, parse_address
 from protocol.primitives.codec import encode
@@ -168,10 +170,12 @@ class Wish:
 
     def _check_somebody(self, served: Listing) -> None:
         """Somebody would do it and it can be paid, or it is worth waiting for somebody."""
-        want, book = self.want(served), self._node.engine.book
-        best = best_offer(book, want, read_clock())
+        want, book, now = self.want(served), self._node.engine.book, read_clock()
+        if any(match.price_at_limits <= sum(self._funds()) for match in self._tried(want, now)):
+            return
+        best = best_offer(book, want, now)
         if best is None and not self.asked.wait_ms:
-            refused = quote(book, want, read_clock(), whole_book=False).refused
+            refused = quote(book, want, now, whole_book=False).refused
             if self._waits_for_room() and any(refusal.reason == NO_FREE_SLOTS for refusal in refused):
                 return
             reasons = "; ".join(
@@ -181,15 +185,24 @@ class Wish:
         if best is not None:
             self._check_funds(best.price_at_limits)
 
+    def _tried(self, want: Want, now: Now) -> Iterator[Match]:
+        """Providers that have done such jobs for this node and would do this one, in no order: mostly the first one
+        shows that somebody would, and the market looks through the whole book for the best right afterwards."""
+        book = self._node.engine.book
+        book.expire(now)
+        for account in book.paces.of(want.model):
+            live = book.offer_of(account)
+            match = match_offer(live, want) if live is not None else None
+            if isinstance(match, Match):
+                yield match
+
     def _waits_for_room(self) -> bool:
         """Replicas are chosen together, at once or not at all."""
         return self.asked.replicas == 1 and self._node.engine.buyer.policy.patience_ms > 0
 
     def _check_funds(self, price: Amount) -> None:
         """An empty wallet is told at once; whether a channel's rest suffices, the market finds out."""
-        state, own = self._node.engine.replica.state, self._node.keys.account_id
-        held = sum(channel.held for _, channel in state.channels_of(own) if channel.payer == own)
-        balance = state.account(own).balance
+        balance, held = self._funds()
         if balance + held < price:
             raise ControlError(
                 "no_funds",
@@ -197,6 +210,12 @@ class Wish:
                 f" and {format_credits(held)} in channels",
                 4,
             )
+
+    def _funds(self) -> tuple[Amount, Amount]:
+        """What this account has, and what all channels that it has opened hold."""
+        state, own = self._node.engine.replica.state, self._node.keys.account_id
+        held = sum(channel.held for _, channel in state.channels_paid_by(own))
+        return state.account(own).balance, Amount(held)
 
     @staticmethod
     def _input_is_certain(served: Listing, input_units: WorkUnits) -> bool:
