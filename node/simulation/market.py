@@ -66,6 +66,8 @@ class MarketOptions:
     providers: int = 2
     buyers: int = 2
     jobs_per_buyer: int = 10
+    certain_share: float = 0.75
+    """Jobs whose input's price is known before: it may be paid ahead."""
     cancelled_share: float = 0.15
     auctioned_share: float = 0.25
     """Of the jobs: their bids ask for sealed quotes first."""
@@ -89,6 +91,8 @@ class MarketOutcome:
     """Agreements that went on behind another provider's output."""
     auctioned: int
     """Agreements at the price of a sealed quote."""
+    paid_ahead: int
+    """Inputs that were paid before they were processed."""
     reported: int
     """Failures that buyers put on the ledger."""
     faults: dict[str, int]
@@ -203,6 +207,7 @@ class MarketWorld(World):
             unique=Hash(self.dice.randbytes(32)),
             input_units_max=WorkUnits(len(body)),
             output_units_max=WorkUnits(len(body)),
+            input_units_certain=self.dice.random() < self.market.certain_share,
             price_ceiling=Amount(CREDIT),
             chunk_units=32,
             choose_ms=DurationMs(2_000),
@@ -261,6 +266,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.cancelled,
         checkers.continued,
         checkers.auctioned,
+        checkers.paid_ahead,
         checkers.reported,
         dict(sorted(world.around.strikes.items())),
     )

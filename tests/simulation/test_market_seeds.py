@@ -19,7 +19,7 @@ SEEDS = range(10)
 
 
 def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
-    finished = failed = cancelled = continued = auctioned = reported = 0
+    finished = failed = cancelled = continued = auctioned = ahead = reported = 0
     for seed in SEEDS:
         outcome = run_market_seed(seed)
         finished += outcome.finished
@@ -27,12 +27,14 @@ def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
         cancelled += outcome.cancelled
         continued += outcome.continued
         auctioned += outcome.auctioned
+        ahead += outcome.paid_ahead
         reported += outcome.reported
     assert finished > 90
     assert failed > 3, "faults must bite"
     assert cancelled > 3
     assert continued > 3, "providers must die mid-stream"
     assert auctioned > 10, "some jobs must be done at what their providers quoted"
+    assert ahead > 10, "some inputs must be paid ahead"
     assert reported > 3, "failures that cost something must reach the ledger"
 
 
