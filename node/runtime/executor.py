@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
-from typing import Protocol
+from typing import Protocol, cast
 
 from node.runtime.signer import Signer
 from node.runtime.snapshots import SnapshotDesk
@@ -59,6 +59,8 @@ they come so much later. What is sent patiently waits for company, too: where wh
 commit, a frame and the receiver's attention."""
 
 Durable = Put | Delete | CommitBlock
+# Two dozen effects a job pass here: they are told apart by their exact types, which cost a tenth of an instance check.
+_ROWS = frozenset((Put, Delete))
 _DURABLE = frozenset((Put, Delete, CommitBlock))
 _ENDS_WITH_US = frozenset((SetTimer, CancelTimer, OpenWork, PullWork, CloseWork))
 
@@ -238,17 +240,16 @@ class EffectExecutor:
             self._acting = nested
 
     def _act(self, effect: Effect, allowed: dict[int, bytes | None]) -> None:
-        match effect:
-            case Put() | Delete():
-                pass
-            case CommitBlock():
-                self._on_committed(effect)
-            case SignAndSend():
-                payload = allowed[id(effect)] if effect.position is not None else effect.payload
-                if payload is not None:
-                    self._sign(effect, payload)
-            case _:
-                self._actor.act(effect)
+        if type(effect) in _ROWS:
+            return
+        if isinstance(effect, SignAndSend):
+            payload = allowed[id(effect)] if effect.position is not None else effect.payload
+            if payload is not None:
+                self._sign(effect, payload)
+        elif isinstance(effect, CommitBlock):
+            self._on_committed(effect)
+        else:
+            self._actor.act(effect)
 
     def _sign(self, effect: SignAndSend, payload: bytes) -> None:
         envelope = self._signer.sign(effect.kind, payload)
@@ -333,9 +334,9 @@ class EffectExecutor:
 
 def _stays_here(effect: Effect) -> bool:
     """True if nobody outside can see that it came before a row: it ends with the process, or is signed and kept."""
-    if isinstance(effect, SignAndSend):
-        return effect.position is None and not effect.to
-    return type(effect) in _ENDS_WITH_US
+    if type(effect) in _ENDS_WITH_US:
+        return True
+    return isinstance(effect, SignAndSend) and effect.position is None and not effect.to
 
 
 def _needs_disk(effect: Effect) -> bool:
@@ -344,26 +345,20 @@ def _needs_disk(effect: Effect) -> bool:
 
 def _is_heavy(effect: Effect) -> bool:
     """True for what takes the disk too long for the loop to wait."""
-    if isinstance(effect, SignAndSend):
-        return effect.position is not None
-    return isinstance(effect, CommitBlock)
+    if type(effect) in _ROWS:
+        return False
+    return isinstance(effect, CommitBlock) or (isinstance(effect, SignAndSend) and effect.position is not None)
 
 
 def _durable(effects: list[Effect]) -> list[Durable]:
-    return [effect for effect in effects if isinstance(effect, Put | Delete | CommitBlock)]
+    return [cast("Durable", effect) for effect in effects if type(effect) in _DURABLE]
 
 
 def _may_wait(effect: Effect) -> bool:
     """True if nobody waits for it: a row, news that go to the log alone, a statement that others will follow."""
-    match effect:
-        case Put() | Delete():
-            return True
-        case Notify(event):
-            return not hasattr(event, "request")
-        case Send():
-            return effect.patient
-        case _:
-            return False
+    if isinstance(effect, Notify):
+        return not hasattr(effect.event, "request")
+    return type(effect) in _ROWS or (isinstance(effect, Send) and effect.patient)
 
 
 def _reserve_each(guard: SignGuard, wanted: list[tuple[GuardPosition, bytes]]) -> list[bytes | None]:

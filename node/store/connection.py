@@ -8,14 +8,14 @@ lock on a file beside it where the same process also reads over connections of t
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
 from node.store.errors import DiskFull, StoreCorrupt, StoreLocked, StoreTooNew, StoreUnusable
-from node.store.schema import Schema
+from node.store.schema import Schema, Step
 
 _LOG_BYTES_KEPT = 64 * 1024 * 1024
 """A log that grew while somebody read an old commit shrinks to this once it is empty."""
@@ -142,14 +142,24 @@ def _create_private(path: Path) -> None:
         raise StoreUnusable(path, error.strerror or str(error)) from error
 
 
+def change_rows(database: Database, schema: Schema) -> None:
+    """Give rows their form of this version; once no row waits outside the file."""
+    _take(database, schema.name, (*schema.steps, *schema.row_steps))
+
+
 def _migrate(path: Path, database: Database, schema: Schema) -> None:
     migrations = Migrations(schema.name)
-    for step in schema.steps:
-        migrations(name=step.__name__)(step)
-    known = [step.__name__ for step in schema.steps]
+    known = [step.__name__ for step in (*schema.steps, *schema.row_steps)]
     unknown = [applied.name for applied in migrations.applied(database) if applied.name not in known]
     if unknown:
         raise StoreTooNew(path, ", ".join(unknown))
+    _take(database, schema.name, schema.steps)
+
+
+def _take(database: Database, name: str, steps: Sequence[Step]) -> None:
+    migrations = Migrations(name)
+    for step in steps:
+        migrations(name=step.__name__)(step)
     migrations.apply(database)
 
 

@@ -16,7 +16,15 @@ from blake3 import blake3
 from sqlite_utils import Database
 
 from node.store.accounts import StoredTables
-from node.store.connection import FileLock, one_commit, open_database, open_reader, transaction, translated
+from node.store.connection import (
+    FileLock,
+    change_rows,
+    one_commit,
+    open_database,
+    open_reader,
+    transaction,
+    translated,
+)
 from node.store.errors import BlockOutOfOrder, StoreCorrupt, StoreError, StoreForeign
 from node.store.history import blocks_from, prune, swap_state, take_in_rows
 from node.store.row_journal import RowJournal, Rows
@@ -143,6 +151,8 @@ class Store:
         self._journal = RowJournal(self.path, self._salt, folded, expected=left_open)
         self._opened = True
         self._fold()
+        with self._using():
+            change_rows(self.database, STORE_SCHEMA)
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:

@@ -26,6 +26,8 @@ class Schema(NamedTuple):
 
     name: str
     steps: tuple[Step, ...]
+    row_steps: tuple[Step, ...] = ()
+    """Taken once no row waits in a journal any more: they give rows another form."""
 
 
 def table_name(table: Table) -> str:
@@ -111,6 +113,15 @@ def step_9_row_journal(database: Database) -> None:
     database.execute("INSERT INTO facts VALUES (?, ?)", (ROW_JOURNAL_FACT, os.urandom(SALT_BYTES) + bytes(9)))
 
 
+def step_10_ends_of_lanes(database: Database) -> None:
+    """How a lane's last job ended; of earlier ones nothing is known that would let an input be paid ahead."""
+    for name, fields_before, unknown in (("buyer_lane", 15, 0), ("seller_lane", 18, False)):
+        for key, value in database.conn.execute(f"SELECT key, value FROM {name}").fetchall():
+            fields = msgspec.msgpack.decode(value)
+            if len(fields) == fields_before:
+                database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, unknown]), key))
+
+
 def step_1_signatures(database: Database) -> None:
     """What was signed at each position, and the height up to which nothing may be signed any more."""
     database.execute(
@@ -134,5 +145,6 @@ STORE_SCHEMA = Schema(
         step_8_work_of_a_lane,
         step_9_row_journal,
     ),
+    (step_10_ends_of_lanes,),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

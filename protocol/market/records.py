@@ -244,8 +244,6 @@ class ReceiptRecord(Message, frozen=True):
     output: bytes
     last_chunk: bytes = b""
     """Envelope of the last chunk, kept by the provider until the final voucher comes, should it have to go again."""
-    first_chunk: bytes = b""
-    """That of chunk 0, if it was paid ahead and the buyer has not answered anything yet."""
 
 
 class ReceiptLeaf(Message, frozen=True):

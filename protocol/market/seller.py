@@ -69,12 +69,14 @@ from protocol.primitives.units import (
     MonotonicMs,
     NodeId,
 )
-from protocol.settlement.chunks import Progress
+from protocol.settlement.chunks import Progress, first_chunk
 
 _REDEEM_TIMER = TimerKey(ROOM, "redeem")
 _REDEEM_LOOK_MS_MAX = 60_000
 _REDEEM_LOOK_MS_MIN = 1_000
 """Blocks may come every 20 ms; channels are not all looked through that often."""
+_CHUNKS_OF_A_ROUND_TRIP = 2
+"""Input and output: so few may have left together, where the input was paid ahead."""
 _RESTARTED = "this node restarted while the job was under way"
 
 
@@ -152,12 +154,10 @@ class Seller:
             case Receipt():
                 return self._selling.signed_receipt(job, envelope_bytes)
             case Chunk():
-                if payload.index >= job.chunks_answered:
-                    job.unanswered.append(envelope_bytes)
                 return self._selling.signed_chunk(job, payload, envelope_bytes)
             case Acceptance():
                 job.acceptance_bytes = envelope_bytes
-                job.unanswered.append(envelope_bytes)
+                job.unanswered.insert(0, envelope_bytes)
                 # Nobody acts on an acceptance: a job's buyer waits for the chunk that follows.
                 return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
 
@@ -296,7 +296,7 @@ class Seller:
             if lane.job is None:
                 continue
             if stored is not None and lane.pending_job == lane.job:
-                effects.append(self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, row, now))
+                effects += self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, row, now)
             else:
                 effects += self._fail_restored(lane, lane.job, row, now)
         return effects
@@ -308,7 +308,7 @@ class Seller:
         lane: SellerLane,
         row: Callable[[Table, bytes], bytes | None],
         now: Now,
-    ) -> MarketEffect:
+    ) -> list[MarketEffect]:
         _, agreement = open_as(record.agreement, MessageKind.AGREEMENT)
         _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
         assert isinstance(agreement, Agreement)
@@ -329,9 +329,15 @@ class Seller:
         job.paid = lane.paid
         job.chunks_paid = receipt.chunks - 1
         job.output = [record.output]
-        said = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
-        job.unanswered = [record.acceptance, record.first_chunk, *said] if record.first_chunk else said
-        job.paid_ahead, job.chunks_answered = bool(record.first_chunk), 0 if record.first_chunk else job.chunks_paid
+        said_again: list[MarketEffect] = []
+        if receipt.chunks == _CHUNKS_OF_A_ROUND_TRIP and record.last_chunk:
+            # The input may have been paid ahead: then the buyer has heard nothing yet. What it has heard does no harm.
+            said_again.append(
+                SignAndSend(MessageKind.CHUNK, encode(first_chunk(job_id, agreement, receipt.input_units)))
+            )
+        else:
+            job.chunks_answered = job.chunks_paid
+            job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
         stored = row(Table.JOB, job_id)
         if stored is not None:
             before = decode(stored, JobRecord)
@@ -339,7 +345,7 @@ class Seller:
         job.note(now.wall_ms, "resumed after a restart")
         job.deadline = job.deadline_of(job.state, now)
         self._core.jobs[job_id] = job
-        return SetTimer(TimerKey(ROOM, "deadline", job_id), job.deadline)
+        return [*said_again, SetTimer(TimerKey(ROOM, "deadline", job_id), job.deadline)]
 
     def _fail_restored(
         self, lane: SellerLane, job: MessageId, row: Callable[[Table, bytes], bytes | None], now: Now

@@ -95,9 +95,17 @@ class Selling:
 
     def signed_chunk(self, job: SellerJob, chunk: Chunk, envelope_bytes: bytes) -> list[MarketEffect]:
         """A chunk of ours is signed. Chunk 0, where it is paid already, leaves with the output if that is here."""
+        agreement = job.agreement
+        record = self._core.pending.get((agreement.channel, agreement.lane))
+        if record is not None:
+            # Chunk 0, signed once more after a restart: the others were on the disk.
+            job.unanswered = [record.acceptance, envelope_bytes, record.last_chunk, record.receipt]
+            return [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
+        if chunk.index >= job.chunks_answered:
+            job.unanswered.append(envelope_bytes)
         if chunk.index or not job.paid_ahead:
             return []
-        return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
+        return [Send(agreement.buyer_node, Direct(envelope_bytes), patient=True)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
         """Our receipt is signed: make durable what the final voucher will be judged by, then send it.
@@ -127,7 +135,6 @@ class Selling:
             input=job.input,
             output=b"".join(job.output),
             last_chunk=job.unanswered[-1] if job.unanswered else b"",
-            first_chunk=job.unanswered[1] if job.paid_ahead and not job.chunks_answered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
         last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered[-1:]]

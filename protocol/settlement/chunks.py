@@ -49,6 +49,12 @@ def chunk_hash(payload: bytes) -> Hash:
     return digest(Domain.CHUNK, payload)
 
 
+def first_chunk(job: MessageId, agreement: Agreement, input_units: int) -> Chunk:
+    """Chunk 0: the input was processed and metered."""
+    due = amount_due(agreement.prices, input_units, 0)
+    return Chunk(job, 0, Hash(job), WorkUnits(input_units), WorkUnits(0), due, FinishReason.NONE, b"")
+
+
 def check_chunk(job: MessageId, agreement: Agreement, progress: Progress, chunk: Chunk, payload: bytes) -> Progress:
     """The progress after ``chunk``, whose envelope's payload is ``payload``. Raises ``ChunkInvalid``."""
     # [chain] the next chunk of this job, linked to the one before, and the job had not ended

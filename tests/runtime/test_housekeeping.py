@@ -1,5 +1,6 @@
 """Tables of jobs stay bounded, and rows of an older version are taken up."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from msgspec.structs import replace
 from node.runtime.housekeeping import prune_jobs
 from node.store.connection import open_database
 from node.store.database import Store
-from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines, step_8_work_of_a_lane
-from protocol.market.records import BuyerLane, JobRecord, SellerLane, attempt_key
+from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines, step_8_work_of_a_lane, step_10_ends_of_lanes
+from protocol.market.records import BuyerLane, JobRecord, LaneEnd, SellerLane, attempt_key
 from protocol.messages.effects import Put, Table
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.units import Hash, MessageId
@@ -106,9 +107,10 @@ def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
     database = open_database(path, before, exclusive=False)
     with database.conn:
         for name, row in (("buyer_lane", bought_lane), ("seller_lane", sold_lane)):
-            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-2])
+            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-3])
             database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"old", old))
-            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"newer", row))
+            newer = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-1])
+            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"newer", newer))
     database.close()
     opened = Store.open(path, make_genesis())
     bought_lanes = [decode(row, BuyerLane) for _, row in opened.load_table(Table.BUYER_LANE)]
@@ -116,3 +118,24 @@ def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
     opened.close()
     assert [(lane.paid, lane.output_units) for lane in bought_lanes] == [(1_450, 25), (1_450, 0)]
     assert [(lane.paid, lane.output_units) for lane in sold_lanes] == [(1_450, 25), (1_450, 0)]
+
+
+def test_lanes_of_the_version_before_that_wait_in_the_journal_are_taken_up(tmp_path: Path) -> None:
+    """That program was killed: what it had promised last is in no table yet."""
+    town = Town()
+    town.start(request())
+    town.run()
+    [bought_lane], [sold_lane] = town.buyer.rows(Table.BUYER_LANE), town.seller.rows(Table.SELLER_LANE)
+    path = tmp_path / "store.sqlite"
+    before = Store.open(path, make_genesis())
+    with before.database.conn:
+        before.database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (step_10_ends_of_lanes.__name__,))
+    for table, row in ((Table.BUYER_LANE, bought_lane), (Table.SELLER_LANE, sold_lane)):
+        before.commit([Put(table, b"lane", msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-1]))])
+    shutil.copytree(tmp_path, tmp_path / "killed", ignore=lambda folder, names: ["killed", "store.sqlite.lock"])
+    before.close()
+    opened = Store.open(tmp_path / "killed" / "store.sqlite", make_genesis())
+    [(_, bought)], [(_, sold)] = opened.load_table(Table.BUYER_LANE), opened.load_table(Table.SELLER_LANE)
+    opened.close()
+    assert decode(bought, BuyerLane).ended is LaneEnd.UNKNOWN
+    assert not decode(sold, SellerLane).unsure
