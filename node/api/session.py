@@ -115,6 +115,7 @@ class Session:
         with contextlib.suppress(ConnectionError):
             while True:
                 await self._more.wait()
+                await asyncio.sleep(0)  # a turn of the loop: the last piece of an output and its end mostly share one
                 self._more.clear()
                 answers, self._answers, self._waiting_bytes = self._answers, [], 0
                 self._room.set()

@@ -133,6 +133,25 @@ async def test_request_of_unknown_fields_ends_that_run_alone(fake: FakeNode, pat
         assert answer.error.code == "invalid_request"
 
 
+class _EndsATurnLater(FakeNode):
+    """A node whose jobs end one turn of its loop after their output."""
+
+    async def _run(self, request: RunRequest) -> AsyncIterator[tuple[RunEvent, ...]]:
+        yield (RunEvent("output", {}, request.body),)
+        await asyncio.sleep(0)
+        yield (RunEvent("finished", {}),)
+
+
+async def test_output_and_the_end_a_turn_behind_it_share_a_frame(path: Path) -> None:
+    run = msgspec.json.encode(SessionRun(7, msgspec.Raw(msgspec.json.encode(wanted("bytes"))))).decode()
+    serving = serve_control(_EndsATurnLater(), path)
+    async with serving, client_of(path) as client, client.ws_connect("/v1/session") as socket:
+        await socket.send_str(run)
+        answers = msgspec.json.decode((await socket.receive()).data, type=list[SessionAnswer])
+    assert [event.event for answer in answers for event in answer.events] == ["output", "finished"]
+    assert answers[-1].ended
+
+
 async def test_session_without_a_node_fails_as_unreachable(path: Path) -> None:
     with pytest.raises(CommandFailed) as refused:
         async with JobSession(path):
