@@ -1,9 +1,10 @@
 """What must hold of money that changes hands off the ledger, seen from above.
 
-Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
-releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next. A
-buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
-verified chunks to the unit, all attempts together under the ceiling.
+Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered, and one input's
+price ahead; a provider releases no second unpaid chunk, and what it was paid for the last one is on its disk before it
+releases the next. A buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the
+price of its verified chunks, and of an input that was paid ahead and not answered, to the unit, all attempts together
+under the ceiling.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,15 @@ from protocol.ledger.blocks import decode_block
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.signatures import open_transaction
 from protocol.ledger.track_rows import Role, Track, TrackId
-from protocol.market.events import JobCancelled, JobDelivered, JobFailed, JobFinished, JobPrefilled, JobText
+from protocol.market.events import (
+    AttemptFailed,
+    JobCancelled,
+    JobDelivered,
+    JobFailed,
+    JobFinished,
+    JobPrefilled,
+    JobText,
+)
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
@@ -40,6 +49,13 @@ class _Requested(Struct):
     pieces: int = 0
     input_units: dict[MessageId, int] = field(default_factory=dict)
     output_units: dict[MessageId, int] = field(default_factory=dict)
+    first_job: MessageId | None = None
+    """Its first agreement: the one whose input may have been paid ahead."""
+
+    def ahead(self, agreements: dict[MessageId, Agreement]) -> int:
+        """What may have been paid for an input that nothing came for."""
+        first = self.first_job
+        return input_due_at_most(agreements[first]) if first is not None and first not in self.input_units else 0
 
 
 class MarketCheckers:
@@ -131,6 +147,8 @@ class MarketCheckers:
             case JobCancelled():
                 self.cancelled += 1
                 self._on_end(event)
+            case AttemptFailed():
+                self._on_attempt(event.request, event.job)
             case _:
                 pass
 
@@ -146,16 +164,22 @@ class MarketCheckers:
 
     def _on_end(self, end: JobFinished | JobDelivered | JobFailed | JobCancelled) -> None:
         asked = self._requests[end.request]
+        self._on_attempt(end.request, end.job)
         cost = sum(
             amount_due(self._agreements[job].prices, units, asked.output_units.get(job, 0))
             for job, units in asked.input_units.items()
         )
-        if end.paid != cost:
-            raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}")
+        ahead = asked.ahead(self._agreements)
+        if end.paid not in (cost, cost + ahead):
+            raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}, {ahead} may be ahead")
         if end.paid > asked.ceiling:
             raise Violation(f"a request paid {end.paid}, its ceiling was {asked.ceiling}")
         if end.output_units != len(asked.text):
             raise Violation(f"a request counts {end.output_units} units, {len(asked.text)} were shown")
+
+    def _on_attempt(self, request: Hash, job: MessageId) -> None:
+        if job in self._agreements and self._requests[request].first_job is None:
+            self._requests[request].first_job = job
 
     def _on_chunk(self, chunk: Chunk, disk: SimulatedDisk) -> None:
         dues = self._dues.setdefault(chunk.job, {})

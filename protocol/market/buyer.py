@@ -75,7 +75,7 @@ from protocol.messages.market import (
 )
 from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import AccountId, ChannelId, Hash, MessageId, MonotonicMs, NodeId
+from protocol.primitives.units import AccountId, Amount, ChannelId, Hash, MessageId, MonotonicMs, NodeId
 
 REPLICA_OF = "replica of"
 """Beginning of the first cause in the timeline of a request that belongs to a group; the group's id follows."""
@@ -330,9 +330,7 @@ class Buyer:
                 core.unconfirmed.setdefault(lane.node, {})[(lane.channel, lane.lane)] = None
             effects += self._restore_receipt(lane, row)
             if lane.job is not None and not self._awaited.restore(lane, row, now):
-                ahead = lane.position.cumulative > lane.start + lane.paid
-                how = LaneEnd.APART if ahead else LaneEnd.UNKNOWN
-                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False, ended=how))
+                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False))
                 stored = row(Table.JOB, lane.job)
                 if stored is not None:
                     effects.append(_failed_by_restart(decode(stored, JobRecord), lane, now))
@@ -425,5 +423,7 @@ def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
     reason, asked = "this node restarted while the job was under way", record.history[0].cause if record.history else ""
     if asked.startswith(REPLICA_OF):
         reason += f"; it was a {asked}"
+    if lane.ended is LaneEnd.APART:
+        lane = replace(lane, paid=Amount(min(lane.ceiling, lane.position.cumulative - lane.start)))
     failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

@@ -185,13 +185,14 @@ class BuyerBooks:
         assert held.job is not None
         assert held.paid == 0 <= amount <= held.ceiling
         voucher = self._next_voucher(held, amount, held.accumulator)
-        return self._keep(replace(held, position=position_after(voucher))), voucher
+        # Should this process end before an answer comes, the row says so.
+        return self._keep(replace(held, position=position_after(voucher), ended=LaneEnd.APART)), voucher
 
     def cover(self, channel: ChannelId, lane: Lane, delivered: Progress) -> Put:
         """What was paid ahead has been delivered."""
         held, due = self._channels[channel][lane], delivered.due
         assert held.start + due <= held.position.cumulative
-        return self._keep(replace(held, paid=due, input_units=delivered.input_units))
+        return self._keep(replace(held, paid=due, input_units=delivered.input_units, ended=LaneEnd.UNKNOWN))
 
     def pay(
         self, channel: ChannelId, lane: Lane, delivered: Progress, receipt: Hash | None

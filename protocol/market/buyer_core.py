@@ -152,7 +152,12 @@ class BuyerCore:
         if keep_lane:
             lane = self.books.hold(channel, number)
         else:
-            lane = self.books.end(channel, number, owed_back=owed_back, ended=_lane_end(job, attempt, fault))
+            ended = _lane_end(job, attempt, fault)
+            lane = self.books.end(channel, number, owed_back=owed_back, ended=ended)
+            if ended is LaneEnd.REFUSED:
+                job.stranded = Amount(job.stranded + attempt.unanswered)
+            elif attempt.unanswered:
+                attempt.paid = attempt.unanswered  # and owed back, or the provider's by its word
         effects: list[MarketEffect] = [lane, self.put_record(job, fault, reason)]
         if job.state is not BuyerState.DONE:
             effects += self._keep_statements(attempt)
@@ -160,7 +165,6 @@ class BuyerCore:
             self.unconfirmed.setdefault(attempt.node, {})[(agreement.channel, agreement.lane)] = None
         del self.by_job[attempt.job]
         job.spent = job.paid()
-        job.stranded = Amount(job.stranded + attempt.unanswered)
         job.attempt = None
         job.lost_until = None
         return effects

@@ -283,9 +283,9 @@ class Delivery:
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
-        stranded = job.stranded
+        spent = job.spent
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
-        job.stranded = stranded  # what was paid ahead on the lane counts for the next offer on it
+        job.spent = spent  # what was paid ahead on the lane counts for the next offer on it
         adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
         if adopted is not None:
             effects.append(adopted)

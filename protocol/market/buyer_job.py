@@ -187,7 +187,7 @@ class Attempt:
         """Envelope of the refusal or failure that ended the attempt."""
         self.progress: Progress = progress_start(job)
         self.paid = Amount(0)
-        """Price of the delivered chunks that a voucher covers."""
+        """Price of the delivered chunks that a voucher covers; in the end also what was paid ahead and not refused."""
         self.paid_ahead = False
         """Chunk 0 was paid with the agreement."""
         self.output: list[bytes] = []
@@ -277,7 +277,7 @@ class BuyerJob:
         self.spent = Amount(0)
         """Price of what earlier attempts were paid for."""
         self.stranded = Amount(0)
-        """What was paid ahead to earlier attempts that came to nothing: owed by their providers."""
+        """What was paid ahead to a provider that then had no room: it keeps it for the next job."""
         self.history: list[HistoryEntry] = []
         self.choose_until = MonotonicMs(now.monotonic_ms + request.choose_ms)
         self.total_until = MonotonicMs(now.monotonic_ms + request.total_ms)

