@@ -11,7 +11,7 @@ from collections.abc import Callable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from protocol.market.buyer_core import BuyerCore
+from protocol.market.buyer_core import BuyerCore, Whole
 from protocol.market.buyer_job import BuyerState
 from protocol.market.events import JobReceipted
 from protocol.market.records import (
@@ -19,11 +19,8 @@ from protocol.market.records import (
     BuyerLane,
     JobRecord,
     LaneEnd,
-    ReceiptRecord,
-    Side,
     awaited_key,
     noted,
-    receipt_rows,
 )
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import Delete, Dial, Notify, Now, Put, Table
@@ -33,7 +30,6 @@ from protocol.messages.market import Acceptance, Agreement, Chunk, Failure, Hist
 from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.units import AccountId, Hash, MessageId, MonotonicMs, NodeId, WorkUnits
-from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import Progress, chunk_hash
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
 
@@ -130,30 +126,22 @@ class AwaitedReceipts:
         except ReceiptInvalid:
             return []
         self._drop(job)
-        leaf = receipt_leaf(envelope_bytes)
-        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, each.progress, leaf)
-        assert proof is not None
-        kept = ReceiptRecord(
+        whole = Whole(
             job=job,
             request=row.record.request,
-            side=Side.BUYER,
-            channel=agreement.channel,
-            lane=agreement.lane,
-            bid=row.bid,
-            agreement=row.agreement,
-            acceptance=row.acceptance,
-            receipt=envelope_bytes,
-            final_voucher=b"",
-            leaf=leaf,
-            proof=proof,
+            agreement=agreement,
+            progress=each.progress,
+            bid_bytes=row.bid,
+            agreement_bytes=row.agreement,
+            acceptance_bytes=row.acceptance,
             salt=row.salt,
             input=row.input,
             output=row.output,
         )
-        core.unsealed[(agreement.channel, agreement.lane)] = kept
+        rows, voucher = core.acknowledge(whole, envelope_bytes)
         # In this order: whatever of it a crash leaves out, the disk shows a wait or a receipt, and never neither.
         return [
-            *receipt_rows(kept),
+            *rows,
             core.books.end(agreement.channel, agreement.lane, owed_back=False, ended=LaneEnd.RECEIPTED),
             Put(Table.JOB, job, encode(_receipted(row.record, now))),
             Delete(Table.JOB_STATEMENT, job),

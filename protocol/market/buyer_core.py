@@ -14,11 +14,19 @@ from protocol.market.events import AttemptFailed, JobCancelled, JobDelivered, Jo
 from protocol.market.ledger_view import LedgerView
 from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import JobRecord, JobStatements, LaneEnd, ReceiptRecord, waiting_key
+from protocol.market.records import (
+    JobRecord,
+    JobStatements,
+    LaneEnd,
+    ReceiptRecord,
+    Side,
+    receipt_rows,
+    waiting_key,
+)
 from protocol.market.requests import MarketEffect
 from protocol.messages.effects import CancelTimer, Delete, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Cancellation, FaultKind, Receipt, Voucher
+from protocol.messages.market import Agreement, Cancellation, FaultKind, Receipt, Voucher
 from protocol.primitives.codec import encode
 from protocol.primitives.units import (
     AccountId,
@@ -29,8 +37,11 @@ from protocol.primitives.units import (
     MessageId,
     MonotonicMs,
     NodeId,
+    Salt,
     SequenceNumber,
 )
+from protocol.settlement.accumulator import receipt_leaf
+from protocol.settlement.chunks import Progress
 
 ROOM = "buyer"
 
@@ -43,6 +54,21 @@ class Funding(Struct, frozen=True):
     """A channel transaction under way for one provider; ``deposits`` is what its channels held at that time."""
 
     deposits: Amount
+
+
+class Whole(Struct, frozen=True):
+    """A job that was delivered whole, as the record of its receipt keeps it; bids and statements as envelopes."""
+
+    job: MessageId
+    request: Hash
+    agreement: Agreement
+    progress: Progress
+    bid_bytes: bytes
+    agreement_bytes: bytes
+    acceptance_bytes: bytes
+    salt: Salt
+    input: bytes
+    output: bytes
 
 
 LaneName = tuple[ChannelId, Lane]
@@ -123,6 +149,35 @@ class BuyerCore:
     def send_voucher(self, voucher: Voucher, node: NodeId) -> MarketEffect:
         """Sign and send; the row that it comes from has been put before."""
         return SignAndSend(MessageKind.VOUCHER, encode(voucher), (node,))
+
+    def acknowledge(self, whole: Whole, receipt_bytes: bytes) -> tuple[tuple[Put, ...], Voucher]:
+        """Commit to a receipt that was judged good: the rows of its record, and the voucher that pays with it.
+
+        The caller puts the rows, and behind them the lane's, before it sends the voucher.
+        """
+        agreement = whole.agreement
+        leaf = receipt_leaf(receipt_bytes)
+        _, voucher, proof = self.books.pay(agreement.channel, agreement.lane, whole.progress, leaf)
+        assert proof is not None
+        record = ReceiptRecord(
+            job=whole.job,
+            request=whole.request,
+            side=Side.BUYER,
+            channel=agreement.channel,
+            lane=agreement.lane,
+            bid=whole.bid_bytes,
+            agreement=whole.agreement_bytes,
+            acceptance=whole.acceptance_bytes,
+            receipt=receipt_bytes,
+            final_voucher=b"",
+            leaf=leaf,
+            proof=proof,
+            salt=whole.salt,
+            input=whole.input,
+            output=whole.output,
+        )
+        self.unsealed[(agreement.channel, agreement.lane)] = record
+        return receipt_rows(record), voucher
 
     def tell_cancelled(self, job: BuyerJob, reason: str) -> list[MarketEffect]:
         """Let the provider know that it need not go on: now, or once there is a link to it again."""

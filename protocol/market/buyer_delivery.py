@@ -7,7 +7,7 @@ later is acknowledged then.
 """
 
 from protocol.market.awaited_receipts import AwaitedReceipts
-from protocol.market.buyer_core import BuyerCore, timer_key
+from protocol.market.buyer_core import BuyerCore, Whole, timer_key
 from protocol.market.buyer_job import (
     RECONCILIATIONS_MAX,
     RECONCILIATIONS_PER_LANE_MAX,
@@ -20,7 +20,7 @@ from protocol.market.buyer_job import (
 from protocol.market.buyer_opening import Opening
 from protocol.market.continuation import Continuity
 from protocol.market.events import JobAgreed, JobPrefilled, JobText
-from protocol.market.records import AwaitedReceipt, ReceiptRecord, Side, awaited_key, receipt_rows
+from protocol.market.records import AwaitedReceipt, awaited_key
 from protocol.market.requests import MarketEffect
 from protocol.market.terms import BOOKS_DIFFER, PASSING, too_short_lately
 from protocol.messages.effects import Notify, Now, Put, SetTimer, Table
@@ -30,7 +30,6 @@ from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, Fini
 from protocol.primitives.codec import encode
 from protocol.primitives.errors import MalformedMessage
 from protocol.primitives.units import AccountId, MonotonicMs, WorkUnits
-from protocol.settlement.accumulator import receipt_leaf
 from protocol.settlement.chunks import ChunkInvalid, check_chunk
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
 
@@ -125,31 +124,23 @@ class Delivery:
             check_receipt(receipt, signer, attempt.job, agreement, accepted_at, attempt.progress, commitment)
         except ReceiptInvalid as error:
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True, receipt_may_come=False)
-        leaf = receipt_leaf(envelope_bytes)
-        _, voucher, proof = core.books.pay(agreement.channel, agreement.lane, attempt.progress, leaf)
-        assert proof is not None
-        attempt.paid = attempt.progress.due
-        record = ReceiptRecord(
+        whole = Whole(
             job=attempt.job,
             request=job.request.request,
-            side=Side.BUYER,
-            channel=agreement.channel,
-            lane=agreement.lane,
-            bid=job.bid_bytes,
-            agreement=attempt.agreement_bytes,
-            acceptance=attempt.acceptance_bytes,
-            receipt=envelope_bytes,
-            final_voucher=b"",
-            leaf=leaf,
-            proof=proof,
+            agreement=agreement,
+            progress=attempt.progress,
+            bid_bytes=job.bid_bytes,
+            agreement_bytes=attempt.agreement_bytes,
+            acceptance_bytes=attempt.acceptance_bytes,
             salt=job.request.salt,
             input=job.asked.request.payload,
             output=output,
         )
-        core.unsealed[(agreement.channel, agreement.lane)] = record
+        rows, voucher = core.acknowledge(whole, envelope_bytes)
+        attempt.paid = attempt.progress.due
         # The end of the attempt puts the lane's row, which holds the voucher: before the voucher goes.
         return [
-            *receipt_rows(record),
+            *rows,
             *core.finish_done(job, receipt, now),
             core.send_voucher(voucher, attempt.node),
         ]
