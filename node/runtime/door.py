@@ -1,8 +1,9 @@
 """The door: every signature that a message carries is checked here, once, before the engine sees the message.
 
 Law: a check that held is remembered by the hash of key, message and signature, so that a transaction verified in gossip
-costs nothing in a block; a check that failed is never remembered. Many checks at once go to a thread in chunks: PyNaCl
-releases the interpreter lock, and below a handful the hop costs more than the check.
+costs nothing in a block; a check that failed is never remembered, nor is one of what a peer says to us alone, which
+hardly ever comes again. Many checks at once go to a thread in chunks: PyNaCl releases the interpreter lock, and below a
+handful the hop costs more than the check.
 """
 
 import asyncio
@@ -49,11 +50,11 @@ class Door:
         held, _ = await self.examine(checks)
         return held
 
-    async def examine(self, checks: Sequence[SignatureCheck]) -> tuple[bool, int]:
-        """Whether every signature holds, and how many had not been checked before."""
-        named = [(self._fingerprint(check), check) for check in checks]
-        unknown = [(fingerprint, check) for fingerprint, check in named if fingerprint not in self._held]
-        fresh = [check for _, check in unknown]
+    async def examine(self, checks: Sequence[SignatureCheck], *, once: bool = False) -> tuple[bool, int]:
+        """Whether every signature holds, and how many had not been checked before; of what comes but ``once`` nothing
+        is looked up or remembered."""
+        named = {} if once else {self._fingerprint(check): check for check in checks}
+        fresh = checks if once else [check for name, check in named.items() if name not in self._held]
         if len(fresh) <= INLINE_CHECKS_MAX:
             held = _all_hold(fresh)
         else:
@@ -64,6 +65,6 @@ class Door:
                 await asyncio.gather(*(loop.run_in_executor(self._executor, _all_hold, chunk) for chunk in chunks[1:]))
             )
         if held:
-            for fingerprint, _ in unknown:
-                self._remember(fingerprint)
+            for name in named:
+                self._remember(name)
         return held, len(fresh)

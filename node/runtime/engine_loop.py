@@ -143,7 +143,7 @@ class EngineLoop:
             return Use.CHATTER, 0
         message = self.engine.readable(message)
         checks = self.engine.checks(message)
-        held, fresh = await self._door.examine(checks)
+        held, fresh = await self._door.examine(checks, once=isinstance(message, Direct))
         if held:
             self.feed(Received(peer, message, DoorWork(len(checks), fresh)))
             return self.engine.usefulness.last, fresh
