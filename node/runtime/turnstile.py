@@ -85,6 +85,10 @@ class Turnstile:
             purse = self._purses[peer] = _Purse(rate, self._clock())
         return purse
 
+    def _entered(self, peer: NodeId) -> _Purse:
+        """The purse with which a peer has entered."""
+        return self._purses.get(peer) or self._purse(peer)
+
     def forget(self, peer: NodeId) -> None:
         """The link is gone. Its debt stays with the strangers' purse."""
         self._purses.pop(peer, None)
@@ -112,7 +116,7 @@ class Turnstile:
 
     def pay(self, peer: NodeId, cost_us: int, *, useful: bool) -> None:
         """A message was handled."""
-        purse = self._purse(peer)
+        purse = self._entered(peer)
         purse.turn_us += cost_us
         if useful:
             purse.earn(cost_us)
@@ -124,7 +128,7 @@ class Turnstile:
 
     def take_turn(self, peer: NodeId, cost_us: int) -> None:
         """A message was handled of which nobody can say what use it is."""
-        self._purse(peer).turn_us += cost_us
+        self._entered(peer).turn_us += cost_us
 
     def pay_for_answer(self, peer: NodeId, cost_us: int) -> None:
         """The peer was given what it had asked for: its own purse pays, nobody's time was wasted."""

@@ -57,7 +57,7 @@ class Seats:
     # Nodes
 
     def _nodes(self) -> dict[NodeId, dict[AuthorityId, None]]:
-        around = self.around()
+        around = self._state.sets_around
         if around is not self._seen:  # asked for each message of each link
             self._seen, self._holders = around, {}
             for found in around:
