@@ -29,20 +29,22 @@ from protocol.messages.effects import BlockDecided
 from protocol.primitives.codec import Message
 from protocol.primitives.units import Hash
 
-_QUIET = (
-    BlockDecided,
-    JobAgreed,
-    JobPrefilled,
-    JobProgressed,
-    JobText,
-    OfferPublished,
-    QuoteRevealed,
-    QuoteSealed,
-    ReplicaAgreed,
-    ReplicasCompared,
-    ReplicaText,
-    SaleAccepted,
-    TimelineTold,
+_QUIET: frozenset[type[Message]] = frozenset(
+    (
+        BlockDecided,
+        JobAgreed,
+        JobPrefilled,
+        JobProgressed,
+        JobText,
+        OfferPublished,
+        QuoteRevealed,
+        QuoteSealed,
+        ReplicaAgreed,
+        ReplicasCompared,
+        ReplicaText,
+        SaleAccepted,
+        TimelineTold,
+    )
 )
 """Not logged at info: a job's end says all of it, and one line for each block or renewal helps nobody."""
 
@@ -82,7 +84,7 @@ class Announcements:
             stream = self._streams.get(Hash(request))
             if stream is not None:
                 stream.add(event)
-        quiet = isinstance(event, _QUIET)
+        quiet = type(event) in _QUIET
         if quiet and not self._tells_all:
             return
         if isinstance(event, _PEERS_MAKE) and not self._has_room():

@@ -13,7 +13,7 @@ from protocol.primitives.units import Hash, HashField
 EVENTS_MAX = 65_536
 """More than a job of the largest output in chunks of one unit; a reader this far behind is gone."""
 
-_ON_THE_WAY = (JobProgressed, JobAgreed, JobPrefilled)
+_ON_THE_WAY = frozenset((JobProgressed, JobAgreed, JobPrefilled))
 _ON_THE_WAY_S = 0.01
 """Nobody sees a state change a hundredth of a second late; a job that takes less tells all of it in one piece."""
 
@@ -40,13 +40,13 @@ class EventStream:
 
     def add(self, event: Message) -> None:
         """Append one event; a stream that is full ends with ``StreamLost`` instead."""
-        if self.lost or (self._brief and isinstance(event, _ON_THE_WAY)):
+        if self.lost or (self._brief and type(event) in _ON_THE_WAY):
             return
         if len(self._waiting) >= self._events_max:
             self.lost = True
             event = StreamLost(self._request)
         self._waiting.append(event)
-        if not isinstance(event, _ON_THE_WAY):
+        if type(event) not in _ON_THE_WAY:
             self._ready.set()
         elif self._due is None and not self._ready.is_set():
             self._due = asyncio.get_running_loop().call_later(_ON_THE_WAY_S, self._ready.set)
