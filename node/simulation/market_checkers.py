@@ -77,6 +77,8 @@ class MarketCheckers:
         self._quotes: dict[MessageId, Quote] = {}
         self.auctioned = 0
         """Agreements at the price of a quote."""
+        self._unsigned: dict[LaneName, int] = {}
+        """What was paid ahead for agreements that a crash kept from being signed."""
         self.paid_ahead = 0
         """Vouchers for an input that nobody had processed yet."""
 
@@ -198,15 +200,24 @@ class MarketCheckers:
         if self._vouchers.setdefault((lane, voucher.sequence), payload) != payload:
             raise Violation(f"two vouchers with sequence {voucher.sequence} on one lane")
         delivered = ahead = 0
+        signed = False
         for job, agreement in self._agreements.items():
             if (agreement.channel, agreement.lane) != lane:
                 continue
+            # One for chunk 0, be it ahead, and one for each chunk that came.
+            place = voucher.sequence - agreement.sequence_start
+            signed = signed or 0 < place <= max(1, len(self._dues.get(job, ())))
             if job in self._dues:
                 delivered += max(self._dues[job].values())
             else:
                 ahead = max(ahead, input_due_at_most(agreement))
         if voucher.cumulative > delivered:
             self.paid_ahead += 1
+            if not signed:
+                # Its row was on the disk when its node crashed, its agreement not signed yet: claimed back since.
+                most = max(map(input_due_at_most, self._agreements.values()))
+                self._unsigned[lane] = self._unsigned.get(lane, 0) + min(voucher.cumulative - delivered, most)
+        ahead += self._unsigned.get(lane, 0)
         if voucher.cumulative > delivered + ahead:
             raise Violation(f"a voucher promises {voucher.cumulative} for {delivered} delivered, {ahead} ahead at most")
 

@@ -115,11 +115,11 @@ def step_9_row_journal(database: Database) -> None:
 
 def step_10_ends_of_lanes(database: Database) -> None:
     """How a lane's last job ended; of earlier ones nothing is known that would let an input be paid ahead."""
-    for name, fields_before, unknown in (("buyer_lane", 15, 0), ("seller_lane", 18, False)):
+    for name, fields_before, unknown in (("buyer_lane", 15, (0, 0)), ("seller_lane", 18, (False,))):
         for key, value in database.conn.execute(f"SELECT key, value FROM {name}").fetchall():
             fields = msgspec.msgpack.decode(value)
             if len(fields) == fields_before:
-                database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, unknown]), key))
+                database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, *unknown]), key))
 
 
 def step_1_signatures(database: Database) -> None:

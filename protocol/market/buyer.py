@@ -151,7 +151,7 @@ class Buyer:
             case Receipt():
                 return self._delivery.receipt(job, attempt, payload, envelope, envelope_bytes, now)
             case Refusal():
-                attempt.ending_bytes = envelope_bytes
+                attempt.ending_bytes, attempt.refused = envelope_bytes, True
                 return self._delivery.refused(job, attempt, payload, now)
             case Failure():
                 attempt.ending_bytes = envelope_bytes
@@ -330,7 +330,8 @@ class Buyer:
                 core.unconfirmed.setdefault(lane.node, {})[(lane.channel, lane.lane)] = None
             effects += self._restore_receipt(lane, row)
             if lane.job is not None and not self._awaited.restore(lane, row, now):
-                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False))
+                how = core.books.unheard(lane.channel, lane.lane)
+                effects.append(core.books.end(lane.channel, lane.lane, how, owed_back=False))
                 stored = row(Table.JOB, lane.job)
                 if stored is not None:
                     effects.append(_failed_by_restart(decode(stored, JobRecord), lane, now))
@@ -423,7 +424,7 @@ def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
     reason, asked = "this node restarted while the job was under way", record.history[0].cause if record.history else ""
     if asked.startswith(REPLICA_OF):
         reason += f"; it was a {asked}"
-    if lane.ended is LaneEnd.APART:
+    if lane.ended is LaneEnd.APART and not lane.paid:
         lane = replace(lane, paid=Amount(min(lane.ceiling, lane.position.cumulative - lane.start)))
     failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

@@ -3,7 +3,7 @@
 Law: for every channel the sum over its lanes of what was promised, or may yet be promised to the job that uses the
 lane, stays within the deposit. A voucher never says less than the one before; a provider's debt shows as a lower start
 of the next job on the lane. A lane is put on disk by the caller before any voucher of it leaves. What is paid ahead,
-owed and written off stays, each, below a share of what the provider has delivered.
+owed and dropped on a provider's word stays, all together, below a share of what that provider has delivered.
 """
 
 from collections.abc import Iterable
@@ -32,9 +32,6 @@ from protocol.settlement.accumulator import EMPTY, Accumulator, MembershipProof
 from protocol.settlement.chunks import Progress
 from protocol.settlement.vouchers import LanePosition, position_after, unused_lane
 
-WRITE_OFF_PERMILLE = 50
-"""Of what a provider delivered, so much is left to its word where a link or this node failed at the wrong moment."""
-
 
 class _Dealings(Struct):
     """Sums over a provider's lanes, kept up with them."""
@@ -43,8 +40,13 @@ class _Dealings(Struct):
     """What was earned, or is covered of the live jobs."""
     ahead: int = 0
     """What vouchers say beyond that: debts, and what was paid ahead."""
-    written_off: int = 0
-    """Claims dropped on its word since this process began."""
+    dropped: int = 0
+    """Claims that its word has ended."""
+
+    def allows(self, more: int, share_permille: int) -> bool:
+        """Whether so much more may be risked with it. What may be paid ahead may be dropped later, so that nobody is
+        blamed for what only the provider can know."""
+        return (self.ahead + self.dropped + more) * 1000 <= self.delivered * share_permille
 
 
 class BuyerBooks:
@@ -99,14 +101,12 @@ class BuyerBooks:
         if held is None or dealings is None or held.ended not in (LaneEnd.RECEIPTED, LaneEnd.REFUSED):
             return False
         more = max(0, terms.cumulative_start + amount - held.position.cumulative)
-        return share_permille > 0 and (dealings.ahead + more) * 1000 <= dealings.delivered * share_permille
+        return share_permille > 0 and dealings.allows(more, share_permille)
 
-    def may_write_off(self, channel: ChannelId, lane: Lane, claim: int) -> bool:
-        """Whether a claim on a lane may be dropped on the provider's word, as nobody else can know."""
+    def may_drop(self, channel: ChannelId, lane: Lane, share_permille: int) -> bool:
+        """Whether what is claimed on a lane may be dropped on the provider's word, as nobody else can know."""
         held = self._channels[channel][lane]
-        dealings = self._dealings[held.provider]
-        dropped = dealings.written_off + claim
-        return held.ended is LaneEnd.APART and dropped * 1000 <= dealings.delivered * WRITE_OFF_PERMILLE
+        return held.ended is LaneEnd.APART and self._dealings[held.provider].allows(0, share_permille)
 
     def in_use(self, channel: ChannelId) -> bool:
         """Whether a job has a lane of this channel."""
@@ -173,6 +173,7 @@ class BuyerBooks:
             last_receipt=held.last_receipt if held is not None else None,
             retired=False,
             ended=held.ended if held is not None else LaneEnd.UNKNOWN,
+            dropped=held.dropped if held is not None else Amount(0),
         )
         return self._keep(row)
 
@@ -219,15 +220,18 @@ class BuyerBooks:
         )
         return self._keep(row), voucher, proof
 
-    def end(self, channel: ChannelId, lane: Lane, *, owed_back: bool, ended: LaneEnd | None = None) -> Put:
-        """The lane's job is over. ``owed_back``: the provider took the input's price and delivered nothing for it.
-
-        ``ended`` is how, ``None`` for a job that nothing was paid for: it leaves the lane as it was.
-        """
+    def end(self, channel: ChannelId, lane: Lane, ended: LaneEnd, *, owed_back: bool) -> Put:
+        """The lane's job is over. ``owed_back``: the provider took the input's price and delivered nothing for it."""
         held = self._channels[channel][lane]
         assert held.job is not None
-        earned = Amount(held.start + (0 if owed_back else held.paid))
-        return self._keep(replace(held, job=None, earned=earned, ended=held.ended if ended is None else ended))
+        return self._keep(
+            replace(held, job=None, earned=Amount(held.start + (0 if owed_back else held.paid)), ended=ended)
+        )
+
+    def unheard(self, channel: ChannelId, lane: Lane) -> LaneEnd:
+        """How a lane's job ends of which nothing has come: what the provider has done for it by now, it alone knows."""
+        held = self._channels[channel][lane]
+        return LaneEnd.UNKNOWN if held.paid or held.ended is LaneEnd.UNKNOWN else LaneEnd.APART
 
     def hold(self, channel: ChannelId, lane: Lane) -> Put:
         """The lane's job is paid whole and only its receipt is missing: nothing more is kept free for it."""
@@ -280,8 +284,9 @@ class BuyerBooks:
         if voucher.sequence == ours.sequence:
             if theirs != ours or debt >= buyer_debt(held):
                 return None
-            self._dealings[held.provider].written_off += buyer_debt(held) - debt
-            return self._keep(replace(held, earned=Amount(ours.cumulative - debt), ended=LaneEnd.UNKNOWN))
+            dropped = Amount(held.dropped + buyer_debt(held) - debt)
+            earned = Amount(ours.cumulative - debt)
+            return self._keep(replace(held, earned=earned, ended=LaneEnd.UNKNOWN, dropped=dropped))
         if voucher.cumulative < ours.cumulative:
             return None
         lost = (theirs.receipts_count, theirs.receipts_root) != (ours.receipts_count, ours.receipts_root)
@@ -323,9 +328,10 @@ class BuyerBooks:
 
     def _count(self, row: BuyerLane, sign: int) -> None:
         dealings = self._dealings.setdefault(row.provider, _Dealings())
-        delivered = row.earned if row.job is None else row.start + row.paid
-        dealings.delivered += sign * delivered
-        dealings.ahead += sign * max(0, row.position.cumulative - delivered)
+        earned = row.earned if row.job is None else row.start + row.paid
+        dealings.delivered += sign * (earned - row.dropped)
+        dealings.ahead += sign * max(0, row.position.cumulative - earned)
+        dealings.dropped += sign * row.dropped
 
     @staticmethod
     def _next_voucher(held: BuyerLane, due: Amount, accumulator: Accumulator) -> Voucher:

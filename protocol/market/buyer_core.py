@@ -207,8 +207,8 @@ class BuyerCore:
         if keep_lane:
             lane = self.books.hold(channel, number)
         else:
-            ended = _lane_end(job, attempt, fault)
-            lane = self.books.end(channel, number, owed_back=owed_back, ended=ended)
+            ended = self._lane_end(job, attempt)
+            lane = self.books.end(channel, number, ended, owed_back=owed_back)
             if ended is LaneEnd.REFUSED:
                 job.stranded = Amount(job.stranded + attempt.unanswered)
             elif attempt.unanswered:
@@ -223,6 +223,16 @@ class BuyerCore:
         job.attempt = None
         job.lost_until = None
         return effects
+
+    def _lane_end(self, job: BuyerJob, attempt: Attempt) -> LaneEnd:
+        channel, number = attempt.agreement.channel, attempt.agreement.lane
+        if job.state is BuyerState.DONE:
+            return LaneEnd.RECEIPTED
+        if attempt.refused:
+            held = self.books.lane(channel, number)
+            assert held is not None
+            return LaneEnd.REFUSED if attempt.paid_ahead else held.ended
+        return LaneEnd.UNKNOWN if attempt.ending_bytes else self.books.unheard(channel, number)
 
     def _keep_statements(self, attempt: Attempt) -> list[MarketEffect]:
         """What shows, without a receipt, how far the attempt was delivered and paid."""
@@ -326,16 +336,6 @@ class BuyerCore:
         assert state in TRANSITIONS[job.state]
         job.state = state
         job.note(now.wall_ms, state.value, cause)
-
-
-def _lane_end(job: BuyerJob, attempt: Attempt, fault: FaultKind | None) -> LaneEnd | None:
-    if job.state is BuyerState.DONE:
-        return LaneEnd.RECEIPTED
-    if attempt.paid_ahead and not attempt.progress.chunks:
-        if fault is FaultKind.CAPACITY:
-            return LaneEnd.REFUSED
-        return LaneEnd.UNKNOWN if fault is FaultKind.PROVIDER else LaneEnd.APART
-    return LaneEnd.UNKNOWN if attempt.paid else None
 
 
 def timer_key(job: BuyerJob) -> TimerKey:

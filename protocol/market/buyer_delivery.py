@@ -76,6 +76,7 @@ class Delivery:
         try:
             progress = check_chunk(attempt.job, attempt.agreement, attempt.progress, chunk, envelope.payload)
         except ChunkInvalid as error:
+            attempt.ending_bytes = envelope_bytes
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
         held = len(job.asked.output) + attempt.output_bytes
         if held + len(chunk.payload) > self._core.policy.output_bytes_max:
@@ -265,8 +266,10 @@ class Delivery:
         theirs = self._own_voucher(refusal, attempt)
         if lane is None or theirs is None or theirs.sequence != lane.position.sequence:
             return False
-        claim = lane.position.cumulative - agreement.cumulative_start - refusal.debt
-        return claim > 0 and not self._core.books.may_write_off(agreement.channel, agreement.lane, claim)
+        if refusal.debt >= lane.position.cumulative - agreement.cumulative_start:
+            return False
+        share = self._core.policy.pay_ahead_permille
+        return not self._core.books.may_drop(agreement.channel, agreement.lane, share)
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
         """Our books and the provider's differ: bring them together, then offer again on the same lane."""
@@ -274,9 +277,7 @@ class Delivery:
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
-        spent = job.spent
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
-        job.spent = spent  # what was paid ahead on the lane counts for the next offer on it
         adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
         if adopted is not None:
             effects.append(adopted)

@@ -169,6 +169,7 @@ class Attempt:
         "paid_ahead",
         "progress",
         "quiet",
+        "refused",
     )
 
     def __init__(self, job: MessageId, agreement: Agreement, continuity: Continuity) -> None:
@@ -184,7 +185,9 @@ class Attempt:
         self.chunk_bytes = b""
         """Envelope of the last chunk that was verified."""
         self.ending_bytes = b""
-        """Envelope of the refusal or failure that ended the attempt."""
+        """Envelope of the refusal, the failure or the invalid chunk that ended the attempt."""
+        self.refused = False
+        """The provider did not take the job."""
         self.progress: Progress = progress_start(job)
         self.paid = Amount(0)
         """Price of the delivered chunks that a voucher covers; in the end also what was paid ahead and not refused."""

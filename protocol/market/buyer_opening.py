@@ -11,7 +11,7 @@ from protocol.market.continuation import Asked, Continuity, asked_behind, contin
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.matching import NO_FREE_SLOTS, Match, NoMatch, Want, match_offer
 from protocol.market.offer_search import best_offer, quote
-from protocol.market.records import attempt_key
+from protocol.market.records import PAID_AHEAD, attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.messages.effects import Dial, Now, Put, Send, SetTimer, SignAndSend, Table
 from protocol.messages.envelope import message_id
@@ -284,6 +284,8 @@ class Opening:
         attempt.paid_ahead = (
             request.input_units_certain
             and job.attempts == 0
+            # Should it be refused, the ceiling covers whoever takes the job then.
+            and ahead + match.price_at_limits <= job.request.price_ceiling
             and core.books.may_pay_ahead(terms, provider, ahead, share)
         )
         job.attempt = attempt
@@ -295,7 +297,7 @@ class Opening:
         if attempt.paid_ahead:
             lane_put, voucher = core.books.pay_ahead(channel, lane, ahead)
             paid.append(core.send_voucher(voucher, node))
-            how = ", its input paid ahead"
+            how = f", {PAID_AHEAD}"
         entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{how}", now)
         return [
             lane_put,

@@ -47,6 +47,9 @@ from protocol.settlement.vouchers import LanePosition
 CHUNKS = "chunks"
 """State of a history entry that stands for chunks that came and were paid one after the other."""
 
+PAID_AHEAD = "its input paid ahead"
+"""End of the cause under which an agreement was sent that chunk 0's voucher went with."""
+
 LEFT_OUT = "left out"
 """State of the entry that stands for those which a full history had no room for; its ``chunks`` counts them."""
 
@@ -55,15 +58,15 @@ _HISTORY_HEAD = HISTORY_ENTRIES_MAX // 2
 
 
 class LaneEnd(IntEnum):
-    """How a lane's last job that was paid, or paid ahead, came to its end; by it a debt on the lane is judged."""
+    """How a lane's last job came to its end; by it a debt on the lane is judged."""
 
     UNKNOWN = 0
-    """Not by its receipt, and by nothing below."""
+    """With something paid and no receipt, or by a failure that the provider signed."""
     RECEIPTED = 1
     REFUSED = 2
     """Paid ahead and not taken: what the provider owes is no failure of its own."""
     APART = 3
-    """Paid ahead, and ended here before an answer came: only the provider knows what it had done by then."""
+    """Before anything was delivered, on a lane where all was well: only the provider knows what it had done by then."""
 
 
 class BuyerLane(Message, frozen=True):
@@ -94,6 +97,8 @@ class BuyerLane(Message, frozen=True):
     output_units: WorkUnitsField = WorkUnits(0)
     """What ``paid`` is for: known after a restart too."""
     ended: LaneEnd = LaneEnd.UNKNOWN
+    dropped: AmountField = Amount(0)
+    """Claims that were dropped on the provider's word; ``earned`` counts them as earned."""
 
 
 class SellerLane(Message, frozen=True):
@@ -175,7 +180,7 @@ class JobStatements(Message, frozen=True):
     chunk: bytes
     """The last chunk that was verified."""
     ending: bytes
-    """The other side's refusal, failure or cancellation."""
+    """The other side's refusal, failure or cancellation, or its chunk that breaks the agreement."""
     voucher: bytes = b""
     """The buyer's last voucher for it, on the buyer's side; the provider has it in its lane's row."""
 

@@ -117,9 +117,8 @@ class Seller:
         signer = AccountId(envelope.sender)
         match payload:
             case Voucher():
-                if self._intake.paid_ahead(payload, signer, envelope_bytes):
-                    return []
-                return self._selling.voucher(payload, signer, envelope_bytes, now)
+                held = self._intake.paid_ahead(payload, signer, envelope_bytes)
+                return held or self._selling.voucher(payload, signer, envelope_bytes, now)
             case Bid():
                 return self._intake.bid(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
             case Agreement():

@@ -162,15 +162,15 @@ class Intake:
         self._inputs[(peer, job_input.job)] = job_input
         return []
 
-    def paid_ahead(self, voucher: Voucher, signer: AccountId, envelope_bytes: bytes) -> bool:
-        """True if a voucher belongs to an agreement that is not decided yet: it waits with it."""
+    def paid_ahead(self, voucher: Voucher, signer: AccountId, envelope_bytes: bytes) -> list[MarketEffect]:
+        """A voucher that belongs to an agreement which is not decided yet waits with it; nothing for any other."""
         for arrival in self._arrivals.values():
             agreement = arrival.agreement
             named = (agreement.channel, agreement.lane, agreement.sequence_start + 1, arrival.signer)
             if named == (voucher.channel, voucher.lane, voucher.sequence, signer):
                 arrival.voucher, arrival.voucher_bytes = voucher, envelope_bytes
-                return True
-        return False
+                return [SetTimer(_hold_key(arrival), arrival.until)]
+        return []
 
     def forget_peer(self, peer: NodeId) -> None:
         """Its link is gone: inputs without an agreement go with it."""
@@ -262,6 +262,7 @@ class Intake:
         job.note(now.wall_ms, "accepted")
         job.pulling = True
         acceptance = Acceptance(job.job, job.accepted_at)
+        begun = core.books.begin(agreement, job.job)
         return [
             # The worker may begin while the promise goes to disk: it releases nothing by itself.
             OpenWork(
@@ -276,7 +277,8 @@ class Intake:
                 buyer=agreement.buyer,
             ),
             PullWork(job.job),
-            core.books.begin(agreement, job.job),
+            # What was paid ahead is in the lane's row with the job, or neither is: it comes below.
+            *([begun] if arrival.voucher is None else []),
             Put(Table.JOB, job.job, encode(job.record())),
             *settled,
             SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance)),

@@ -106,10 +106,10 @@ def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
     before = Schema("store", steps[: steps.index(step_8_work_of_a_lane)])
     database = open_database(path, before, exclusive=False)
     with database.conn:
-        for name, row in (("buyer_lane", bought_lane), ("seller_lane", sold_lane)):
-            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-3])
+        for name, row, added in (("buyer_lane", bought_lane, 2), ("seller_lane", sold_lane, 1)):
+            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[: -2 - added])
             database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"old", old))
-            newer = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-1])
+            newer = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-added])
             database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"newer", newer))
     database.close()
     opened = Store.open(path, make_genesis())
@@ -130,8 +130,8 @@ def test_lanes_of_the_version_before_that_wait_in_the_journal_are_taken_up(tmp_p
     before = Store.open(path, make_genesis())
     with before.database.conn:
         before.database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (step_10_ends_of_lanes.__name__,))
-    for table, row in ((Table.BUYER_LANE, bought_lane), (Table.SELLER_LANE, sold_lane)):
-        before.commit([Put(table, b"lane", msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-1]))])
+    for table, row, added in ((Table.BUYER_LANE, bought_lane, 2), (Table.SELLER_LANE, sold_lane, 1)):
+        before.commit([Put(table, b"lane", msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-added]))])
     shutil.copytree(tmp_path, tmp_path / "killed", ignore=lambda folder, names: ["killed", "store.sqlite.lock"])
     before.close()
     opened = Store.open(tmp_path / "killed" / "store.sqlite", make_genesis())
