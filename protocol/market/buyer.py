@@ -390,8 +390,8 @@ class Buyer:
             if not (job.bid_bytes and attempt.agreement_bytes):
                 return []
             return [
-                Send(attempt.node, Direct(job.bid_bytes)),
                 Send(attempt.node, Direct(attempt.agreement_bytes)),
+                Send(attempt.node, Direct(job.bid_bytes)),
                 *(self._last_voucher(attempt) if attempt.paid_ahead else []),
                 Send(attempt.node, JobInput(attempt.job, job.request.salt, job.asked.request.payload)),
             ]

@@ -304,8 +304,8 @@ class Opening:
             *core.waits_no_more(job),
             core.put_record(job),
             Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
-            *messages,  # a bid binds nobody, but nobody looks at it before the agreement: they share a frame
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
+            *messages,  # behind the agreement: a bid that nobody waits for is of no use to a provider
             *paid,
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,

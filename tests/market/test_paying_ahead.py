@@ -107,8 +107,8 @@ def test_who_has_delivered_is_paid_ahead_and_answers_at_once() -> None:
     town.start(certain(1))
     town.run()
     assert said == [
-        "buyer Bid",
         "buyer Agreement",
+        "buyer Bid",
         "buyer Voucher",
         "seller Acceptance",
         "seller Chunk",
@@ -427,7 +427,7 @@ def test_it_waits_with_an_agreement_that_waits_for_the_ledger() -> None:
     # The provider's ledger lags: a top-up that the buyer has seen has not come here yet.
     town.ledger.channels[channel] = replace(known, deposit=Amount(2 * WHOLE))
     town.run()
-    assert said == ["buyer Bid", "buyer Agreement", "buyer Voucher"]
+    assert said == ["buyer Agreement", "buyer Bid", "buyer Voucher"]
     town.ledger.channels[channel] = known
     town.decide()
     town.run()
