@@ -201,7 +201,8 @@ class Intake:
         patient = now.monotonic_ms < arrival.until
         held = self._bids.get(arrival.agreement.bid)
         try:
-            if held is not None:
+            # Judged once, when all is here; what stays incomplete is judged by what there is.
+            if held is not None and (arrival.job_input is not None or not patient):
                 self._check(arrival, held, now)
             if held is not None and arrival.job_input is not None:
                 return self._accept(arrival, held, arrival.job_input, now)
