@@ -47,10 +47,10 @@ from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
 from protocol.market.records import (
     BACKOFF_KEY,
+    PAID_AHEAD,
     WAITING_PREFIX,
     BuyerLane,
     JobRecord,
-    LaneEnd,
     ReceiptRecord,
     ended_by_restart,
     waiting_ended,
@@ -424,7 +424,7 @@ def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
     reason, asked = "this node restarted while the job was under way", record.history[0].cause if record.history else ""
     if asked.startswith(REPLICA_OF):
         reason += f"; it was a {asked}"
-    if lane.ended is LaneEnd.APART and not lane.paid:
+    if not lane.paid and any(entry.cause.endswith(PAID_AHEAD) for entry in record.history):
         lane = replace(lane, paid=Amount(min(lane.ceiling, lane.position.cumulative - lane.start)))
     failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

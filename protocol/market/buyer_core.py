@@ -210,7 +210,7 @@ class BuyerCore:
             ended = self._lane_end(job, attempt)
             lane = self.books.end(channel, number, ended, owed_back=owed_back)
             if ended is LaneEnd.REFUSED:
-                job.stranded = Amount(job.stranded + attempt.unanswered)
+                job.stranded = Amount(job.stranded + max(0, attempt.unanswered - attempt.paid))
             elif attempt.unanswered:
                 attempt.paid = attempt.unanswered  # and owed back, or the provider's by its word
         effects: list[MarketEffect] = [lane, self.put_record(job, fault, reason)]
@@ -268,7 +268,7 @@ class BuyerCore:
         """Delivered, paid and receipted."""
         units, chunks = job.output_units(), job.asked.pieces + receipt.chunks
         self._note_end(job, BuyerState.DONE, "receipt acknowledged, last chunk paid", now)
-        self.backoff.succeeded(receipt.provider)
+        self.backoff.succeeded(receipt.provider, disputed=bool(job.reconciled))
         effects = self.end_attempt(job, None, "", owed_back=False)
         effects += self.close(job)
         finished = JobFinished(job.request.request, receipt.job, receipt, job.paid(), units, chunks)

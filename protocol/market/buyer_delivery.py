@@ -29,7 +29,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
 from protocol.primitives.codec import encode
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.units import AccountId, MonotonicMs, WorkUnits
+from protocol.primitives.units import AccountId, Amount, MonotonicMs, WorkUnits
 from protocol.settlement.chunks import ChunkInvalid, check_chunk
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
 
@@ -268,6 +268,8 @@ class Delivery:
             return False
         if refusal.debt >= lane.position.cumulative - agreement.cumulative_start:
             return False
+        if attempt.paid_ahead:
+            return True  # it refuses the job, so it has earned nothing with it
         share = self._core.policy.pay_ahead_permille
         return not self._core.books.may_drop(agreement.channel, agreement.lane, share)
 
@@ -277,6 +279,10 @@ class Delivery:
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
+        lane = core.books.lane(agreement.channel, agreement.lane)
+        if lane is not None and attempt.paid_ahead and self._disputed(attempt, refusal):
+            # The claim is dropped below: what was paid ahead is spent then, for nothing.
+            attempt.paid = Amount(lane.position.cumulative - agreement.cumulative_start - refusal.debt)
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
         adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
         if adopted is not None:

@@ -144,11 +144,14 @@ class SellerBooks:
         redeemed: tuple[LanePosition, ...],
         released: Progress | None,
         now: TimestampMs,
+        *,
+        owed: bool = False,
     ) -> Taken:
         """Judge a voucher for a lane and keep it if it counts. Raises ``VoucherInvalid``.
 
         ``released`` is what the lane's live job has come to with the chunk that this voucher pays, ``None`` when the
-        lane has no job: then any rise is welcome, and is owed back if nothing is known that was worked for it.
+        lane has no job: then any rise is welcome, and is owed back if nothing is known that was worked for it, or if it
+        is for a job that was refused (``owed``).
         """
         held = self._channels[voucher.channel][voucher.lane]
         check_voucher(
@@ -185,7 +188,7 @@ class SellerBooks:
             position=position_after(voucher),
             accumulator=accumulator,
             voucher=envelope_bytes,
-            earned=self._earned_after(held, voucher) if released is None else held.earned,
+            earned=self._earned_after(held, voucher) if released is None and not owed else held.earned,
             pending=None if proof is not None else held.pending,
             pending_job=None if proof is not None else held.pending_job,
             unredeemed_since=held.unredeemed_since or now,

@@ -63,8 +63,10 @@ class Selling:
         elif job.state is SellerState.WORKING:
             self._core.kept.chunk_missed(model, job.agreement.chunk_units, waited_ms)
 
-    def voucher(self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
-        """The buyer pays, for a live job or late."""
+    def voucher(
+        self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now, *, refused: bool = False
+    ) -> list[MarketEffect]:
+        """The buyer pays, for a live job or late; ``refused``: ahead, for a job that this node does not take."""
         core = self._core
         lane = core.books.lane(voucher.channel, voucher.lane)
         # [IGNORE] for a lane that we know, from its buyer, newer than the best one
@@ -78,10 +80,20 @@ class Selling:
         # [IGNORE] for a chunk that is not out yet
         if job is not None and SaleInput.VOUCHER not in TAKES[job.state]:
             return []
+        # [IGNORE] for a job behind the live one: it comes again when that is over
+        if job is not None and refused:
+            return []
         released = _paid_for(job) if job is not None else None
         try:
             taken = core.books.take(
-                voucher, envelope_bytes, core.own, facts.deposit, facts.redeemed, released, now.wall_ms
+                voucher,
+                envelope_bytes,
+                core.own,
+                facts.deposit,
+                facts.redeemed,
+                released,
+                now.wall_ms,
+                owed=refused,
             )
         except VoucherInvalid as error:
             return core.fail(job, FaultKind.USER, str(error), now, ours=False) if job is not None else []
@@ -157,8 +169,10 @@ class Selling:
             job.paid_ahead = True
             return []
         job.paid = job.progress.due
-        job.chunks_paid = job.chunks_answered = job.progress.chunks
-        job.unanswered.clear()
+        job.chunks_paid = job.progress.chunks
+        if job.chunks_paid > 1:  # chunk 0's may have been on its way before the chunk
+            job.chunks_answered = job.chunks_paid
+            job.unanswered.clear()
         if job.state is SellerState.AWAIT_FINAL:
             cause = "paid and receipt acknowledged" if taken.receipted == job.job else "paid without the receipt"
             return core.end(job, SellerState.DONE, None, cause, job.progress.due, now)

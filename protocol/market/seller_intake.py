@@ -4,7 +4,8 @@ Law: everything held here is bounded, by count, by bytes and by time, and no pee
 ledger may cure waits for the next block, what nothing can cure is refused at once, with the fault named.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -62,8 +63,12 @@ EARLY_INPUTS_PER_PEER_MAX = 4
 _TOO_MANY = TermsRefused(FaultKind.CAPACITY, TOO_MANY_WAIT)
 
 
-Paying = Callable[[Voucher, AccountId, bytes, Now], list[MarketEffect]]
-"""What takes a voucher: the voucher, its signer, its envelope, the time."""
+class Paying(Protocol):
+    """What takes a voucher, for a job that is taken or one that is refused."""
+
+    def __call__(
+        self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now, *, refused: bool = False
+    ) -> list[MarketEffect]: ...
 
 
 class HeldBid(Struct, frozen=True):
@@ -183,7 +188,7 @@ class Intake:
         arrival = self._arrivals.get(job)
         if arrival is None or arrival.signer != signer:
             return []
-        return [*self._settle(arrival), *self._take_voucher(arrival, now)]
+        return [*self._settle(arrival), *self._take_voucher(arrival, now, refused=True)]
 
     def expired(self, job: MessageId, now: Now) -> list[MarketEffect]:
         """An arrival has waited long enough."""
@@ -289,10 +294,10 @@ class Intake:
             *self._take_voucher(arrival, now),
         ]
 
-    def _take_voucher(self, arrival: Arrival, now: Now) -> list[MarketEffect]:
+    def _take_voucher(self, arrival: Arrival, now: Now, *, refused: bool = False) -> list[MarketEffect]:
         if arrival.voucher is None:
             return []
-        return self._pay(arrival.voucher, arrival.signer, arrival.voucher_bytes, now)
+        return self._pay(arrival.voucher, arrival.signer, arrival.voucher_bytes, now, refused=refused)
 
     def _settle(self, arrival: Arrival) -> list[MarketEffect]:
         self._arrivals.pop(arrival.job, None)
@@ -311,7 +316,7 @@ class Intake:
         return [
             SignAndSend(MessageKind.REFUSAL, encode(refusal), (arrival.peer,)),
             Notify(SaleRefused(arrival.job, arrival.signer, refused.fault, reason)),
-            *self._take_voucher(arrival, now),
+            *self._take_voucher(arrival, now, refused=True),
         ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from protocol.market.events import AttemptFailed, JobFailed, JobFinished
+from protocol.market.events import AttemptFailed, JobFailed, JobFinished, SaleEnded
 from protocol.market.policies import BuyerPolicy
 from protocol.market.records import (
     PAID_AHEAD,
@@ -233,3 +233,81 @@ def test_it_is_told_that_the_input_was_paid_ahead() -> None:
     assert isinstance(finished, JobFinished)
     own = decode(town.buyer.disk[(Table.JOB, finished.job)], JobRecord)
     assert PAID_AHEAD in {line.cause for line in merged((AttemptStory(1, own, None),), ())}
+
+
+def test_a_job_behind_a_debt_says_nothing_of_that_debt_after_a_restart() -> None:
+    town = acquainted()
+    town.seller.worker = Worker(silent_from=0)
+    town.start(certain(1))
+    town.run()
+    town.do(town.buyer, town.buyer.buyer.cancel(certain(1).request, "changed my mind", town.now))
+    town.run()
+    assert books_of(town)[0].ended is LaneEnd.APART
+    town.start(request(2))
+    while not town.seller.seller.jobs():
+        town.busy()[0]()
+    [job] = [each.job for each in town.seller.seller.jobs()]
+    town.run()
+    town.crash(town.buyer)
+    town.link(town.buyer, town.seller)
+    town.run()
+    sold = decode(town.seller.disk[(Table.JOB, job)], JobRecord)
+    bought = decode(town.buyer.disk[(Table.JOB, job)], JobRecord)
+    assert (bought.paid, sold.paid) == (0, 0)
+
+
+def test_a_voucher_ahead_that_comes_late_does_not_show_that_its_chunk_was_heard() -> None:
+    town = acquainted()
+    town.start(certain(1))
+    town.hand_all_back(town.buyer)
+    queue = town.links[(town.buyer.node, town.seller.node)]
+    [late] = [sent for sent in queue if isinstance(sent, bytes) and isinstance(open_envelope(sent)[1], Voucher)]
+    queue.remove(late)
+    while queue:
+        town.deliver((town.buyer.node, town.seller.node))
+    town.work(town.seller)  # chunk 0 is out
+    queue.append(late)
+    town.deliver((town.buyer.node, town.seller.node))
+    town.unlink(town.buyer, town.seller)
+    town.link(town.buyer, town.seller)
+    town.run()
+    assert town.buyer.told(JobFinished)
+
+
+def test_what_was_paid_ahead_for_a_refused_job_ends_no_job_before_it() -> None:
+    town = acquainted()
+    town.start(certain(1))
+    until(town, Receipt)
+    until(town, Voucher, lose=True)
+    town.run()
+    assert town.buyer.told(JobFinished)
+    town.start(certain(2, patient=False))
+    town.run()
+    ended = [event.state for event in town.seller.events if isinstance(event, SaleEnded)]
+    assert "failed" not in ended
+
+
+def test_what_a_liar_keeps_of_a_job_that_it_refused_is_told_and_costs_it_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes what was paid ahead for earned, and refuses: its books differ, it says, and it owes nothing."""
+    town = acquainted(policy=BuyerPolicy())
+    for number in (200, 201):
+        town.start(request(number))
+        town.run()
+    town.buyer.events.clear()
+    liar = town.seller.seller
+    monkeypatch.setattr(liar._intake, "paid_ahead", lambda *voucher: [])
+    monkeypatch.setattr(liar.books, "_earned_after", lambda held, voucher: voucher.cumulative)
+    lanes = town.buyer.buyer.books.lanes
+    start = sum(lane.position.cumulative for lane in lanes())
+    rows_before = sum(decode(row, JobRecord).paid for row in town.buyer.rows(Table.JOB))
+    for number in range(1, 20):
+        town.wait(1)
+        town.start(certain(number))
+        town.run()
+    gone = sum(lane.position.cumulative - buyer_debt(lane) for lane in lanes()) - start
+    assert gone > 0
+    assert sum(decode(row, JobRecord).paid for row in town.buyer.rows(Table.JOB)) - rows_before == gone
+    assert len(town.buyer.told(JobFinished)) < 19
+    assert town.buyer.buyer.demoted(town.now) == (town.seller.account,)
