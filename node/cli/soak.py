@@ -156,6 +156,12 @@ class Chaos:
             self._broken[chosen.name] = now + lasts
             self.faults.append(Fault(round(now - self._began, 1), chosen.name, what, lasts))
 
+    def end(self) -> None:
+        """Mend all that is broken."""
+        if self._broken:
+            mend(self._folder, tuple(self._broken))
+            self._broken.clear()
+
     def _spared(self, record: ClusterRecord, chosen: NodeRecord) -> bool:
         """More broken authorities than the ledger tolerates stop it; the buyer is let alone most of the time."""
         if chosen.role == "buyer":
@@ -255,6 +261,8 @@ def _run(output: Output, workload: Workload, chaos: Chaos | None, streams: int, 
         finally:
             workload.stop.set()
             progress.update("waiting for the last jobs to end")
+            if chaos is not None:
+                chaos.end()  # a node that stands still would keep them waiting until their own ends
         for stream in running:
             stream.result()
     progress.clear()
