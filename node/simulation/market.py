@@ -26,7 +26,7 @@ from protocol.engine.inputs import CancelJob, Serve, StartJob, WantAction
 from protocol.engine.replica import Replica
 from protocol.ledger.mempool import Mempool
 from protocol.market.agreement import JobRequest
-from protocol.market.policies import QuotePolicy, SellerPolicy
+from protocol.market.policies import BuyerPolicy, QuotePolicy, SellerPolicy
 from protocol.messages.genesis import Allocation, Genesis
 from protocol.messages.market import JobPayload, ModelOffer, Prices
 from protocol.messages.transactions import ChannelClose
@@ -66,8 +66,8 @@ class MarketOptions:
     providers: int = 2
     buyers: int = 2
     jobs_per_buyer: int = 10
-    certain_share: float = 0.75
-    """Jobs whose input's price is known before: it may be paid ahead."""
+    pay_ahead_permille: int = 0
+    """What buyers pay ahead; see ``BuyerPolicy``."""
     cancelled_share: float = 0.15
     auctioned_share: float = 0.25
     """Of the jobs: their bids ask for sealed quotes first."""
@@ -121,7 +121,7 @@ class MarketWorld(World):
 
     def __init__(self, seed: int, market: MarketOptions) -> None:
         self.market = market
-        self.market_checkers = MarketCheckers()
+        self.market_checkers = MarketCheckers(pays_ahead=market.pay_ahead_permille > 0)
         followers = market.providers + market.buyers
         options = Options(
             followers=followers, clients=0, faulty_ms=market.faulty_ms, heartbeat_ms=5_000, profile=market.profile
@@ -180,12 +180,13 @@ class MarketWorld(World):
             disk.load_consensus(),
             disk.blocks.get(disk.tip),
         )
-        policy = SellerPolicy(
+        selling = SellerPolicy(
             slots=2,
             redeem_age_ms=DurationMs(REDEEM_AGE_MS),
             quotes=QuotePolicy(discount_permille=DISCOUNT_PERMILLE),
         )
-        return build_engine(replica, account, node, policy)
+        buying = BuyerPolicy(pay_ahead_permille=self.market.pay_ahead_permille)
+        return build_engine(replica, account, node, selling, buying)
 
     # What users do
 
@@ -207,7 +208,7 @@ class MarketWorld(World):
             unique=Hash(self.dice.randbytes(32)),
             input_units_max=WorkUnits(len(body)),
             output_units_max=WorkUnits(len(body)),
-            input_units_certain=self.dice.random() < self.market.certain_share,
+            input_units_certain=True,
             price_ceiling=Amount(CREDIT),
             chunk_units=32,
             choose_ms=DurationMs(2_000),

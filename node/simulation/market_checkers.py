@@ -1,10 +1,10 @@
 """What must hold of money that changes hands off the ledger, seen from above.
 
-Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered, and one input's
-price ahead; a provider releases no second unpaid chunk, and what it was paid for the last one is on its disk before it
-releases the next. A buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the
-price of its verified chunks, and of an input that was paid ahead and not answered, to the unit, all attempts together
-under the ceiling.
+Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
+releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next. A
+buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
+verified chunks to the unit, all attempts together under the ceiling. Where inputs are paid ahead, one input's price may
+come on top of what was delivered, and of what a request says.
 """
 
 from collections.abc import Iterable
@@ -61,7 +61,8 @@ class _Requested(Struct):
 class MarketCheckers:
     """One set of checkers for all buyers and providers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pays_ahead: bool) -> None:
+        self._pays_ahead = pays_ahead
         self.finished = self.failed = self.cancelled = 0
         self._agreements: dict[MessageId, Agreement] = {}
         self._dues: dict[MessageId, dict[int, int]] = {}
@@ -77,6 +78,8 @@ class MarketCheckers:
         self._quotes: dict[MessageId, Quote] = {}
         self.auctioned = 0
         """Agreements at the price of a quote."""
+        self._worked: dict[MessageId, int] = {}
+        """What chunks cost that were signed: one whose link was gone is worked for, and paid on the provider's word."""
         self._unsigned: dict[LaneName, int] = {}
         """What was paid ahead for agreements that a crash kept from being signed."""
         self.paid_ahead = 0
@@ -98,6 +101,9 @@ class MarketCheckers:
                 self._quotes[message_id(kind, account, payload)] = decode(payload, Quote)
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
+            case MessageKind.CHUNK if self._pays_ahead:
+                chunk = decode(payload, Chunk)
+                self._worked[chunk.job] = max(self._worked.get(chunk.job, 0), chunk.due)
             case MessageKind.FAILURE:
                 failure = decode(payload, Failure)
                 if failure.fault is FaultKind.PROVIDER:
@@ -171,7 +177,7 @@ class MarketCheckers:
             amount_due(self._agreements[job].prices, units, asked.output_units.get(job, 0))
             for job, units in asked.input_units.items()
         )
-        ahead = asked.ahead(self._agreements)
+        ahead = asked.ahead(self._agreements) if self._pays_ahead else 0
         if end.paid not in (cost, cost + ahead):
             raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}, {ahead} may be ahead")
         if end.paid > asked.ceiling:
@@ -207,8 +213,8 @@ class MarketCheckers:
             # One for chunk 0, be it ahead, and one for each chunk that came.
             place = voucher.sequence - agreement.sequence_start
             signed = signed or 0 < place <= max(1, len(self._dues.get(job, ())))
-            if job in self._dues:
-                delivered += max(self._dues[job].values())
+            if job in self._dues or job in self._worked:
+                delivered += max(*self._dues.get(job, {0: 0}).values(), self._worked.get(job, 0))
             else:
                 ahead = max(ahead, input_due_at_most(agreement))
         if voucher.cumulative > delivered:
@@ -218,7 +224,7 @@ class MarketCheckers:
                 most = max(map(input_due_at_most, self._agreements.values()))
                 self._unsigned[lane] = self._unsigned.get(lane, 0) + min(voucher.cumulative - delivered, most)
         ahead += self._unsigned.get(lane, 0)
-        if voucher.cumulative > delivered + ahead:
+        if voucher.cumulative > delivered + (ahead if self._pays_ahead else 0):
             raise Violation(f"a voucher promises {voucher.cumulative} for {delivered} delivered, {ahead} ahead at most")
 
     def check_redeemed(self, blocks: Iterable[DecidedBlock], disks: Iterable[SimulatedDisk]) -> None:

@@ -21,7 +21,7 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """Deposit of a new channel, or the job's ceiling if that is more, or what the balance allows."""
     channel_top_up: Amount = Amount(10 * CREDIT)
     """Added when what is left in a channel doesn't cover a job."""
-    pay_ahead_permille: int = 100
+    pay_ahead_permille: int = 0
     """Of what a provider has delivered here, so much may be paid ahead to it, owed by it and kept on its word alone,
     all in all. 0: none."""
     channel_idle_ms: DurationMs = DurationMs(86_400_000)

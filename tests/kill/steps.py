@@ -120,9 +120,7 @@ def check_books(market: Market, known: set[str]) -> "dict[str, tuple[JobView | N
         paid, got = (ours.amount if ours is not None else 0), (theirs.amount if theirs is not None else 0)
         assert got <= paid <= got + ONE_CHUNK, f"{job}: its buyer paid {paid}, its provider has {got}"
         if ours is not None:
-            # The input may have been paid ahead: it is the provider's if it had processed it, else owed back.
-            most = price_of(ours.input_units, ours.output_units) if ours.input_units else ONE_CHUNK
-            assert paid <= most, f"{job} is charged and not delivered: {ours}"
+            assert paid <= price_of(ours.input_units, ours.output_units), f"{job} is charged and not delivered: {ours}"
         if theirs is not None:
             released = price_of(theirs.input_units, theirs.output_units)
             assert released <= got + ONE_CHUNK, f"{job}: {released} released, {got} paid"

@@ -291,7 +291,7 @@ def test_what_a_liar_keeps_of_a_job_that_it_refused_is_told_and_costs_it_its_pla
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It takes what was paid ahead for earned, and refuses: its books differ, it says, and it owes nothing."""
-    town = acquainted(policy=BuyerPolicy())
+    town = acquainted(policy=BuyerPolicy(pay_ahead_permille=100))
     for number in (200, 201):
         town.start(request(number))
         town.run()
