@@ -13,7 +13,7 @@ from pathlib import Path
 _FASTER = 0.9
 """Another build is taken if the loop takes it less than this share of the time: the user's own choice is worth more
 than a few percent."""
-_ROUNDS = 3
+_ROUNDS = 8
 """Builds are measured in turn so many times, and each one's best counts: on a busy machine a single look would choose
 by chance."""
 _SECONDS_MAX = 20.0
@@ -30,7 +30,7 @@ def run():
         taken.append(number)
         if len(taken) > 50: taken.clear()
 best = None
-for _ in range(5):
+for _ in range(10):
     began = time.perf_counter()
     run()
     spent = time.perf_counter() - began

@@ -176,9 +176,6 @@ class BuyerConfig(Section, frozen=True):
     """Locked for a provider when a channel opens; it is filled up by as much once three quarters of it are spent."""
     channel_idle_ms: Annotated[int, Meta(ge=0, le=2**40)] = 86_400_000
     """A channel that nobody used for so long is closed, and what is left of its deposit comes back. 0: never."""
-    pay_ahead_permille: Annotated[int, Meta(ge=0, le=1000)] = 0
-    """Where an input's price is known, it goes with the agreement and saves a round trip: to a provider that has
-    delivered here before, and in all no more than this part of what it has. 0: nothing is paid ahead."""
     price_max: BaseUnits = CREDIT
     """Ceiling of a job that names none."""
     weights: BuyerWeights = BuyerWeights()

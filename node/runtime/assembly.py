@@ -92,7 +92,6 @@ def buyer_policy(config: NodeConfig) -> BuyerPolicy:
         channel_deposit=deposit,
         channel_top_up=deposit,
         channel_idle_ms=DurationMs(config.buyer.channel_idle_ms),
-        pay_ahead_permille=config.buyer.pay_ahead_permille,
         patience_ms=DurationMs(config.buyer.patience_ms),
         report_failures=config.buyer.report_failures,
     )

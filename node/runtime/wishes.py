@@ -139,7 +139,6 @@ class Wish:
             unique=Hash(os.urandom(32)),
             input_units_max=input_units,
             output_units_max=output_units,
-            input_units_certain=self._input_is_certain(served, input_units),
             price_ceiling=self.ceiling(),
             chunk_units=self._chunk_units(served),
             region=asked.region,
@@ -216,11 +215,6 @@ class Wish:
         state, own = self._node.engine.replica.state, self._node.keys.account_id
         held = sum(channel.held for _, channel in state.channels_paid_by(own))
         return state.account(own).balance, Amount(held)
-
-    @staticmethod
-    def _input_is_certain(served: Listing, input_units: WorkUnits) -> bool:
-        """Whether the runtime will meter as much: tokens are counted by whoever has the model, the rest is known."""
-        return input_units == 1 or served.runtime not in (*_TEXT_RUNTIMES, "onnx")
 
     def _chunk_units(self, served: Listing) -> int:
         match served.runtime:

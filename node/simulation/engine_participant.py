@@ -25,7 +25,7 @@ from protocol.gossip.router import GossipRouter
 from protocol.ledger.state import LedgerState
 from protocol.market.buyer import Buyer
 from protocol.market.order_book import OrderBook
-from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.policies import SellerPolicy
 from protocol.market.seller import Seller
 from protocol.messages import wire
 from protocol.messages.effects import Effect, Now, Table, TimerKey
@@ -35,9 +35,7 @@ from protocol.primitives.signing import SignatureCheck
 from protocol.primitives.units import AccountId, Hash, NodeId
 
 
-def build_engine(
-    replica: Replica, account: AccountId, node: NodeId, selling: SellerPolicy, buying: BuyerPolicy
-) -> Engine:
+def build_engine(replica: Replica, account: AccountId, node: NodeId, policy: SellerPolicy) -> Engine:
     """An engine around this replica, with empty books."""
     facts, book = LedgerFacts(replica.state), OrderBook()
     return Engine(
@@ -46,8 +44,8 @@ def build_engine(
         replica=replica,
         gossip=GossipRouter(node, bytes(node)[:8]),
         book=book,
-        buyer=Buyer(account, node, facts, book, buying),
-        seller=Seller(account, node, facts, selling),
+        buyer=Buyer(account, node, facts, book),
+        seller=Seller(account, node, facts, policy),
         own=OwnTransactions(account),
     )
 

@@ -26,7 +26,7 @@ from protocol.engine.inputs import CancelJob, Serve, StartJob, WantAction
 from protocol.engine.replica import Replica
 from protocol.ledger.mempool import Mempool
 from protocol.market.agreement import JobRequest
-from protocol.market.policies import BuyerPolicy, QuotePolicy, SellerPolicy
+from protocol.market.policies import QuotePolicy, SellerPolicy
 from protocol.messages.genesis import Allocation, Genesis
 from protocol.messages.market import JobPayload, ModelOffer, Prices
 from protocol.messages.transactions import ChannelClose
@@ -66,8 +66,6 @@ class MarketOptions:
     providers: int = 2
     buyers: int = 2
     jobs_per_buyer: int = 10
-    pay_ahead_permille: int = 0
-    """What buyers pay ahead; see ``BuyerPolicy``."""
     cancelled_share: float = 0.15
     auctioned_share: float = 0.25
     """Of the jobs: their bids ask for sealed quotes first."""
@@ -91,8 +89,6 @@ class MarketOutcome:
     """Agreements that went on behind another provider's output."""
     auctioned: int
     """Agreements at the price of a sealed quote."""
-    paid_ahead: int
-    """Inputs that were paid before they were processed."""
     reported: int
     """Failures that buyers put on the ledger."""
     faults: dict[str, int]
@@ -121,7 +117,7 @@ class MarketWorld(World):
 
     def __init__(self, seed: int, market: MarketOptions) -> None:
         self.market = market
-        self.market_checkers = MarketCheckers(pays_ahead=market.pay_ahead_permille > 0)
+        self.market_checkers = MarketCheckers()
         followers = market.providers + market.buyers
         options = Options(
             followers=followers, clients=0, faulty_ms=market.faulty_ms, heartbeat_ms=5_000, profile=market.profile
@@ -180,13 +176,12 @@ class MarketWorld(World):
             disk.load_consensus(),
             disk.blocks.get(disk.tip),
         )
-        selling = SellerPolicy(
+        policy = SellerPolicy(
             slots=2,
             redeem_age_ms=DurationMs(REDEEM_AGE_MS),
             quotes=QuotePolicy(discount_permille=DISCOUNT_PERMILLE),
         )
-        buying = BuyerPolicy(pay_ahead_permille=self.market.pay_ahead_permille)
-        return build_engine(replica, account, node, selling, buying)
+        return build_engine(replica, account, node, policy)
 
     # What users do
 
@@ -208,7 +203,6 @@ class MarketWorld(World):
             unique=Hash(self.dice.randbytes(32)),
             input_units_max=WorkUnits(len(body)),
             output_units_max=WorkUnits(len(body)),
-            input_units_certain=True,
             price_ceiling=Amount(CREDIT),
             chunk_units=32,
             choose_ms=DurationMs(2_000),
@@ -267,7 +261,6 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.cancelled,
         checkers.continued,
         checkers.auctioned,
-        checkers.paid_ahead,
         checkers.reported,
         dict(sorted(world.around.strikes.items())),
     )

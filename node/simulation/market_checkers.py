@@ -3,8 +3,7 @@
 Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
 releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next. A
 buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
-verified chunks to the unit, all attempts together under the ceiling. Where inputs are paid ahead, one input's price may
-come on top of what was delivered, and of what a request says.
+verified chunks to the unit, all attempts together under the ceiling.
 """
 
 from collections.abc import Iterable
@@ -17,15 +16,7 @@ from protocol.ledger.blocks import decode_block
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.signatures import open_transaction
 from protocol.ledger.track_rows import Role, Track, TrackId
-from protocol.market.events import (
-    AttemptFailed,
-    JobCancelled,
-    JobDelivered,
-    JobFailed,
-    JobFinished,
-    JobPrefilled,
-    JobText,
-)
+from protocol.market.events import JobCancelled, JobDelivered, JobFailed, JobFinished, JobPrefilled, JobText
 from protocol.market.records import SellerLane, lane_key
 from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
@@ -35,7 +26,7 @@ from protocol.messages.market import Agreement, Chunk, Failure, FaultKind, Quote
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import Amount, ChannelId, Hash, MessageId
-from protocol.settlement.pricing import amount_due, input_due_at_most
+from protocol.settlement.pricing import amount_due
 
 LaneName = tuple[ChannelId, int]
 
@@ -49,20 +40,12 @@ class _Requested(Struct):
     pieces: int = 0
     input_units: dict[MessageId, int] = field(default_factory=dict)
     output_units: dict[MessageId, int] = field(default_factory=dict)
-    first_job: MessageId | None = None
-    """Its first agreement: the one whose input may have been paid ahead."""
-
-    def ahead(self, agreements: dict[MessageId, Agreement]) -> int:
-        """What may have been paid for an input that nothing came for."""
-        first = self.first_job
-        return input_due_at_most(agreements[first]) if first is not None and first not in self.input_units else 0
 
 
 class MarketCheckers:
     """One set of checkers for all buyers and providers."""
 
-    def __init__(self, *, pays_ahead: bool) -> None:
-        self._pays_ahead = pays_ahead
+    def __init__(self) -> None:
         self.finished = self.failed = self.cancelled = 0
         self._agreements: dict[MessageId, Agreement] = {}
         self._dues: dict[MessageId, dict[int, int]] = {}
@@ -78,12 +61,6 @@ class MarketCheckers:
         self._quotes: dict[MessageId, Quote] = {}
         self.auctioned = 0
         """Agreements at the price of a quote."""
-        self._worked: dict[MessageId, int] = {}
-        """What chunks cost that were signed: one whose link was gone is worked for, and paid on the provider's word."""
-        self._unsigned: dict[LaneName, int] = {}
-        """What was paid ahead for agreements that a crash kept from being signed."""
-        self.paid_ahead = 0
-        """Vouchers for an input that nobody had processed yet."""
 
     def requested(self, request: Hash, body: bytes, ceiling: Amount) -> None:
         """Somebody asks for an echo of ``body``."""
@@ -101,9 +78,6 @@ class MarketCheckers:
                 self._quotes[message_id(kind, account, payload)] = decode(payload, Quote)
             case MessageKind.VOUCHER:
                 self._on_voucher(decode(payload, Voucher), payload)
-            case MessageKind.CHUNK if self._pays_ahead:
-                chunk = decode(payload, Chunk)
-                self._worked[chunk.job] = max(self._worked.get(chunk.job, 0), chunk.due)
             case MessageKind.FAILURE:
                 failure = decode(payload, Failure)
                 if failure.fault is FaultKind.PROVIDER:
@@ -155,8 +129,6 @@ class MarketCheckers:
             case JobCancelled():
                 self.cancelled += 1
                 self._on_end(event)
-            case AttemptFailed():
-                self._on_attempt(event.request, event.job)
             case _:
                 pass
 
@@ -172,22 +144,16 @@ class MarketCheckers:
 
     def _on_end(self, end: JobFinished | JobDelivered | JobFailed | JobCancelled) -> None:
         asked = self._requests[end.request]
-        self._on_attempt(end.request, end.job)
         cost = sum(
             amount_due(self._agreements[job].prices, units, asked.output_units.get(job, 0))
             for job, units in asked.input_units.items()
         )
-        ahead = asked.ahead(self._agreements) if self._pays_ahead else 0
-        if end.paid not in (cost, cost + ahead):
-            raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}, {ahead} may be ahead")
+        if end.paid != cost:
+            raise Violation(f"a request says it paid {end.paid}, its verified chunks cost {cost}")
         if end.paid > asked.ceiling:
             raise Violation(f"a request paid {end.paid}, its ceiling was {asked.ceiling}")
         if end.output_units != len(asked.text):
             raise Violation(f"a request counts {end.output_units} units, {len(asked.text)} were shown")
-
-    def _on_attempt(self, request: Hash, job: MessageId) -> None:
-        if job in self._agreements and self._requests[request].first_job is None:
-            self._requests[request].first_job = job
 
     def _on_chunk(self, chunk: Chunk, disk: SimulatedDisk) -> None:
         dues = self._dues.setdefault(chunk.job, {})
@@ -205,27 +171,13 @@ class MarketCheckers:
         lane = (voucher.channel, voucher.lane)
         if self._vouchers.setdefault((lane, voucher.sequence), payload) != payload:
             raise Violation(f"two vouchers with sequence {voucher.sequence} on one lane")
-        delivered = ahead = 0
-        signed = False
-        for job, agreement in self._agreements.items():
-            if (agreement.channel, agreement.lane) != lane:
-                continue
-            # One for chunk 0, be it ahead, and one for each chunk that came.
-            place = voucher.sequence - agreement.sequence_start
-            signed = signed or 0 < place <= max(1, len(self._dues.get(job, ())))
-            if job in self._dues or job in self._worked:
-                delivered += max(*self._dues.get(job, {0: 0}).values(), self._worked.get(job, 0))
-            else:
-                ahead = max(ahead, input_due_at_most(agreement))
+        delivered = sum(
+            max(self._dues.get(job, {0: 0}).values())
+            for job, agreement in self._agreements.items()
+            if (agreement.channel, agreement.lane) == lane
+        )
         if voucher.cumulative > delivered:
-            self.paid_ahead += 1
-            if not signed:
-                # Its row was on the disk when its node crashed, its agreement not signed yet: claimed back since.
-                most = max(map(input_due_at_most, self._agreements.values()))
-                self._unsigned[lane] = self._unsigned.get(lane, 0) + min(voucher.cumulative - delivered, most)
-        ahead += self._unsigned.get(lane, 0)
-        if voucher.cumulative > delivered + (ahead if self._pays_ahead else 0):
-            raise Violation(f"a voucher promises {voucher.cumulative} for {delivered} delivered, {ahead} ahead at most")
+            raise Violation(f"a voucher promises {voucher.cumulative} for {delivered} delivered")
 
     def check_redeemed(self, blocks: Iterable[DecidedBlock], disks: Iterable[SimulatedDisk]) -> None:
         """After all channels are closed: every provider was paid, once, exactly what its best vouchers say."""

@@ -25,7 +25,7 @@ from node.simulation.workload import Client, Subscription
 from protocol.engine.replica import Replica
 from protocol.engine.standing import OBSERVER_DISTANCE
 from protocol.ledger.mempool import Mempool
-from protocol.market.policies import BuyerPolicy, SellerPolicy
+from protocol.market.policies import SellerPolicy
 from protocol.messages.genesis import Allocation, Genesis, Parameters, genesis_hash
 from protocol.messages.quorum import AuthoritySet
 from protocol.primitives.units import CREDIT, AccountId, Amount, AuthorityId, DurationMs, Hash, NodeId, TimestampMs
@@ -168,7 +168,7 @@ class World:
             replica = Replica(self.genesis, disk.load_state(), mempool, own, node, disk.load_consensus(), last)
             if not self.options.whole_engine:
                 return ReplicaParticipant(replica)
-            engine = build_engine(replica, AccountId(keys.account.public), node, SellerPolicy(), BuyerPolicy())
+            engine = build_engine(replica, AccountId(keys.account.public), node, SellerPolicy())
             return EngineParticipant(engine, disk, None, self.account_of)
 
         return SimulatedNode(name, keys, self.any_skew(), self.around, self.new_disk(), build)

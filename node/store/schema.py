@@ -114,12 +114,20 @@ def step_9_row_journal(database: Database) -> None:
 
 
 def step_10_ends_of_lanes(database: Database) -> None:
-    """How a lane's last job ended; of earlier ones nothing is known that would let an input be paid ahead."""
+    """How a lane's last job ended: what ``step_11`` takes away again."""
     for name, fields_before, unknown in (("buyer_lane", 15, (0, 0)), ("seller_lane", 18, (False,))):
         for key, value in database.conn.execute(f"SELECT key, value FROM {name}").fetchall():
             fields = msgspec.msgpack.decode(value)
             if len(fields) == fields_before:
                 database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, *unknown]), key))
+
+
+def step_11_written_off(database: Database) -> None:
+    """What buyers never paid, of which nothing is known of earlier jobs; and lanes as they were before ``step_10``."""
+    for name, fields_kept, unknown in (("buyer_lane", 15, ()), ("seller_lane", 18, (0,))):
+        for key, value in database.conn.execute(f"SELECT key, value FROM {name}").fetchall():
+            fields = msgspec.msgpack.decode(value)[:fields_kept]
+            database.conn.execute(f"UPDATE {name} SET value = ? WHERE key = ?", (encode([*fields, *unknown]), key))
 
 
 def step_1_signatures(database: Database) -> None:
@@ -145,6 +153,6 @@ STORE_SCHEMA = Schema(
         step_8_work_of_a_lane,
         step_9_row_journal,
     ),
-    (step_10_ends_of_lanes,),
+    (step_10_ends_of_lanes, step_11_written_off),
 )
 GUARD_SCHEMA = Schema("sign_guard", (step_1_signatures,))

@@ -44,8 +44,6 @@ class JobRequest(Struct, frozen=True, kw_only=True):
     price_ceiling: Amount
     input_units_expected: WorkUnits = WorkUnits(0)
     output_units_expected: WorkUnits = WorkUnits(0)
-    input_units_certain: bool = False
-    """``input_units_max`` is what the model's runtime will meter: the price of the input is known before."""
     chunk_units: int = 64
     region: str = ""
     isolation: str = ""

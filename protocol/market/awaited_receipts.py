@@ -18,7 +18,6 @@ from protocol.market.records import (
     AwaitedReceipt,
     BuyerLane,
     JobRecord,
-    LaneEnd,
     awaited_key,
     noted,
 )
@@ -142,7 +141,7 @@ class AwaitedReceipts:
         # In this order: whatever of it a crash leaves out, the disk shows a wait or a receipt, and never neither.
         return [
             *rows,
-            core.books.end(agreement.channel, agreement.lane, LaneEnd.RECEIPTED, owed_back=False),
+            core.books.end(agreement.channel, agreement.lane, owed_back=False),
             Put(Table.JOB, job, encode(_receipted(row.record, now))),
             Delete(Table.JOB_STATEMENT, job),
             Delete(Table.JOB_STATEMENT, awaited_key(job)),
@@ -163,9 +162,7 @@ class AwaitedReceipts:
     def _give_up(self, job: MessageId) -> list[MarketEffect]:
         """The lane is free again; the row stays: it holds what was delivered."""
         core, agreement = self._core, self._drop(job).agreement
-        effects: list[MarketEffect] = [
-            core.books.end(agreement.channel, agreement.lane, LaneEnd.UNKNOWN, owed_back=False)
-        ]
+        effects: list[MarketEffect] = [core.books.end(agreement.channel, agreement.lane, owed_back=False)]
         lane = core.books.lane(agreement.channel, agreement.lane)
         voucher = core.books.last_voucher(lane) if lane is not None else None
         if voucher is not None and agreement.provider_node in core.linked:

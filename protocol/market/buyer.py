@@ -34,7 +34,6 @@ from protocol.market.buyer_job import (
     EXPIRIES,
     HEARD,
     TIME_LIMIT_OVER,
-    Attempt,
     BuyerJob,
     BuyerState,
     RequestInvalid,
@@ -47,7 +46,6 @@ from protocol.market.order_book import OrderBook
 from protocol.market.policies import BuyerPolicy
 from protocol.market.records import (
     BACKOFF_KEY,
-    PAID_AHEAD,
     WAITING_PREFIX,
     BuyerLane,
     JobRecord,
@@ -75,7 +73,7 @@ from protocol.messages.market import (
 )
 from protocol.messages.wire import Direct, JobInput, JobStanding
 from protocol.primitives.codec import Message, decode, encode
-from protocol.primitives.units import AccountId, Amount, ChannelId, Hash, MessageId, MonotonicMs, NodeId
+from protocol.primitives.units import AccountId, ChannelId, Hash, MessageId, MonotonicMs, NodeId
 
 REPLICA_OF = "replica of"
 """Beginning of the first cause in the timeline of a request that belongs to a group; the group's id follows."""
@@ -151,7 +149,7 @@ class Buyer:
             case Receipt():
                 return self._delivery.receipt(job, attempt, payload, envelope, envelope_bytes, now)
             case Refusal():
-                attempt.ending_bytes, attempt.refused = envelope_bytes, True
+                attempt.ending_bytes = envelope_bytes
                 return self._delivery.refused(job, attempt, payload, now)
             case Failure():
                 attempt.ending_bytes = envelope_bytes
@@ -330,8 +328,7 @@ class Buyer:
                 core.unconfirmed.setdefault(lane.node, {})[(lane.channel, lane.lane)] = None
             effects += self._restore_receipt(lane, row)
             if lane.job is not None and not self._awaited.restore(lane, row, now):
-                how = core.books.unheard(lane.channel, lane.lane)
-                effects.append(core.books.end(lane.channel, lane.lane, how, owed_back=False))
+                effects.append(core.books.end(lane.channel, lane.lane, owed_back=False))
                 stored = row(Table.JOB, lane.job)
                 if stored is not None:
                     effects.append(_failed_by_restart(decode(stored, JobRecord), lane, now))
@@ -392,12 +389,8 @@ class Buyer:
             return [
                 Send(attempt.node, Direct(attempt.agreement_bytes)),
                 Send(attempt.node, Direct(job.bid_bytes)),
-                *(self._last_voucher(attempt) if attempt.paid_ahead else []),
                 Send(attempt.node, JobInput(attempt.job, job.request.salt, job.asked.request.payload)),
             ]
-        return self._last_voucher(attempt)
-
-    def _last_voucher(self, attempt: Attempt) -> list[MarketEffect]:
         lane = self._core.books.lane(attempt.agreement.channel, attempt.agreement.lane)
         voucher = self._core.books.last_voucher(lane) if lane is not None else None
         return [self._core.send_voucher(voucher, attempt.node)] if voucher is not None else []
@@ -424,7 +417,5 @@ def _failed_by_restart(record: JobRecord, lane: BuyerLane, now: Now) -> Put:
     reason, asked = "this node restarted while the job was under way", record.history[0].cause if record.history else ""
     if asked.startswith(REPLICA_OF):
         reason += f"; it was a {asked}"
-    if not lane.paid and any(entry.cause.endswith(PAID_AHEAD) for entry in record.history):
-        lane = replace(lane, paid=Amount(min(lane.ceiling, lane.position.cumulative - lane.start)))
     failed = ended_by_restart(record, lane, BuyerState.FAILED.value, FaultKind.NETWORK, reason, now.wall_ms)
     return Put(Table.JOB, record.job, encode(failed))

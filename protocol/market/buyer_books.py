@@ -2,18 +2,16 @@
 
 Law: for every channel the sum over its lanes of what was promised, or may yet be promised to the job that uses the
 lane, stays within the deposit. A voucher never says less than the one before; a provider's debt shows as a lower start
-of the next job on the lane. A lane is put on disk by the caller before any voucher of it leaves. What is paid ahead,
-owed and dropped on a provider's word stays, all together, below a share of what that provider has delivered.
+of the next job on the lane. A lane is put on disk by the caller before any voucher of it leaves.
 """
 
 from collections.abc import Iterable
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from protocol.market.agreement import LaneTerms
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.records import BuyerLane, LaneEnd, buyer_debt, lane_key, owes_by_failure
+from protocol.market.records import BuyerLane, buyer_debt, lane_key
 from protocol.messages.effects import Put, Table
 from protocol.messages.market import Voucher
 from protocol.primitives.codec import encode
@@ -28,25 +26,9 @@ from protocol.primitives.units import (
     NodeId,
     SequenceNumber,
 )
-from protocol.settlement.accumulator import EMPTY, Accumulator, MembershipProof
+from protocol.settlement.accumulator import EMPTY, MembershipProof
 from protocol.settlement.chunks import Progress
 from protocol.settlement.vouchers import LanePosition, position_after, unused_lane
-
-
-class _Dealings(Struct):
-    """Sums over a provider's lanes, kept up with them."""
-
-    delivered: int = 0
-    """What was earned, or is covered of the live jobs."""
-    ahead: int = 0
-    """What vouchers say beyond that: debts, and what was paid ahead."""
-    dropped: int = 0
-    """Claims that its word has ended."""
-
-    def allows(self, more: int, share_permille: int) -> bool:
-        """Whether so much more may be risked with it. What may be paid ahead may be dropped later, so that nobody is
-        blamed for what only the provider can know."""
-        return (self.ahead + self.dropped + more) * 1000 <= self.delivered * share_permille
 
 
 class BuyerBooks:
@@ -56,9 +38,6 @@ class BuyerBooks:
         self._channels: dict[ChannelId, dict[int, BuyerLane]] = {}
         self._debts: dict[AccountId, dict[tuple[ChannelId, Lane], Amount]] = {}
         """What providers owe; a debt stands until the job that works it off has ended."""
-        self._failed: dict[AccountId, dict[tuple[ChannelId, Lane], None]] = {}
-        """Those debts that a failure left."""
-        self._dealings: dict[AccountId, _Dealings] = {}
         self._committed: dict[ChannelId, int] = {}
         """Sums of the lanes' bounds, kept up with them: they are asked for at each job, and lanes are many."""
         for row in rows:
@@ -89,24 +68,8 @@ class BuyerBooks:
         return Amount(sum(self._debts.get(provider, {}).values()))
 
     def debtors(self) -> tuple[AccountId, ...]:
-        """Providers that owe something for a job that they failed."""
-        return tuple(self._failed)
-
-    def may_pay_ahead(self, terms: LaneTerms, provider: AccountId, amount: Amount, share_permille: int) -> bool:
-        """Whether the next job on a lane may be paid so much before it is taken.
-
-        The lane's books agree with the provider's: its last job ended by a receipt, or was refused with its payment.
-        """
-        held, dealings = self.lane(terms.channel, terms.lane), self._dealings.get(provider)
-        if held is None or dealings is None or held.ended not in (LaneEnd.RECEIPTED, LaneEnd.REFUSED):
-            return False
-        more = max(0, terms.cumulative_start + amount - held.position.cumulative)
-        return share_permille > 0 and dealings.allows(more, share_permille)
-
-    def may_drop(self, channel: ChannelId, lane: Lane, share_permille: int) -> bool:
-        """Whether what is claimed on a lane may be dropped on the provider's word, as nobody else can know."""
-        held = self._channels[channel][lane]
-        return held.ended is LaneEnd.APART and self._dealings[held.provider].allows(0, share_permille)
+        """Providers that owe something."""
+        return tuple(self._debts)
 
     def in_use(self, channel: ChannelId) -> bool:
         """Whether a job has a lane of this channel."""
@@ -172,28 +135,8 @@ class BuyerBooks:
             paid=Amount(0),
             last_receipt=held.last_receipt if held is not None else None,
             retired=False,
-            ended=held.ended if held is not None else LaneEnd.UNKNOWN,
-            dropped=held.dropped if held is not None else Amount(0),
         )
         return self._keep(row)
-
-    def pay_ahead(self, channel: ChannelId, lane: Lane, amount: Amount) -> tuple[Put, Voucher]:
-        """Promise the price of the input of the lane's job before the provider has taken it.
-
-        The voucher may be sent once the ``Put`` is durable. See ``may_pay_ahead``.
-        """
-        held = self._channels[channel][lane]
-        assert held.job is not None
-        assert held.paid == 0 <= amount <= held.ceiling
-        voucher = self._next_voucher(held, amount, held.accumulator)
-        # Should this process end before an answer comes, the row says so.
-        return self._keep(replace(held, position=position_after(voucher), ended=LaneEnd.APART)), voucher
-
-    def cover(self, channel: ChannelId, lane: Lane, delivered: Progress) -> Put:
-        """What was paid ahead has been delivered."""
-        held, due = self._channels[channel][lane], delivered.due
-        assert held.start + due <= held.position.cumulative
-        return self._keep(replace(held, paid=due, input_units=delivered.input_units, ended=LaneEnd.UNKNOWN))
 
     def pay(
         self, channel: ChannelId, lane: Lane, delivered: Progress, receipt: Hash | None
@@ -208,7 +151,15 @@ class BuyerBooks:
         accumulator, proof = held.accumulator, None
         if receipt is not None:
             accumulator, proof = accumulator.append_proved(receipt)
-        voucher = self._next_voucher(held, due, accumulator)
+        voucher = Voucher(
+            channel=channel,
+            payee=held.provider,
+            lane=lane,
+            sequence=SequenceNumber(held.position.sequence + 1),
+            cumulative=Amount(max(held.position.cumulative, held.start + due)),
+            receipts_root=held.position.receipts_root if receipt is None else accumulator.root(),
+            receipts_count=accumulator.count,
+        )
         row = replace(
             held,
             position=position_after(voucher),
@@ -220,24 +171,17 @@ class BuyerBooks:
         )
         return self._keep(row), voucher, proof
 
-    def end(self, channel: ChannelId, lane: Lane, ended: LaneEnd, *, owed_back: bool) -> Put:
+    def end(self, channel: ChannelId, lane: Lane, *, owed_back: bool) -> Put:
         """The lane's job is over. ``owed_back``: the provider took the input's price and delivered nothing for it."""
         held = self._channels[channel][lane]
         assert held.job is not None
-        return self._keep(
-            replace(held, job=None, earned=Amount(held.start + (0 if owed_back else held.paid)), ended=ended)
-        )
-
-    def unheard(self, channel: ChannelId, lane: Lane) -> LaneEnd:
-        """How a lane's job ends of which nothing has come: what the provider has done for it by now, it alone knows."""
-        held = self._channels[channel][lane]
-        return LaneEnd.UNKNOWN if held.paid or held.ended is LaneEnd.UNKNOWN else LaneEnd.APART
+        return self._keep(replace(held, job=None, earned=Amount(held.start + (0 if owed_back else held.paid))))
 
     def hold(self, channel: ChannelId, lane: Lane) -> Put:
         """The lane's job is paid whole and only its receipt is missing: nothing more is kept free for it."""
         held = self._channels[channel][lane]
         assert held.job is not None
-        return self._keep(replace(held, ceiling=held.paid, ended=LaneEnd.UNKNOWN))
+        return self._keep(replace(held, ceiling=held.paid))
 
     def last_voucher(self, lane: BuyerLane) -> Voucher | None:
         """The lane's last voucher, to be signed and sent again: the same statement, the same bytes."""
@@ -265,7 +209,6 @@ class BuyerBooks:
         self._committed.pop(channel, None)
         for lane in gone:
             self._note_debt(replace(lane, earned=lane.position.cumulative))
-            self._count(lane, -1)
         return gone
 
     def adopt(self, channel: ChannelId, lane: Lane, voucher: Voucher | None, debt: Amount) -> Put | None:
@@ -284,16 +227,12 @@ class BuyerBooks:
         if voucher.sequence == ours.sequence:
             if theirs != ours or debt >= buyer_debt(held):
                 return None
-            dropped = Amount(held.dropped + buyer_debt(held) - debt)
-            earned = Amount(ours.cumulative - debt)
-            return self._keep(replace(held, earned=earned, ended=LaneEnd.UNKNOWN, dropped=dropped))
+            return self._keep(replace(held, earned=Amount(ours.cumulative - debt)))
         if voucher.cumulative < ours.cumulative:
             return None
         lost = (theirs.receipts_count, theirs.receipts_root) != (ours.receipts_count, ours.receipts_root)
         earned = Amount(max(0, theirs.cumulative - debt))
-        return self._keep(
-            replace(held, position=theirs, earned=earned, retired=held.retired or lost, ended=LaneEnd.UNKNOWN)
-        )
+        return self._keep(replace(held, position=theirs, earned=earned, retired=held.retired or lost))
 
     def position(self, channel: ChannelId, lane: Lane) -> LanePosition:
         """Where a lane stands."""
@@ -306,9 +245,6 @@ class BuyerBooks:
         before = _bound(held) if held is not None else 0
         self._committed[row.channel] = self._committed.get(row.channel, 0) - before + _bound(row)
         lanes[row.lane] = row
-        if held is not None:
-            self._count(held, -1)
-        self._count(row, 1)
         if row.job is None:
             self._note_debt(row)
         return Put(Table.BUYER_LANE, lane_key(row.channel, row.lane), encode(row))
@@ -319,32 +255,6 @@ class BuyerBooks:
             self._debts.setdefault(row.provider, {})[name] = debt
         elif (owed := self._debts.get(row.provider)) is not None and owed.pop(name, None) is not None and not owed:
             del self._debts[row.provider]
-        if owes_by_failure(row):
-            self._failed.setdefault(row.provider, {})[name] = None
-        elif (failed := self._failed.get(row.provider)) is not None:
-            failed.pop(name, None)
-            if not failed:
-                del self._failed[row.provider]
-
-    def _count(self, row: BuyerLane, sign: int) -> None:
-        dealings = self._dealings.setdefault(row.provider, _Dealings())
-        earned = row.earned if row.job is None else row.start + row.paid
-        dealings.delivered += sign * (earned - row.dropped)
-        dealings.ahead += sign * max(0, row.position.cumulative - earned)
-        dealings.dropped += sign * row.dropped
-
-    @staticmethod
-    def _next_voucher(held: BuyerLane, due: Amount, accumulator: Accumulator) -> Voucher:
-        unchanged = accumulator.count == held.accumulator.count
-        return Voucher(
-            channel=held.channel,
-            payee=held.provider,
-            lane=held.lane,
-            sequence=SequenceNumber(held.position.sequence + 1),
-            cumulative=Amount(max(held.position.cumulative, held.start + due)),
-            receipts_root=held.position.receipts_root if unchanged else accumulator.root(),
-            receipts_count=accumulator.count,
-        )
 
 
 def _bound(lane: BuyerLane) -> int:

@@ -12,7 +12,7 @@ from msgspec import Struct
 from protocol.market.buyer_core import BuyerCore, Funding
 from protocol.market.buyer_opening import Opening
 from protocol.market.ledger_view import ChannelFacts
-from protocol.market.records import lane_key, owes_by_failure
+from protocol.market.records import buyer_debt, lane_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.messages.effects import Delete, Now, Table
 from protocol.messages.transactions import ChannelClose, ChannelTopUp
@@ -87,7 +87,7 @@ class ChannelCare:
             for lane in core.books.forget_ended(channel):
                 effects.append(Delete(Table.BUYER_LANE, lane_key(channel, lane.lane)))
                 core.unconfirmed.get(lane.node, {}).pop((channel, lane.lane), None)
-                if owes_by_failure(lane):
+                if buyer_debt(lane):
                     core.backoff.left_owing(lane.provider, core.ledger.ledger_time())
         return effects
 

@@ -17,7 +17,6 @@ from protocol.market.policies import BuyerPolicy
 from protocol.market.records import (
     JobRecord,
     JobStatements,
-    LaneEnd,
     ReceiptRecord,
     Side,
     receipt_rows,
@@ -112,7 +111,7 @@ class BuyerCore:
         """Change state: note it, set the state's deadline, tell whoever watches."""
         assert state in TRANSITIONS[job.state]
         assert (job.attempt is None) == (state not in HEARD), "a provider is listened to exactly while it has the job"
-        assert job.at_stake() <= job.request.price_ceiling, "all attempts together stay under the ceiling"
+        assert job.paid() <= job.request.price_ceiling, "all attempts together stay under the ceiling"
         job.state = state
         job.note(now.wall_ms, state.value, cause)
         job.deadline = job.deadline_of(state, self.policy, now)
@@ -204,15 +203,7 @@ class BuyerCore:
             return []
         agreement = attempt.agreement
         channel, number = agreement.channel, agreement.lane
-        if keep_lane:
-            lane = self.books.hold(channel, number)
-        else:
-            ended = self._lane_end(job, attempt)
-            lane = self.books.end(channel, number, ended, owed_back=owed_back)
-            if ended is LaneEnd.REFUSED:
-                job.stranded = Amount(job.stranded + max(0, attempt.unanswered - attempt.paid))
-            elif attempt.unanswered:
-                attempt.paid = attempt.unanswered  # and owed back, or the provider's by its word
+        lane = self.books.hold(channel, number) if keep_lane else self.books.end(channel, number, owed_back=owed_back)
         effects: list[MarketEffect] = [lane, self.put_record(job, fault, reason)]
         if job.state is not BuyerState.DONE:
             effects += self._keep_statements(attempt)
@@ -224,23 +215,12 @@ class BuyerCore:
         job.lost_until = None
         return effects
 
-    def _lane_end(self, job: BuyerJob, attempt: Attempt) -> LaneEnd:
-        channel, number = attempt.agreement.channel, attempt.agreement.lane
-        if job.state is BuyerState.DONE:
-            return LaneEnd.RECEIPTED
-        if attempt.refused:
-            held = self.books.lane(channel, number)
-            assert held is not None
-            return LaneEnd.REFUSED if attempt.paid_ahead else held.ended
-        return LaneEnd.UNKNOWN if attempt.ending_bytes else self.books.unheard(channel, number)
-
     def _keep_statements(self, attempt: Attempt) -> list[MarketEffect]:
         """What shows, without a receipt, how far the attempt was delivered and paid."""
         agreement, statements = attempt.agreement, attempt.statements()
         effects: list[MarketEffect] = [Put(Table.JOB_STATEMENT, attempt.job, encode(statements))]
         lane = self.books.lane(agreement.channel, agreement.lane)
-        paid = attempt.paid or attempt.paid_ahead
-        voucher = self.books.last_voucher(lane) if lane is not None and paid else None
+        voucher = self.books.last_voucher(lane) if lane is not None and attempt.paid else None
         if voucher is not None:
             # The same statement has the same bytes: signed once more, the voucher joins the others.
             self.unproved[((voucher.channel, voucher.lane), voucher.sequence)] = (attempt.job, statements)
@@ -268,7 +248,7 @@ class BuyerCore:
         """Delivered, paid and receipted."""
         units, chunks = job.output_units(), job.asked.pieces + receipt.chunks
         self._note_end(job, BuyerState.DONE, "receipt acknowledged, last chunk paid", now)
-        self.backoff.succeeded(receipt.provider, disputed=bool(job.reconciled))
+        self.backoff.succeeded(receipt.provider)
         effects = self.end_attempt(job, None, "", owed_back=False)
         effects += self.close(job)
         finished = JobFinished(job.request.request, receipt.job, receipt, job.paid(), units, chunks)

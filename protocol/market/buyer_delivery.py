@@ -1,9 +1,8 @@
 """The buyer's way from the agreement to the receipt: judge what comes, pay for it, settle.
 
-Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; chunk 0 may
-have been paid ahead; the voucher is durable before it leaves. The last chunk is paid by the voucher that commits to the
-receipt; if no good receipt comes, it is paid all the same, the job has ended as delivered, and a receipt that comes
-later is acknowledged then.
+Law: a chunk is paid once it is verified, for exactly what all chunks so far cost by the agreement's prices; the voucher
+is durable before it leaves. The last chunk is paid by the voucher that commits to the receipt; if no good receipt
+comes, it is paid all the same, the job has ended as delivered, and a receipt that comes later is acknowledged then.
 """
 
 from protocol.market.awaited_receipts import AwaitedReceipts
@@ -29,7 +28,7 @@ from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, Failure, FaultKind, FinishReason, Receipt, Refusal, Voucher
 from protocol.primitives.codec import encode
 from protocol.primitives.errors import MalformedMessage
-from protocol.primitives.units import AccountId, Amount, MonotonicMs, WorkUnits
+from protocol.primitives.units import AccountId, MonotonicMs, WorkUnits
 from protocol.settlement.chunks import ChunkInvalid, check_chunk
 from protocol.settlement.receipts import ReceiptInvalid, check_receipt, output_commitment
 
@@ -76,7 +75,6 @@ class Delivery:
         try:
             progress = check_chunk(attempt.job, attempt.agreement, attempt.progress, chunk, envelope.payload)
         except ChunkInvalid as error:
-            attempt.ending_bytes = envelope_bytes
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
         held = len(job.asked.output) + attempt.output_bytes
         if held + len(chunk.payload) > self._core.policy.output_bytes_max:
@@ -84,27 +82,28 @@ class Delivery:
             return self.attempt_failed(job, FaultKind.PROVIDER, reason, now, tell=True)
         attempt.progress = progress
         attempt.chunk_bytes = envelope_bytes
-        request = job.request.request
+        told: list[MarketEffect] = []
         if chunk.index == 0:
-            paid = self._cover(attempt) if attempt.paid_ahead else self._pay(job, attempt)
-            entered = self._core.enter(job, BuyerState.STREAMING, "input processed and paid", now)
-            return [*paid, *entered, Notify(JobPrefilled(request, attempt.job, chunk.input_units))]
+            told.append(Notify(JobPrefilled(job.request.request, attempt.job, chunk.input_units)))
+        if not progress.delivered:
+            paid = self._pay(job, attempt)
+            return [*paid, *self._core.enter(job, BuyerState.STREAMING, "input processed and paid", now), *told]
         attempt.output.append(chunk.payload)
         attempt.output_bytes += len(chunk.payload)
-        text = self._show(job, attempt, chunk)
+        told += self._show(job, attempt, chunk)
         if chunk.finish is FinishReason.NONE:
             paid = self._pay(job, attempt)
             job.note_chunk(now.wall_ms, chunk.index)
-            return [*paid, self._core.postpone(job, now), *text]
-        return [*text, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
+            return [*paid, self._core.postpone(job, now), *told]
+        return [*told, *self._core.enter(job, BuyerState.SETTLING, "last chunk delivered", now)]
 
     def _show(self, job: BuyerJob, attempt: Attempt, chunk: Chunk) -> list[MarketEffect]:
         """Tell of a chunk of output, counted over all attempts; of what is of use only as a whole, when it is whole."""
-        index, units = job.asked.pieces + chunk.index, WorkUnits(job.asked.units + chunk.output_units)
+        index, units = job.asked.pieces + max(1, chunk.index), WorkUnits(job.asked.units + chunk.output_units)
         text = JobText(job.request.request, attempt.job, index, chunk.payload, units, chunk.finish)
         if attempt.continuity is not Continuity.STARTS_AGAIN:
             return [Notify(text)]
-        if chunk.index == 1:
+        if chunk.index <= 1:
             job.unshown = []  # an earlier provider's, never made whole
         job.unshown.append(text)
         if chunk.finish is FinishReason.NONE:
@@ -255,23 +254,14 @@ class Delivery:
         attempt.paid = attempt.progress.due
         return [lane_put, self._core.send_voucher(voucher, attempt.node)]
 
-    def _cover(self, attempt: Attempt) -> list[MarketEffect]:
-        attempt.paid = attempt.progress.due
-        return [self._core.books.cover(attempt.agreement.channel, attempt.agreement.lane, attempt.progress)]
-
     def _disputed(self, attempt: Attempt, refusal: Refusal) -> bool:
-        """The provider has our last voucher, and says that it owes less than we could leave to its word."""
+        """The provider has our last voucher and says that it owes less than we do."""
         agreement = attempt.agreement
         lane = self._core.books.lane(agreement.channel, agreement.lane)
         theirs = self._own_voucher(refusal, attempt)
         if lane is None or theirs is None or theirs.sequence != lane.position.sequence:
             return False
-        if refusal.debt >= lane.position.cumulative - agreement.cumulative_start:
-            return False
-        if attempt.paid_ahead:
-            return True  # it refuses the job, so it has earned nothing with it
-        share = self._core.policy.pay_ahead_permille
-        return not self._core.books.may_drop(agreement.channel, agreement.lane, share)
+        return refusal.debt < lane.position.cumulative - agreement.cumulative_start
 
     def _reconcile(self, job: BuyerJob, attempt: Attempt, refusal: Refusal, now: Now) -> list[MarketEffect]:
         """Our books and the provider's differ: bring them together, then offer again on the same lane."""
@@ -279,10 +269,6 @@ class Delivery:
         job.reconciled = (*job.reconciled, (agreement.channel, agreement.lane))
         theirs = self._own_voucher(refusal, attempt)
         job.note(now.wall_ms, "books differ", refusal.reason)
-        lane = core.books.lane(agreement.channel, agreement.lane)
-        if lane is not None and attempt.paid_ahead and self._disputed(attempt, refusal):
-            # The claim is dropped below: what was paid ahead is spent then, for nothing.
-            attempt.paid = Amount(lane.position.cumulative - agreement.cumulative_start - refusal.debt)
         effects = core.end_attempt(job, refusal.fault, refusal.reason, owed_back=False)
         adopted = core.books.adopt(agreement.channel, agreement.lane, theirs, refusal.debt)
         if adopted is not None:

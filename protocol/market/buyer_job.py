@@ -45,7 +45,6 @@ from protocol.primitives.units import (
     WorkUnits,
 )
 from protocol.settlement.chunks import Progress, progress_start
-from protocol.settlement.pricing import input_due_at_most
 
 RECONCILIATIONS_MAX = 8
 """Lanes reconciled for one request: a buyer with an old backup needs some, a provider that lies gets no more."""
@@ -141,7 +140,7 @@ TRANSITIONS: dict[BuyerState, tuple[BuyerState, ...]] = {
     BuyerState.CONNECTING: (*_RETRY, *_ENDS),
     BuyerState.OPENING_CHANNEL: (*_RETRY, *_ENDS),
     BuyerState.OFFERED: (*_RETRY, BuyerState.PREFILLING, *_ENDS),
-    BuyerState.PREFILLING: (*_RETRY, BuyerState.STREAMING, *_ENDS),
+    BuyerState.PREFILLING: (*_RETRY, BuyerState.STREAMING, BuyerState.SETTLING, *_ENDS),
     BuyerState.STREAMING: (*_RETRY, BuyerState.STREAMING, BuyerState.SETTLING, *_ENDS),
     BuyerState.SETTLING: (BuyerState.DONE, BuyerState.DELIVERED),
     BuyerState.DONE: (),
@@ -166,10 +165,8 @@ class Attempt:
         "output",
         "output_bytes",
         "paid",
-        "paid_ahead",
         "progress",
         "quiet",
-        "refused",
     )
 
     def __init__(self, job: MessageId, agreement: Agreement, continuity: Continuity) -> None:
@@ -185,14 +182,10 @@ class Attempt:
         self.chunk_bytes = b""
         """Envelope of the last chunk that was verified."""
         self.ending_bytes = b""
-        """Envelope of the refusal, the failure or the invalid chunk that ended the attempt."""
-        self.refused = False
-        """The provider did not take the job."""
+        """Envelope of the refusal or failure that ended the attempt."""
         self.progress: Progress = progress_start(job)
         self.paid = Amount(0)
-        """Price of the delivered chunks that a voucher covers; in the end also what was paid ahead and not refused."""
-        self.paid_ahead = False
-        """Chunk 0 was paid with the agreement."""
+        """Price of the chunks that a voucher covers."""
         self.output: list[bytes] = []
         self.output_bytes = 0
 
@@ -204,12 +197,7 @@ class Attempt:
     @property
     def delivered(self) -> bool:
         """True once any chunk of output came."""
-        return self.progress.chunks > 1
-
-    @property
-    def unanswered(self) -> Amount:
-        """What was paid ahead and nothing has come for."""
-        return input_due_at_most(self.agreement) if self.paid_ahead and not self.progress.chunks else Amount(0)
+        return self.progress.delivered
 
     def statements(self) -> JobStatements:
         """What both sides have signed of it."""
@@ -242,7 +230,6 @@ class BuyerJob:
         "room_until",
         "spent",
         "state",
-        "stranded",
         "total_until",
         "unshown",
         "waits",
@@ -279,8 +266,6 @@ class BuyerJob:
         """Lanes whose books were brought together for this request; the last one is used next."""
         self.spent = Amount(0)
         """Price of what earlier attempts were paid for."""
-        self.stranded = Amount(0)
-        """What was paid ahead to a provider that then had no room: it keeps it for the next job."""
         self.history: list[HistoryEntry] = []
         self.choose_until = MonotonicMs(now.monotonic_ms + request.choose_ms)
         self.total_until = MonotonicMs(now.monotonic_ms + request.total_ms)
@@ -289,11 +274,6 @@ class BuyerJob:
     def paid(self) -> Amount:
         """Price of all that was paid for, over all attempts."""
         return Amount(self.spent + (self.attempt.paid if self.attempt is not None else 0))
-
-    def at_stake(self) -> Amount:
-        """All that has gone out for the request: no more than its ceiling."""
-        ahead = self.attempt.unanswered if self.attempt is not None else 0
-        return Amount(self.paid() + self.stranded + ahead)
 
     def exhausted(self, policy: BuyerPolicy) -> bool:
         """No further provider is tried: a refusal for want of room costs nothing, so it counts as no try."""

@@ -11,7 +11,7 @@ from protocol.market.continuation import Asked, Continuity, asked_behind, contin
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.matching import NO_FREE_SLOTS, Match, NoMatch, Want, match_offer
 from protocol.market.offer_search import best_offer, quote
-from protocol.market.records import PAID_AHEAD, attempt_key
+from protocol.market.records import attempt_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.messages.effects import Dial, Now, Put, Send, SetTimer, SignAndSend, Table
 from protocol.messages.envelope import message_id
@@ -21,7 +21,6 @@ from protocol.messages.transactions import ChannelOpen, ChannelTopUp
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AccountId, Amount, ChannelId, DurationMs, Lane, MessageId, MonotonicMs
-from protocol.settlement.pricing import input_due_at_most
 
 
 class Opening:
@@ -153,7 +152,7 @@ class Opening:
             output_units_max=request.output_units_max,
             input_units_expected=request.input_units_expected or request.input_units_max,
             output_units_expected=request.output_units_expected or request.output_units_max,
-            price_ceiling=Amount(request.price_ceiling - job.at_stake()),
+            price_ceiling=Amount(request.price_ceiling - job.paid()),
             unique=request.unique,
             region=request.region,
             isolation=request.isolation,
@@ -250,9 +249,7 @@ class Opening:
     def _offer(self, job: BuyerJob, channel: ChannelId, lane: Lane, now: Now) -> list[MarketEffect]:
         core, request, match = self._core, job.asked.request, job.match
         assert match is not None
-        assert job.at_stake() + match.price_at_limits <= request.price_ceiling, (
-            "attempts together stay under the ceiling"
-        )
+        assert job.paid() + match.price_at_limits <= request.price_ceiling, "attempts together stay under the ceiling"
         messages: list[MarketEffect] = []
         node = match.live.offer.node
         if not job.bid_payload:
@@ -263,7 +260,7 @@ class Opening:
             messages.append(Send(node, Direct(job.bid_bytes)))
         else:
             messages.append(SignAndSend(MessageKind.BID, job.bid_payload, (node,)))
-        terms, provider = core.books.terms(channel, lane), match.live.account
+        terms = core.books.terms(channel, lane)
         agreement = make_agreement(
             request,
             match,
@@ -279,26 +276,12 @@ class Opening:
         payload = encode(agreement)
         continuity = continuity_of(match.served.runtime)
         attempt = Attempt(message_id(MessageKind.AGREEMENT, core.own, payload), agreement, continuity)
-        ahead = input_due_at_most(agreement)
-        share = core.policy.pay_ahead_permille
-        attempt.paid_ahead = (
-            request.input_units_certain
-            and job.attempts == 0
-            # Should it be refused, the ceiling covers whoever takes the job then.
-            and ahead + match.price_at_limits <= job.request.price_ceiling
-            and core.books.may_pay_ahead(terms, provider, ahead, share)
-        )
         job.attempt = attempt
         job.attempts += 1
         core.by_job[attempt.job] = job
-        lane_put = core.books.begin(terms, provider, node, attempt.job, agreement.price_ceiling)
-        paid: list[MarketEffect] = []
-        how = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
-        if attempt.paid_ahead:
-            lane_put, voucher = core.books.pay_ahead(channel, lane, ahead)
-            paid.append(core.send_voucher(voucher, node))
-            how = f", {PAID_AHEAD}"
-        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{how}", now)
+        lane_put = core.books.begin(terms, agreement.provider, node, attempt.job, agreement.price_ceiling)
+        behind = f", behind {job.asked.units} units" if job.asked.continues is not None else ""
+        entered = core.enter(job, BuyerState.OFFERED, f"agreement sent, attempt {job.attempts}{behind}", now)
         return [
             lane_put,
             *core.waits_no_more(job),
@@ -306,7 +289,6 @@ class Opening:
             Put(Table.JOB_OF_REQUEST, attempt_key(request.request, job.attempts), attempt.job),
             SignAndSend(MessageKind.AGREEMENT, payload, (node,)),
             *messages,  # behind the agreement: a bid that nobody waits for is of no use to a provider
-            *paid,
             Send(node, JobInput(attempt.job, request.salt, request.payload)),
             *entered,
         ]

@@ -21,9 +21,6 @@ class BuyerPolicy(Struct, frozen=True, kw_only=True):
     """Deposit of a new channel, or the job's ceiling if that is more, or what the balance allows."""
     channel_top_up: Amount = Amount(10 * CREDIT)
     """Added when what is left in a channel doesn't cover a job."""
-    pay_ahead_permille: int = 0
-    """Of what a provider has delivered here, so much may be paid ahead to it, owed by it and kept on its word alone,
-    all in all. 0: none."""
     channel_idle_ms: DurationMs = DurationMs(86_400_000)
     """A channel that nobody used for so long is closed, so that its deposit comes back. 0: never."""
     attempts_max: int = 5
@@ -92,6 +89,10 @@ class SellerPolicy(Struct, frozen=True, kw_only=True):
     """How far a buyer's clock may differ."""
     work_ahead: bool = True
     """Let the worker compute the next chunk while the last one is not paid yet. It is never released early."""
+    trust_permille: int = 100
+    """A job whose whole output is there at once goes out as one chunk, input and output together, where all that the
+    lane's buyer has not paid is then at most this part of what it has paid on that lane. 0: the input is always paid
+    first."""
     output_bytes_max: int = 8 * 1024 * 1024
     reconcile_ms: DurationMs = DurationMs(5_000)
     """How often open jobs that are quiet are compared with the buyer's."""

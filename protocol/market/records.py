@@ -47,26 +47,11 @@ from protocol.settlement.vouchers import LanePosition
 CHUNKS = "chunks"
 """State of a history entry that stands for chunks that came and were paid one after the other."""
 
-PAID_AHEAD = "its input paid ahead"
-"""End of the cause under which an agreement was sent that chunk 0's voucher went with."""
-
 LEFT_OUT = "left out"
 """State of the entry that stands for those which a full history had no room for; its ``chunks`` counts them."""
 
 _HISTORY_HEAD = HISTORY_ENTRIES_MAX // 2
 """A full history keeps its beginning and its end."""
-
-
-class LaneEnd(IntEnum):
-    """How a lane's last job came to its end; by it a debt on the lane is judged."""
-
-    UNKNOWN = 0
-    """With something paid and no receipt, or by a failure that the provider signed."""
-    RECEIPTED = 1
-    REFUSED = 2
-    """Paid ahead and not taken: what the provider owes is no failure of its own."""
-    APART = 3
-    """Before anything was delivered, on a lane where all was well: only the provider knows what it had done by then."""
 
 
 class BuyerLane(Message, frozen=True):
@@ -96,9 +81,6 @@ class BuyerLane(Message, frozen=True):
     input_units: WorkUnitsField = WorkUnits(0)
     output_units: WorkUnitsField = WorkUnits(0)
     """What ``paid`` is for: known after a restart too."""
-    ended: LaneEnd = LaneEnd.UNKNOWN
-    dropped: AmountField = Amount(0)
-    """Claims that were dropped on the provider's word; ``earned`` counts them as earned."""
 
 
 class SellerLane(Message, frozen=True):
@@ -127,8 +109,8 @@ class SellerLane(Message, frozen=True):
     input_units: WorkUnitsField = WorkUnits(0)
     output_units: WorkUnitsField = WorkUnits(0)
     """What ``paid`` is for: known after a restart too."""
-    unsure: bool = False
-    """The last job ended with this node's process: what it had released is not known here."""
+    written_off: AmountField = Amount(0)
+    """What was released on this lane and not paid before the next job began, since the channel was opened."""
 
 
 class Side(IntEnum):
@@ -180,7 +162,7 @@ class JobStatements(Message, frozen=True):
     chunk: bytes
     """The last chunk that was verified."""
     ending: bytes
-    """The other side's refusal, failure or cancellation, or its chunk that breaks the agreement."""
+    """The other side's refusal, failure or cancellation."""
     voucher: bytes = b""
     """The buyer's last voucher for it, on the buyer's side; the provider has it in its lane's row."""
 
@@ -366,11 +348,6 @@ def lane_key(channel: ChannelId, lane: int) -> bytes:
 def buyer_debt(lane: BuyerLane) -> Amount:
     """What the provider owes on this lane, by the buyer's books."""
     return Amount(max(0, lane.position.cumulative - lane.earned))
-
-
-def owes_by_failure(lane: BuyerLane) -> bool:
-    """True if the provider owes something on this lane for a job that it failed."""
-    return buyer_debt(lane) > 0 and lane.ended not in (LaneEnd.REFUSED, LaneEnd.APART)
 
 
 def seller_debt(lane: SellerLane) -> Amount:

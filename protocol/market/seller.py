@@ -69,14 +69,12 @@ from protocol.primitives.units import (
     MonotonicMs,
     NodeId,
 )
-from protocol.settlement.chunks import Progress, first_chunk
+from protocol.settlement.chunks import Progress
 
 _REDEEM_TIMER = TimerKey(ROOM, "redeem")
 _REDEEM_LOOK_MS_MAX = 60_000
 _REDEEM_LOOK_MS_MIN = 1_000
 """Blocks may come every 20 ms; channels are not all looked through that often."""
-_CHUNKS_OF_A_ROUND_TRIP = 2
-"""Input and output: so few may have left together, where the input was paid ahead."""
 _RESTARTED = "this node restarted while the job was under way"
 
 
@@ -87,8 +85,8 @@ class Seller:
         self, own: AccountId, own_node: NodeId, ledger: LedgerView, policy: SellerPolicy | None = None
     ) -> None:
         self._core = SellerCore(own, own_node, ledger, policy or SellerPolicy())
+        self._intake = Intake(self._core)
         self._selling = Selling(self._core)
-        self._intake = Intake(self._core, self._selling.voucher)
         self._comparison = SellerComparison(self._core, self._intake)
         self._redemption = Redemption(self._core.books, self._core.policy)
         self._quoting = Quoting(self._core)
@@ -117,8 +115,7 @@ class Seller:
         signer = AccountId(envelope.sender)
         match payload:
             case Voucher():
-                held = self._intake.paid_ahead(payload, signer, envelope_bytes)
-                return held or self._selling.voucher(payload, signer, envelope_bytes, now)
+                return self._selling.voucher(payload, signer, envelope_bytes, now)
             case Bid():
                 return self._intake.bid(envelope_id(envelope), peer, payload, signer, envelope_bytes, now)
             case Agreement():
@@ -126,7 +123,7 @@ class Seller:
             case Cancellation():
                 job = self._core.jobs.get(payload.job)
                 if job is None:
-                    return self._intake.cancelled(payload.job, signer, now)
+                    return self._intake.cancelled(payload.job, signer)
                 if job.agreement.buyer != signer:
                     return []
                 job.ending_bytes = envelope_bytes
@@ -153,12 +150,13 @@ class Seller:
             case Receipt():
                 return self._selling.signed_receipt(job, envelope_bytes)
             case Chunk():
-                return self._selling.signed_chunk(job, payload, envelope_bytes)
+                if payload.index == job.progress.chunks - 1 and job.chunks_paid < job.progress.chunks:
+                    job.unanswered.append(envelope_bytes)
             case Acceptance():
                 job.acceptance_bytes = envelope_bytes
-                job.unanswered.insert(0, envelope_bytes)
-                # Nobody acts on an acceptance: a job's buyer waits for the chunk that follows.
-                return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
+                if job.chunks_paid == 0:
+                    job.unanswered.insert(0, envelope_bytes)
+        return []
 
     def work_prefilled(self, job: MessageId, input_units: int, now: Now) -> list[MarketEffect]:
         """The worker has processed the input and metered it."""
@@ -203,6 +201,8 @@ class Seller:
             return []
         if now.monotonic_ms < job.deadline:
             return [SetTimer(key, job.deadline)]
+        if job.gathering_since is not None:
+            return self._selling.release_input(job, now)
         expiry = SALE_EXPIRIES[job.state]
         if expiry.ours and job.out_of_time(now):
             return self._core.fail(job, FaultKind.USER, TIME_LIMIT_OVER, now, ours=True)
@@ -295,7 +295,7 @@ class Seller:
             if lane.job is None:
                 continue
             if stored is not None and lane.pending_job == lane.job:
-                effects += self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, row, now)
+                effects.append(self._resume(lane.job, core.pending[(lane.channel, lane.lane)], lane, row, now))
             else:
                 effects += self._fail_restored(lane, lane.job, row, now)
         return effects
@@ -307,7 +307,7 @@ class Seller:
         lane: SellerLane,
         row: Callable[[Table, bytes], bytes | None],
         now: Now,
-    ) -> list[MarketEffect]:
+    ) -> MarketEffect:
         _, agreement = open_as(record.agreement, MessageKind.AGREEMENT)
         _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
         assert isinstance(agreement, Agreement)
@@ -328,15 +328,9 @@ class Seller:
         job.paid = lane.paid
         job.chunks_paid = receipt.chunks - 1
         job.output = [record.output]
-        said_again: list[MarketEffect] = []
-        if receipt.chunks == _CHUNKS_OF_A_ROUND_TRIP and record.last_chunk:
-            # The input may have been paid ahead: then the buyer has heard nothing yet. What it has heard does no harm.
-            said_again.append(
-                SignAndSend(MessageKind.CHUNK, encode(first_chunk(job_id, agreement, receipt.input_units)))
-            )
-        else:
-            job.chunks_answered = job.chunks_paid
-            job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
+        job.unanswered = [record.last_chunk, record.receipt] if record.last_chunk else [record.receipt]
+        if receipt.chunks == 1:  # nothing was answered yet
+            job.unanswered.insert(0, record.acceptance)
         stored = row(Table.JOB, job_id)
         if stored is not None:
             before = decode(stored, JobRecord)
@@ -344,14 +338,14 @@ class Seller:
         job.note(now.wall_ms, "resumed after a restart")
         job.deadline = job.deadline_of(job.state, now)
         self._core.jobs[job_id] = job
-        return [*said_again, SetTimer(TimerKey(ROOM, "deadline", job_id), job.deadline)]
+        return SetTimer(TimerKey(ROOM, "deadline", job_id), job.deadline)
 
     def _fail_restored(
         self, lane: SellerLane, job: MessageId, row: Callable[[Table, bytes], bytes | None], now: Now
     ) -> list[MarketEffect]:
         output_paid = lane.position.sequence > lane.sequence_start + 1
         effects: list[MarketEffect] = [
-            self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0), unsure=True)
+            self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0))
         ]
         failure = Failure(job, FaultKind.PROVIDER, lane.position.sequence - lane.sequence_start, "provider restarted")
         self._to_tell.setdefault(lane.node, []).append(failure)

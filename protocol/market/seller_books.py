@@ -106,7 +106,7 @@ class SellerBooks:
         return Amount(sum(bound for number, bound in bounds.items() if number != lane))
 
     def begin(self, agreement: Agreement, job: MessageId) -> Put:
-        """Give the lane to a job: what the buyer did not pay before is written off here."""
+        """Give the lane to a job: what the buyer did not pay before is written off here, and remembered."""
         held = self.lane(agreement.channel, agreement.lane)
         assert held is None or held.job is None
         row = SellerLane(
@@ -126,8 +126,18 @@ class SellerBooks:
             pending=None,
             pending_job=None,
             unredeemed_since=held.unredeemed_since if held is not None else TimestampMs(0),
+            written_off=Amount(held.written_off + _unpaid(held)) if held is not None else Amount(0),
         )
         return self._keep(row)
+
+    def trusts(self, channel: ChannelId, lane: Lane, amount: Amount, share_permille: int) -> bool:
+        """Whether so much may be released on a lane before anything of its job is paid.
+
+        All that the lane's buyer has not paid or may not pay stays within a share of what it has paid there, so whoever
+        takes and goes has paid many times as much before.
+        """
+        held = self._channels[channel][lane]
+        return (held.written_off + amount) * 1000 <= share_permille * held.position.cumulative
 
     def expect_receipt(self, channel: ChannelId, lane: Lane, job: MessageId, leaf: Hash) -> Put:
         """The next voucher may commit to this receipt."""
@@ -144,14 +154,11 @@ class SellerBooks:
         redeemed: tuple[LanePosition, ...],
         released: Progress | None,
         now: TimestampMs,
-        *,
-        owed: bool = False,
     ) -> Taken:
         """Judge a voucher for a lane and keep it if it counts. Raises ``VoucherInvalid``.
 
-        ``released`` is what the lane's live job has come to with the chunk that this voucher pays, ``None`` when the
-        lane has no job: then any rise is welcome, and is owed back if nothing is known that was worked for it, or if it
-        is for a job that was refused (``owed``).
+        ``released`` is what the lane's live job has come to with the chunk that waits for payment, ``None`` when the
+        lane has no job: then any rise is welcome.
         """
         held = self._channels[voucher.channel][voucher.lane]
         check_voucher(
@@ -188,18 +195,18 @@ class SellerBooks:
             position=position_after(voucher),
             accumulator=accumulator,
             voucher=envelope_bytes,
-            earned=self._earned_after(held, voucher) if released is None and not owed else held.earned,
+            earned=self._earned_after(held, voucher) if released is None else held.earned,
             pending=None if proof is not None else held.pending,
             pending_job=None if proof is not None else held.pending_job,
             unredeemed_since=held.unredeemed_since or now,
         )
         return Taken(self._keep(row), held.pending_job if proof is not None else None, proof)
 
-    def end(self, channel: ChannelId, lane: Lane, earned_by_job: Amount, *, unsure: bool = False) -> Put:
-        """The lane's job is over, and this much was worked for by its prices; ``unsure``: or more."""
+    def end(self, channel: ChannelId, lane: Lane, earned_by_job: Amount) -> Put:
+        """The lane's job is over, and this much was worked for by its prices."""
         held = self._channels[channel][lane]
         assert held.job is not None
-        return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job), unsure=unsure))
+        return self._keep(replace(held, job=None, earned=Amount(held.start + earned_by_job)))
 
     def forget_ended(self, channel: ChannelId) -> tuple[SellerLane, ...]:
         """The ledger does not have this channel any more: its lanes go, but for those with a live job. Gives them."""
@@ -224,10 +231,8 @@ class SellerBooks:
         )
 
     def _earned_after(self, held: SellerLane, voucher: Voucher) -> Amount:
-        # A voucher beyond the job's first one pays for output: by sending it the buyer says that it got some. Where
-        # it is known what was released, more than that was paid ahead, for a job that was not taken.
-        output = voucher.sequence > held.sequence_start + 1 and voucher.cumulative > held.position.cumulative
-        if held.unsure and output:
+        # A voucher beyond the job's first one pays for output: by sending it the buyer says that it got some.
+        if voucher.sequence > held.sequence_start + 1 and voucher.cumulative > held.position.cumulative:
             return Amount(max(held.earned, voucher.cumulative))
         return held.earned
 
@@ -264,6 +269,10 @@ class SellerBooks:
         totals.promised += row.position.cumulative
         lanes[row.lane] = row
         return Put(Table.SELLER_LANE, lane_key(row.channel, row.lane), encode(row))
+
+
+def _unpaid(lane: SellerLane) -> int:
+    return max(0, lane.earned - lane.position.cumulative)
 
 
 def _bound(lane: SellerLane) -> int:

@@ -23,7 +23,6 @@ from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
 from protocol.primitives.units import AccountId, Amount, ChannelId, Lane, MessageId, ModelId, NodeId
-from protocol.settlement.pricing import input_due_at_most
 
 ROOM = "seller"
 
@@ -115,8 +114,6 @@ class SellerCore:
         """The job is over; ``earned`` is what was worked for by its prices."""
         assert state in SALES[job.state]
         agreement = job.agreement
-        if job.paid_ahead and not job.progress.chunks:
-            job.paid = input_due_at_most(agreement)  # and owed back
         job.state = state
         job.note(now.wall_ms, reason)
         del self.jobs[job.job]

@@ -1,8 +1,9 @@
 """The seller's way from the first piece of work to the last voucher.
 
 Law: a chunk goes out only when the one before is paid by a voucher that is on its way to disk before the chunk leaves,
-so at most one chunk is ever released and unpaid. Chunk 0 may be paid ahead: then chunk 1 follows it at once. The
-receipt goes out only once what must be known to judge the final voucher is durable.
+so at most one chunk is ever released and unpaid. To a buyer that has paid many times as much, a job whose whole output
+is there at once is that one chunk. The receipt goes out only once what must be known to judge the final voucher is
+durable.
 """
 
 from msgspec.structs import replace
@@ -10,20 +11,24 @@ from msgspec.structs import replace
 from protocol.market.records import NO_REQUEST, ReceiptRecord, Side, receipt_rows
 from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import Taken
-from protocol.market.seller_core import SellerCore
+from protocol.market.seller_core import ROOM, SellerCore
 from protocol.market.seller_job import TAKES, Piece, SaleInput, SellerJob, SellerState
-from protocol.messages.effects import Now, PullWork, Put, Send, SignAndSend, Table
+from protocol.messages.effects import Now, PullWork, Put, Send, SetTimer, SignAndSend, Table, TimerKey
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Chunk, FaultKind, FinishReason, Voucher
 from protocol.messages.wire import Direct
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import CHUNK_PAYLOAD_BYTES_MAX
-from protocol.primitives.units import WorkUnits
+from protocol.primitives.units import MonotonicMs, WorkUnits
 from protocol.settlement.accumulator import receipt_leaf
-from protocol.settlement.chunks import ChunkInvalid, Progress, check_chunk
-from protocol.settlement.pricing import amount_due, input_due_at_most
+from protocol.settlement.chunks import ChunkInvalid, check_chunk
+from protocol.settlement.pricing import amount_due
 from protocol.settlement.receipts import make_receipt, output_commitment
 from protocol.settlement.vouchers import VoucherInvalid
+
+GATHER_MS = 5
+"""So long may chunk 0 wait to see whether the output is whole with it: longer than a small job's work takes, shorter
+than anybody notices where it is not."""
 
 
 class Selling:
@@ -40,13 +45,32 @@ class Selling:
             reason = f"input has {input_units} units, at most {most} were agreed"
             return self._core.fail(job, FaultKind.USER, reason, now, ours=True)
         self._core.kept.first_output_took(job.agreement.model, now.monotonic_ms - job.since)
-        return self._release(job, Piece(b"", 0, FinishReason.NONE), WorkUnits(input_units), now)
+        job.metered = WorkUnits(input_units)
+        if self._core.policy.work_ahead and self._trusted(job, WorkUnits(0)):
+            job.gathering_since, job.pulling = now.monotonic_ms, True
+            job.deadline = MonotonicMs(min(job.deadline, now.monotonic_ms + GATHER_MS))
+            return [PullWork(job.job), SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline)]
+        return self.release_input(job, now)
+
+    def release_input(self, job: SellerJob, now: Now) -> list[MarketEffect]:
+        """Chunk 0 goes out by itself."""
+        job.gathering_since = None
+        return self._release(job, Piece(b"", 0, FinishReason.NONE), job.metered, now)
 
     def piece(self, job: SellerJob, piece: Piece, now: Now) -> list[MarketEffect]:
         """The worker has more output: release it, or hold it until the chunk before is paid."""
-        if not job.pulling or job.state is SellerState.PREFILL:
+        gathered = job.gathering_since
+        if not job.pulling or (job.state is SellerState.PREFILL and gathered is None):
             return self._core.fail(job, FaultKind.PROVIDER, "worker broke its order of pieces", now, ours=True)
         job.pulling = False
+        if gathered is not None:
+            whole = piece.finish is not FinishReason.NONE and 0 <= piece.units <= job.agreement.chunk_units
+            if whole and self._trusted(job, WorkUnits(piece.units)):
+                job.gathering_since = None
+                self._core.kept.chunk_took(job.agreement.model, piece.units, now.monotonic_ms - gathered)
+                return self._release(job, piece, job.metered, now)
+            job.held = piece
+            return self.release_input(job, now)
         if job.state is SellerState.WORKING:
             self._core.kept.chunk_took(job.agreement.model, piece.units, now.monotonic_ms - job.since)
             return self._release(job, piece, job.progress.input_units, now)
@@ -63,10 +87,8 @@ class Selling:
         elif job.state is SellerState.WORKING:
             self._core.kept.chunk_missed(model, job.agreement.chunk_units, waited_ms)
 
-    def voucher(
-        self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now, *, refused: bool = False
-    ) -> list[MarketEffect]:
-        """The buyer pays, for a live job or late; ``refused``: ahead, for a job that this node does not take."""
+    def voucher(self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now) -> list[MarketEffect]:
+        """The buyer pays, for a live job or late."""
         core = self._core
         lane = core.books.lane(voucher.channel, voucher.lane)
         # [IGNORE] for a lane that we know, from its buyer, newer than the best one
@@ -80,20 +102,10 @@ class Selling:
         # [IGNORE] for a chunk that is not out yet
         if job is not None and SaleInput.VOUCHER not in TAKES[job.state]:
             return []
-        # [IGNORE] for a job behind the live one: it comes again when that is over
-        if job is not None and refused:
-            return []
-        released = _paid_for(job) if job is not None else None
+        released = job.progress if job is not None else None
         try:
             taken = core.books.take(
-                voucher,
-                envelope_bytes,
-                core.own,
-                facts.deposit,
-                facts.redeemed,
-                released,
-                now.wall_ms,
-                owed=refused,
+                voucher, envelope_bytes, core.own, facts.deposit, facts.redeemed, released, now.wall_ms
             )
         except VoucherInvalid as error:
             return core.fail(job, FaultKind.USER, str(error), now, ours=False) if job is not None else []
@@ -104,20 +116,6 @@ class Selling:
         # A signature that stays here may be made while the voucher goes to disk; what it signs leaves behind that.
         signed = [effect for effect in paid if isinstance(effect, SignAndSend) and not effect.to]
         return [*signed, *effects, *(effect for effect in paid if effect not in signed)]
-
-    def signed_chunk(self, job: SellerJob, chunk: Chunk, envelope_bytes: bytes) -> list[MarketEffect]:
-        """A chunk of ours is signed. Chunk 0, where it is paid already, leaves with the output if that is here."""
-        agreement = job.agreement
-        record = self._core.pending.get((agreement.channel, agreement.lane))
-        if record is not None:
-            # Chunk 0, signed once more after a restart: the others were on the disk.
-            job.unanswered = [record.acceptance, envelope_bytes, record.last_chunk, record.receipt]
-            return [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
-        if chunk.index >= job.chunks_answered:
-            job.unanswered.append(envelope_bytes)
-        if chunk.index or not job.paid_ahead:
-            return []
-        return [Send(agreement.buyer_node, Direct(envelope_bytes), patient=True)]
 
     def signed_receipt(self, job: SellerJob, envelope_bytes: bytes) -> list[MarketEffect]:
         """Our receipt is signed: make durable what the final voucher will be judged by, then send it.
@@ -149,7 +147,7 @@ class Selling:
             last_chunk=job.unanswered[-1] if job.unanswered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
-        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered[-1:]]
+        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
         job.unanswered.append(envelope_bytes)
         return [
             core.books.expect_receipt(agreement.channel, agreement.lane, job.job, leaf),
@@ -165,14 +163,9 @@ class Selling:
 
     def _paid(self, job: SellerJob, taken: Taken, closing: bool, now: Now) -> list[MarketEffect]:
         core = self._core
-        if job.state is SellerState.PREFILL:
-            job.paid_ahead = True
-            return []
         job.paid = job.progress.due
         job.chunks_paid = job.progress.chunks
-        if job.chunks_paid > 1:  # chunk 0's may have been on its way before the chunk
-            job.chunks_answered = job.chunks_paid
-            job.unanswered.clear()
+        job.unanswered.clear()
         if job.state is SellerState.AWAIT_FINAL:
             cause = "paid and receipt acknowledged" if taken.receipted == job.job else "paid without the receipt"
             return core.end(job, SellerState.DONE, None, cause, job.progress.due, now)
@@ -223,15 +216,20 @@ class Selling:
         if piece.finish is not FinishReason.NONE:
             # Signed here, sent with the receipt: so both wait for the disk together.
             return [SignAndSend(MessageKind.CHUNK, payload), *self._finish(job, now)]
-        if job.state is SellerState.PREFILL and job.paid_ahead:
-            job.paid, job.chunks_paid, job.pulling = due, 1, True
-            entered = core.enter(job, SellerState.WORKING, "chunk 0 released, paid ahead", now)
-            return [SignAndSend(MessageKind.CHUNK, payload), PullWork(job.job), entered]
         released: list[MarketEffect] = [SignAndSend(MessageKind.CHUNK, payload, (agreement.buyer_node,))]
-        if core.policy.work_ahead:
+        if core.policy.work_ahead and not job.pulling and job.held is None:
             job.pulling = True
             released.append(PullWork(job.job))
         return [*released, core.enter(job, SellerState.AWAIT_VOUCHER, f"chunk {chunk.index} released", now)]
+
+    def _trusted(self, job: SellerJob, output_units: WorkUnits) -> bool:
+        """Whether input and so much output may go out as one chunk, before anything of the job is paid."""
+        core, agreement = self._core, job.agreement
+        facts = core.ledger.channel(agreement.channel)
+        if facts is None or facts.closing:
+            return False
+        due = amount_due(agreement.prices, job.metered, output_units)
+        return core.books.trusts(agreement.channel, agreement.lane, due, core.policy.trust_permille)
 
     def _finish(self, job: SellerJob, now: Now) -> list[MarketEffect]:
         core = self._core
@@ -251,10 +249,3 @@ class Selling:
         assert record.job == taken.receipted
         assert record.proof == taken.proof
         return [Put(Table.RECEIPT, record.job, encode(replace(record, final_voucher=envelope_bytes, last_chunk=b"")))]
-
-
-def _paid_for(job: SellerJob) -> Progress:
-    """What a voucher pays that comes now: what was released, or ahead of that the input at its limit."""
-    if job.state is not SellerState.PREFILL:
-        return job.progress
-    return replace(job.progress, chunks=1, due=input_due_at_most(job.agreement))

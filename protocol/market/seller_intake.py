@@ -5,7 +5,6 @@ ledger may cure waits for the next block, what nothing can cure is refused at on
 """
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,7 +41,7 @@ from protocol.messages.effects import (
     TimerKey,
 )
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, Refusal, Voucher
+from protocol.messages.market import Acceptance, Agreement, Bid, FaultKind, Refusal
 from protocol.messages.wire import Direct, JobInput
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
@@ -61,14 +60,6 @@ EARLY_INPUTS_PER_PEER_MAX = 4
 
 
 _TOO_MANY = TermsRefused(FaultKind.CAPACITY, TOO_MANY_WAIT)
-
-
-class Paying(Protocol):
-    """What takes a voucher, for a job that is taken or one that is refused."""
-
-    def __call__(
-        self, voucher: Voucher, sender: bytes, envelope_bytes: bytes, now: Now, *, refused: bool = False
-    ) -> list[MarketEffect]: ...
 
 
 class HeldBid(Struct, frozen=True):
@@ -90,17 +81,13 @@ class Arrival(Struct):
     envelope_bytes: bytes
     job_input: JobInput | None
     until: MonotonicMs
-    voucher: Voucher | None = None
-    """Paid ahead; taken when the agreement is, and owed back when it is not."""
-    voucher_bytes: bytes = b""
 
 
 class Intake:
     """Steps before PREFILL."""
 
-    def __init__(self, core: SellerCore, pay: Paying) -> None:
+    def __init__(self, core: SellerCore) -> None:
         self._core = core
-        self._pay = pay
         self._bids: dict[MessageId, HeldBid] = {}
         self._arrivals: dict[MessageId, Arrival] = {}
         self._inputs: dict[tuple[NodeId, MessageId], JobInput] = {}
@@ -143,9 +130,9 @@ class Intake:
             # No peer keeps others out: the one with most agreements here gives up its latest.
             crowd, size = _crowd(waiting.peer for waiting in self._arrivals.values())
             if size <= 1 + sum(waiting.peer == peer for waiting in self._arrivals.values()):
-                return self._refuse(arrival, _TOO_MANY, now)
+                return self._refuse(arrival, _TOO_MANY)
             latest = next(waiting for waiting in reversed(self._arrivals.values()) if waiting.peer == crowd)
-            effects += [*self._settle(latest), *self._refuse(latest, _TOO_MANY, now)]
+            effects += [*self._settle(latest), *self._refuse(latest, _TOO_MANY)]
         self._arrivals[job] = arrival
         return [*effects, *self._consider(arrival, now)]
 
@@ -167,28 +154,18 @@ class Intake:
         self._inputs[(peer, job_input.job)] = job_input
         return []
 
-    def paid_ahead(self, voucher: Voucher, signer: AccountId, envelope_bytes: bytes) -> list[MarketEffect]:
-        """A voucher that belongs to an agreement which is not decided yet waits with it; nothing for any other."""
-        for arrival in self._arrivals.values():
-            agreement = arrival.agreement
-            named = (agreement.channel, agreement.lane, agreement.sequence_start + 1, arrival.signer)
-            if named == (voucher.channel, voucher.lane, voucher.sequence, signer):
-                arrival.voucher, arrival.voucher_bytes = voucher, envelope_bytes
-                return [SetTimer(_hold_key(arrival), arrival.until)]
-        return []
-
     def forget_peer(self, peer: NodeId) -> None:
         """Its link is gone: inputs without an agreement go with it."""
         for key in tuple(self._inputs):
             if key[0] == peer:
                 del self._inputs[key]
 
-    def cancelled(self, job: MessageId, signer: AccountId, now: Now) -> list[MarketEffect]:
+    def cancelled(self, job: MessageId, signer: AccountId) -> list[MarketEffect]:
         """The buyer has given up waiting."""
         arrival = self._arrivals.get(job)
         if arrival is None or arrival.signer != signer:
             return []
-        return [*self._settle(arrival), *self._take_voucher(arrival, now, refused=True)]
+        return self._settle(arrival)
 
     def expired(self, job: MessageId, now: Now) -> list[MarketEffect]:
         """An arrival has waited long enough."""
@@ -216,7 +193,7 @@ class Intake:
             refusal = reason
         if refusal.may_wait and patient:
             return [SetTimer(_hold_key(arrival), arrival.until)]
-        return [*self._settle(arrival), *self._refuse(arrival, refusal, now)]
+        return [*self._settle(arrival), *self._refuse(arrival, refusal)]
 
     def _check(self, arrival: Arrival, held: HeldBid, now: Now) -> None:
         """All checks in order, cheapest first. Raises ``TermsRefused``."""
@@ -268,7 +245,6 @@ class Intake:
         job.note(now.wall_ms, "accepted")
         job.pulling = True
         acceptance = Acceptance(job.job, job.accepted_at)
-        begun = core.books.begin(agreement, job.job)
         return [
             # The worker may begin while the promise goes to disk: it releases nothing by itself.
             OpenWork(
@@ -283,27 +259,20 @@ class Intake:
                 buyer=agreement.buyer,
             ),
             PullWork(job.job),
-            # What was paid ahead is in the lane's row with the job, or neither is: it comes below.
-            *([begun] if arrival.voucher is None else []),
+            core.books.begin(agreement, job.job),
             Put(Table.JOB, job.job, encode(job.record())),
             *settled,
-            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance)),
+            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
             SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline),
             Notify(SaleAccepted(job.job, agreement.buyer, agreement.model, agreement.price_ceiling)),
             core.take_slot(),
-            *self._take_voucher(arrival, now),
         ]
-
-    def _take_voucher(self, arrival: Arrival, now: Now, *, refused: bool = False) -> list[MarketEffect]:
-        if arrival.voucher is None:
-            return []
-        return self._pay(arrival.voucher, arrival.signer, arrival.voucher_bytes, now, refused=refused)
 
     def _settle(self, arrival: Arrival) -> list[MarketEffect]:
         self._arrivals.pop(arrival.job, None)
         return [CancelTimer(_hold_key(arrival))]
 
-    def _refuse(self, arrival: Arrival, refused: TermsRefused, now: Now) -> list[MarketEffect]:
+    def _refuse(self, arrival: Arrival, refused: TermsRefused) -> list[MarketEffect]:
         agreement = arrival.agreement
         last_voucher: bytes | None = None
         debt = Amount(0)
@@ -316,7 +285,6 @@ class Intake:
         return [
             SignAndSend(MessageKind.REFUSAL, encode(refusal), (arrival.peer,)),
             Notify(SaleRefused(arrival.job, arrival.signer, refused.fault, reason)),
-            *self._take_voucher(arrival, now, refused=True),
         ]
 
 

@@ -5,7 +5,6 @@ Law: every state has a deadline (``SALE_LASTS``), an outcome for when it passes 
 arrival at the ``Intake``: bid, agreement and input come in any order and are judged together.
 
     PREFILL → AWAIT_VOUCHER → WORKING → AWAIT_VOUCHER → … → AWAIT_FINAL → DONE;  every state → FAILED, CANCELLED
-       └────── paid ahead ───────↑
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from protocol.market.records import CHUNKS, NO_REQUEST, JobRecord, JobStatements
 from protocol.messages.effects import Now
 from protocol.messages.market import Agreement, FaultKind, FinishReason, HistoryEntry
 from protocol.primitives.limits import TEXT_BYTES_MAX
-from protocol.primitives.units import Amount, DurationMs, MessageId, MonotonicMs, Salt, TimestampMs
+from protocol.primitives.units import Amount, DurationMs, MessageId, MonotonicMs, Salt, TimestampMs, WorkUnits
 from protocol.settlement.chunks import Progress, progress_start
 
 
@@ -36,7 +35,7 @@ class SellerState(Enum):
 _ENDS = (SellerState.FAILED, SellerState.CANCELLED)
 _BETWEEN_CHUNKS = (SellerState.AWAIT_VOUCHER, SellerState.WORKING)
 SALES: dict[SellerState, tuple[SellerState, ...]] = {
-    SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, SellerState.WORKING, *_ENDS),
+    SellerState.PREFILL: (SellerState.AWAIT_VOUCHER, SellerState.AWAIT_FINAL, *_ENDS),
     SellerState.AWAIT_VOUCHER: (
         SellerState.WORKING,
         SellerState.AWAIT_VOUCHER,
@@ -62,13 +61,7 @@ class SaleInput(Enum):
 
 
 TAKES: dict[SellerState, tuple[SaleInput, ...]] = {
-    SellerState.PREFILL: (
-        SaleInput.VOUCHER,
-        SaleInput.CANCELLATION,
-        SaleInput.PREFILLED,
-        SaleInput.PIECE,
-        SaleInput.WORK_FAILED,
-    ),
+    SellerState.PREFILL: (SaleInput.CANCELLATION, SaleInput.PREFILLED, SaleInput.PIECE, SaleInput.WORK_FAILED),
     SellerState.AWAIT_VOUCHER: (
         SaleInput.VOUCHER,
         SaleInput.CANCELLATION,
@@ -79,7 +72,7 @@ TAKES: dict[SellerState, tuple[SaleInput, ...]] = {
     SellerState.AWAIT_FINAL: (SaleInput.VOUCHER, SaleInput.CANCELLATION),
 }
 """What a job takes in which state; anything else changes nothing. A piece that nobody asked for ends the job: a worker
-that breaks its order of pieces can't be metered. The voucher in PREFILL is chunk 0's, given before it was asked for."""
+that breaks its order of pieces can't be metered."""
 
 
 class Earning(Enum):
@@ -143,19 +136,19 @@ class SellerJob:
         "agreement",
         "agreement_bytes",
         "bid_bytes",
-        "chunks_answered",
         "chunks_paid",
         "deadline",
         "ending_bytes",
+        "gathering_since",
         "held",
         "history",
         "input",
         "job",
+        "metered",
         "model_name",
         "output",
         "output_bytes",
         "paid",
-        "paid_ahead",
         "progress",
         "pulling",
         "quiet",
@@ -194,11 +187,11 @@ class SellerJob:
         self.progress: Progress = progress_start(job)
         """What was released."""
         self.paid = Amount(0)
-        self.paid_ahead = False
-        """A voucher for chunk 0 came before it was released."""
         self.chunks_paid = 0
-        self.chunks_answered = 0
-        """Chunks that the buyer has shown to have: by paying them once they were released."""
+        self.metered = WorkUnits(0)
+        """Input units, once the input is processed."""
+        self.gathering_since: MonotonicMs | None = None
+        """In PREFILL: when the input was processed, if chunk 0 waits to see whether the output is whole with it."""
         self.held: Piece | None = None
         """Computed ahead: goes out once the chunk before is paid."""
         self.pulling = False
@@ -219,7 +212,7 @@ class SellerJob:
     @property
     def delivered(self) -> bool:
         """True once any chunk of output was released."""
-        return self.progress.chunks > 1
+        return self.progress.delivered
 
     @property
     def receipt_out(self) -> bool:

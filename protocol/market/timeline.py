@@ -9,7 +9,7 @@ from enum import Enum, IntEnum
 
 from msgspec import Struct
 
-from protocol.market.records import CHUNKS, LEFT_OUT, PAID_AHEAD, ChannelLine, JobRecord, Side
+from protocol.market.records import CHUNKS, LEFT_OUT, ChannelLine, JobRecord, Side
 from protocol.messages.market import HistoryEntry, Timeline
 from protocol.primitives.units import Amount, format_credits
 
@@ -135,8 +135,6 @@ def _lines(history: tuple[HistoryEntry, ...], side: Side, attempt: int, ahead_ms
         if place == 0 and side is Side.BUYER:
             step, what = Step.REQUESTED, "asked for the job"
         cause = "" if entry.cause.startswith(_SAYS_NO_MORE) else entry.cause
-        if entry.cause.endswith(PAID_AHEAD):
-            cause = PAID_AHEAD
         if entry.state == CHUNKS:
             what, cause = _chunks_text(chunks_before, entry.chunks), ""
         elif step is Step.LAST_CHUNK and entry.chunks:

@@ -1,9 +1,9 @@
 """The chain of delivered chunks and what each may say.
 
 Law: chunk *k* names the hash of chunk *k−1* (chunk 0: the job's id), so the last hash fixes every chunk. Chunk 0 is the
-processing of the input and carries no output; each later chunk carries at most the agreement's ``chunk_units``, and one
-unit at least unless it is the last, or full: a unit that is longer than a chunk is paid with its last bytes. What is
-due is recomputed from the agreement's prices, never believed.
+processing of the input; it carries no output, or all of it and is the last. A chunk of output carries at most the
+agreement's ``chunk_units``, and one unit at least unless it is the last, or full: a unit that is longer than a chunk is
+paid with its last bytes. What is due is recomputed from the agreement's prices, never believed.
 """
 
 from protocol.messages.market import Agreement, Chunk, Count, FinishReason
@@ -38,6 +38,11 @@ class Progress(Message, frozen=True):
     due: AmountField
     finish: FinishReason
 
+    @property
+    def delivered(self) -> bool:
+        """True once any chunk of output came, be it chunk 0."""
+        return self.chunks > 1 or self.finish is not FinishReason.NONE
+
 
 def progress_start(job: MessageId) -> Progress:
     """Before chunk 0."""
@@ -47,12 +52,6 @@ def progress_start(job: MessageId) -> Progress:
 def chunk_hash(payload: bytes) -> Hash:
     """The hash of a chunk: of the payload bytes of its envelope."""
     return digest(Domain.CHUNK, payload)
-
-
-def first_chunk(job: MessageId, agreement: Agreement, input_units: int) -> Chunk:
-    """Chunk 0: the input was processed and metered."""
-    due = amount_due(agreement.prices, input_units, 0)
-    return Chunk(job, 0, Hash(job), WorkUnits(input_units), WorkUnits(0), due, FinishReason.NONE, b"")
 
 
 def check_chunk(job: MessageId, agreement: Agreement, progress: Progress, chunk: Chunk, payload: bytes) -> Progress:
@@ -66,7 +65,7 @@ def check_chunk(job: MessageId, agreement: Agreement, progress: Progress, chunk:
         raise ChunkInvalid(f"expected chunk {progress.chunks}, got {chunk.index}")
     if chunk.previous != progress.last_chunk:
         raise ChunkInvalid(f"chunk {chunk.index} is not linked to the one before")
-    # [units] chunk 0 meters the input alone, later ones the output alone
+    # [units] chunk 0 meters the input, and output only where that is whole; later ones the output alone
     if chunk.index == 0:
         _check_first(agreement, chunk)
     else:
@@ -84,16 +83,22 @@ def check_chunk(job: MessageId, agreement: Agreement, progress: Progress, chunk:
 
 
 def _check_first(agreement: Agreement, chunk: Chunk) -> None:
-    if chunk.output_units or chunk.payload or chunk.finish is not FinishReason.NONE:
-        raise ChunkInvalid("chunk 0 carries output")
     if chunk.input_units > agreement.input_units_max:
         raise ChunkInvalid(f"input metered at {chunk.input_units} units, {agreement.input_units_max} were agreed")
+    if chunk.finish is not FinishReason.NONE:
+        _check_output(agreement, WorkUnits(0), chunk)
+    elif chunk.output_units or chunk.payload:
+        raise ChunkInvalid("chunk 0 carries output and is not the last")
 
 
 def _check_later(agreement: Agreement, progress: Progress, chunk: Chunk) -> None:
     if chunk.input_units != progress.input_units:
         raise ChunkInvalid("input units changed after chunk 0")
-    units = chunk.output_units - progress.output_units
+    _check_output(agreement, progress.output_units, chunk)
+
+
+def _check_output(agreement: Agreement, before: WorkUnits, chunk: Chunk) -> None:
+    units = chunk.output_units - before
     if not 0 <= units <= agreement.chunk_units:
         raise ChunkInvalid(f"chunk {chunk.index} holds {units} units, at most {agreement.chunk_units} were agreed")
     if chunk.output_units > agreement.output_units_max:

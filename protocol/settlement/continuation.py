@@ -20,7 +20,7 @@ def make_continuation(
     job: MessageId, progress: Progress, output_units: WorkUnits, salt: Salt, output: bytes
 ) -> Continuation:
     """What follows ``job``, of which ``progress`` is known; units and output are those of all attempts so far."""
-    assert progress.chunks > 1, "nothing was delivered"
+    assert progress.delivered, "nothing was delivered"
     return Continuation(
         job=job,
         chunks=progress.chunks,

@@ -4,7 +4,7 @@ Law: the price of a job is a function of its agreement and its units alone, neve
 up once, over the sum of both parts, so that cutting a job into chunks changes nothing.
 """
 
-from protocol.messages.market import Agreement, Prices
+from protocol.messages.market import Prices
 from protocol.primitives.errors import AmountOutOfRange
 from protocol.primitives.units import AMOUNT_MAX, Amount
 
@@ -25,8 +25,3 @@ def amount_due(prices: Prices, input_units: int, output_units: int) -> Amount:
     if total > AMOUNT_MAX:
         raise AmountOutOfRange(total)
     return Amount(total)
-
-
-def input_due_at_most(agreement: Agreement) -> Amount:
-    """What chunk 0 costs at the agreement's limit, in base units: what a buyer gives that pays ahead."""
-    return amount_due(agreement.prices, agreement.input_units_max, 0)

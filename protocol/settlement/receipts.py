@@ -79,7 +79,8 @@ def check_receipt_terms(receipt: Receipt, job: MessageId, agreement: Agreement) 
         raise ReceiptInvalid("input_units")
     if receipt.output_units > agreement.output_units_max:
         raise ReceiptInvalid("output_units")
-    if receipt.output_units > agreement.chunk_units * max(receipt.chunks - 1, 0):
+    # the input's chunk carries output only where it is the only one
+    if not receipt.chunks or receipt.output_units > agreement.chunk_units * max(receipt.chunks - 1, 1):
         raise ReceiptInvalid("chunks")
     try:
         due = amount_due(agreement.prices, receipt.input_units, receipt.output_units)

@@ -8,7 +8,7 @@ from protocol.market.buyer_books import BuyerBooks
 from protocol.market.events import JobFailed, JobFinished
 from protocol.market.ledger_view import ChannelFacts
 from protocol.market.policies import BuyerPolicy
-from protocol.market.records import BuyerLane, LaneEnd, SellerLane, buyer_debt, seller_debt
+from protocol.market.records import BuyerLane, SellerLane, buyer_debt, seller_debt
 from protocol.messages.effects import Table
 from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Refusal, Voucher
@@ -293,7 +293,7 @@ def test_lowest_free_lane_is_taken_until_deposit_or_lanes_run_out() -> None:
         books.begin(books.terms(CHANNEL, lane), PROVIDER, NODE, job(number), Amount(100))
     assert books.committed(CHANNEL) == 6_400
     assert books.free_lane(facts(1_000_000), 1) is None
-    books.end(CHANNEL, Lane(7), LaneEnd.UNKNOWN, owed_back=False)
+    books.end(CHANNEL, Lane(7), owed_back=False)
     assert books.free_lane(facts(6_400), 100) == 7
     assert books.free_lane(facts(6_400), 101) is None
 
@@ -303,8 +303,8 @@ def test_lane_with_a_debt_comes_first_and_counts_the_debt() -> None:
     for number in (0, 1):
         books.begin(books.terms(CHANNEL, Lane(number)), PROVIDER, NODE, job(number), Amount(100))
     books.pay(CHANNEL, Lane(1), delivered(40), None)
-    books.end(CHANNEL, Lane(0), LaneEnd.UNKNOWN, owed_back=False)
-    books.end(CHANNEL, Lane(1), LaneEnd.UNKNOWN, owed_back=True)
+    books.end(CHANNEL, Lane(0), owed_back=False)
+    books.end(CHANNEL, Lane(1), owed_back=True)
     assert books.free_lane(facts(140), 100) == 1
     assert books.terms(CHANNEL, Lane(1)) == LaneTerms(CHANNEL, Lane(1), Amount(0), SequenceNumber(1))
     # The debt pays for part of it: 40 promised, 60 left, a job of 100.
@@ -326,7 +326,7 @@ def test_adopting_never_lowers_a_promise() -> None:
     books = BuyerBooks()
     books.begin(books.terms(CHANNEL, Lane(0)), PROVIDER, NODE, job(0), Amount(100))
     books.pay(CHANNEL, Lane(0), delivered(50), None)
-    books.end(CHANNEL, Lane(0), LaneEnd.UNKNOWN, owed_back=True)
+    books.end(CHANNEL, Lane(0), owed_back=True)
     ours = books.position(CHANNEL, Lane(0))
 
     def theirs(sequence: int, cumulative: int, root: Hash = EMPTY_ROOT, count: int = 0) -> Voucher:

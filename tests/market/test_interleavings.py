@@ -10,21 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.market.agreement import JobRequest
 from protocol.market.events import JobFinished
-from protocol.market.policies import BuyerPolicy
 from protocol.market.records import buyer_debt, seller_debt
 from protocol.primitives.units import Amount
 from protocol.settlement.pricing import amount_due
-from tests.market.town import PRICES, Person, Town, Worker
-from tests.market.town import request as plain_request
+from tests.market.town import PRICES, Person, Town, Worker, request
 
 COMMON = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-
-
-def request(number: int) -> JobRequest:
-    """One whose input's price is known before: it may be paid ahead."""
-    return plain_request(number, input_units_certain=True)
 
 
 def heal(town: Town) -> None:
@@ -104,24 +96,10 @@ def act(town: Town, choice: int, started: list[int]) -> None:
             town.run(200) if choice % 2 else None
 
 
-def acquainted() -> Town:
-    """The two have dealt before, on two lanes: from now on inputs are paid ahead."""
-    town = Town()
-    town.buyer.buyer_policy = BuyerPolicy(pay_ahead_permille=1000)
-    town.crash(town.buyer)
-    for number in (101, 102):
-        town.start(request(number))
-    town.run()
-    assert len(town.buyer.told(JobFinished)) == 2
-    town.buyer.events.clear()
-    return town
-
-
-@pytest.mark.parametrize("ahead", [False, True])
-@given(choices=st.lists(st.integers(0, 255), max_size=120))
+@given(st.lists(st.integers(0, 255), max_size=120))
 @COMMON
-def test_any_interleaving_keeps_the_money_laws_and_ends_settled(ahead: bool, choices: Sequence[int]) -> None:
-    town = acquainted() if ahead else Town()
+def test_any_interleaving_keeps_the_money_laws_and_ends_settled(choices: Sequence[int]) -> None:
+    town = Town()
     started: list[int] = [1]
     town.start(request(1))
     for choice in choices:
@@ -133,11 +111,10 @@ def test_any_interleaving_keeps_the_money_laws_and_ends_settled(ahead: bool, cho
     deal_again(town, 99)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("victim", ["buyer", "seller"])
-def test_crash_after_any_effect_of_a_job_loses_no_money_and_leaves_the_lane_usable(victim: str, ahead: bool) -> None:
+def test_crash_after_any_effect_of_a_job_loses_no_money_and_leaves_the_lane_usable(victim: str) -> None:
     for step in range(60):
-        town = acquainted() if ahead else Town()
+        town = Town()
         person: Person = town.buyer if victim == "buyer" else town.seller
         town.start(request(1))
         count = 0

@@ -13,7 +13,7 @@ from protocol.market.agreement import JobRequest
 from protocol.market.buyer import Buyer
 from protocol.market.order_book import OrderBook, Ruling
 from protocol.market.policies import BuyerPolicy, SellerPolicy
-from protocol.market.records import BuyerLane, LaneEnd, SellerLane, lane_key
+from protocol.market.records import BuyerLane, SellerLane, lane_key
 from protocol.market.requests import MarketEffect, WantTransaction
 from protocol.market.seller import Seller
 from protocol.messages.effects import (
@@ -63,7 +63,6 @@ from protocol.primitives.units import (
     TimestampMs,
     WorkUnits,
 )
-from protocol.settlement.pricing import input_due_at_most
 from tests.market.plain_ledger import PlainLedger
 
 MODEL = ModelId(b"m" * 32)
@@ -167,23 +166,6 @@ class Watch:
             assert voucher.cumulative >= last.cumulative, "voucher amounts never fall"
             assert voucher.receipts_count >= last.receipts_count, "receipts are never dropped"
         lane[voucher.sequence] = voucher
-        # Paid ahead for an agreement that a crash kept from being signed: the lane's row claims it back.
-        unsigned = row.ended is LaneEnd.APART and (row.job is None or row.paid == 0)
-        if unsigned and not any(
-            (agreement.channel, agreement.lane, agreement.sequence_start + 1)
-            == (voucher.channel, voucher.lane, voucher.sequence)
-            for agreement in self.agreements.values()
-        ):
-            return
-        # Paid ahead: the input's price at its limit, by the first voucher after the agreement's start.
-        if any(
-            (agreement.channel, agreement.lane) == (voucher.channel, voucher.lane)
-            and voucher.sequence == agreement.sequence_start + 1
-            and voucher.cumulative == max(paid, agreement.cumulative_start + input_due_at_most(agreement))
-            and 0 not in self.delivered.get(job, {})
-            for job, agreement in self.agreements.items()
-        ):
-            return
         # Paid to the unit for what was delivered: chunk k is paid by the k-th voucher after the agreement's start.
         candidates = [
             (job, agreement)
@@ -415,7 +397,6 @@ class Town:
     def deliver(self, link: Link) -> None:
         """The next message on a link arrives."""
         person = self.people[link[1]]
-        self.hand_all_back(person)
         message = self.links[link].popleft()
         if isinstance(message, JobInput):
             self.do(person, person.seller.receive_input(link[0], message, self.now))
@@ -439,16 +420,8 @@ class Town:
         self.do(person, person.buyer.signed(envelope, payload, envelope_bytes, self.now))
         self.do(person, person.seller.signed(envelope, payload, envelope_bytes, self.now))
 
-    def hand_all_back(self, person: Person) -> None:
-        """What was signed is handed back before anything else happens to a node: its executor's law."""
-        while person.returned:
-            self.hand_back(person)
-
     def work(self, person: Person) -> None:
         """The worker answers the oldest pull."""
-        self.hand_all_back(person)
-        if not person.pulled:
-            return
         job = person.pulled.popleft()
         number = person.work.get(job)
         worker = person.workers[job]

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from node.runtime.housekeeping import prune_jobs
 from node.store.connection import open_database
 from node.store.database import Store
-from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines, step_8_work_of_a_lane, step_10_ends_of_lanes
-from protocol.market.records import BuyerLane, JobRecord, LaneEnd, SellerLane, attempt_key
+from node.store.schema import STORE_SCHEMA, Schema, step_7_timelines, step_8_work_of_a_lane, step_11_written_off
+from protocol.market.records import BuyerLane, JobRecord, SellerLane, attempt_key
 from protocol.messages.effects import Put, Table
 from protocol.primitives.codec import decode, encode
 from protocol.primitives.units import Hash, MessageId
@@ -106,11 +106,10 @@ def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
     before = Schema("store", steps[: steps.index(step_8_work_of_a_lane)])
     database = open_database(path, before, exclusive=False)
     with database.conn:
-        for name, row, added in (("buyer_lane", bought_lane, 2), ("seller_lane", sold_lane, 1)):
-            old = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[: -2 - added])
-            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"old", old))
-            newer = msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-added])
-            database.execute(f"INSERT INTO {name} VALUES (?, ?)", (b"newer", newer))
+        for name, row, fields in (("buyer_lane", bought_lane, 15), ("seller_lane", sold_lane, 18)):
+            newer = msgspec.msgpack.decode(row)[:fields]
+            for key, value in ((b"old", newer[:-2]), (b"newer", newer)):
+                database.execute(f"INSERT INTO {name} VALUES (?, ?)", (key, msgspec.msgpack.encode(value)))
     database.close()
     opened = Store.open(path, make_genesis())
     bought_lanes = [decode(row, BuyerLane) for _, row in opened.load_table(Table.BUYER_LANE)]
@@ -118,6 +117,7 @@ def test_lanes_of_the_version_before_are_taken_up(tmp_path: Path) -> None:
     opened.close()
     assert [(lane.paid, lane.output_units) for lane in bought_lanes] == [(1_450, 25), (1_450, 0)]
     assert [(lane.paid, lane.output_units) for lane in sold_lanes] == [(1_450, 25), (1_450, 0)]
+    assert [lane.written_off for lane in sold_lanes] == [0, 0]
 
 
 def test_lanes_of_the_version_before_that_wait_in_the_journal_are_taken_up(tmp_path: Path) -> None:
@@ -129,13 +129,16 @@ def test_lanes_of_the_version_before_that_wait_in_the_journal_are_taken_up(tmp_p
     path = tmp_path / "store.sqlite"
     before = Store.open(path, make_genesis())
     with before.database.conn:
-        before.database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (step_10_ends_of_lanes.__name__,))
-    for table, row, added in ((Table.BUYER_LANE, bought_lane, 2), (Table.SELLER_LANE, sold_lane, 1)):
-        before.commit([Put(table, b"lane", msgspec.msgpack.encode(msgspec.msgpack.decode(row)[:-added]))])
+        before.database.execute("DELETE FROM _sqlite_migrations WHERE name = ?", (step_11_written_off.__name__,))
+    for table, row, fields, then in (
+        (Table.BUYER_LANE, bought_lane, 15, (1, 0)),
+        (Table.SELLER_LANE, sold_lane, 18, (False,)),
+    ):
+        before.commit([Put(table, b"lane", msgspec.msgpack.encode([*msgspec.msgpack.decode(row)[:fields], *then]))])
     shutil.copytree(tmp_path, tmp_path / "killed", ignore=lambda folder, names: ["killed", "store.sqlite.lock"])
     before.close()
     opened = Store.open(tmp_path / "killed" / "store.sqlite", make_genesis())
     [(_, bought)], [(_, sold)] = opened.load_table(Table.BUYER_LANE), opened.load_table(Table.SELLER_LANE)
     opened.close()
-    assert decode(bought, BuyerLane).ended is LaneEnd.UNKNOWN
-    assert not decode(sold, SellerLane).unsure
+    assert decode(bought, BuyerLane).paid == 1_450
+    assert decode(sold, SellerLane).written_off == 0

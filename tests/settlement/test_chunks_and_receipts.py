@@ -93,6 +93,19 @@ LAST = Chunk(
 ENDED = after(BEGUN, LAST)
 
 
+WHOLE = replace(
+    FIRST, output_units=WorkUnits(10), due=amount_due(PRICES, 20, 10), finish=FinishReason.STOP, payload=b"0123456789"
+)
+
+
+def test_all_of_a_short_output_may_come_with_its_input_as_one_chunk() -> None:
+    progress = after(progress_start(JOB), WHOLE)
+    assert (progress.chunks, progress.output_units, progress.due, progress.delivered) == (1, 10, WHOLE.due, True)
+    assert not PREFILLED.delivered
+    with pytest.raises(ChunkInvalid, match="after the last"):
+        after(progress, SECOND)
+
+
 def test_chunks_in_order_build_a_chain() -> None:
     assert (
         Progress(
@@ -120,7 +133,9 @@ def test_a_unit_may_begin_with_full_chunks_that_cost_nothing() -> None:
         (replace(FIRST, previous=Hash(b"x" * 32)), "not linked"),
         (replace(FIRST, payload=b"x"), "carries output"),
         (replace(FIRST, output_units=WorkUnits(1)), "carries output"),
-        (replace(FIRST, finish=FinishReason.STOP), "carries output"),
+        (replace(WHOLE, finish=FinishReason.NONE), "carries output"),
+        (replace(WHOLE, output_units=WorkUnits(11), due=amount_due(PRICES, 20, 11)), "at most 10"),
+        (replace(WHOLE, due=FIRST.due), "is due"),
         (replace(FIRST, input_units=WorkUnits(21), due=amount_due(PRICES, 21, 0)), "20 were agreed"),
         (replace(FIRST, due=Amount(FIRST.due + 1)), "is due"),
         (replace(FIRST, due=Amount(FIRST.due - 1)), "is due"),
