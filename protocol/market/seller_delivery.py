@@ -147,7 +147,7 @@ class Selling:
             last_chunk=job.unanswered[-1] if job.unanswered else b"",
         )
         core.pending[(agreement.channel, agreement.lane)] = record
-        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered]
+        last_chunk = [Send(agreement.buyer_node, Direct(sent)) for sent in job.unanswered[-1:]]
         job.unanswered.append(envelope_bytes)
         return [
             core.books.expect_receipt(agreement.channel, agreement.lane, job.job, leaf),
@@ -192,8 +192,9 @@ class Selling:
         )
         if too_large:
             return core.fail(job, FaultKind.PROVIDER, "output is too large", now, ours=True)
-        if piece.units < 0:
-            return core.fail(job, FaultKind.PROVIDER, "worker metered less than nothing", now, ours=True)
+        if not 0 <= piece.units <= agreement.chunk_units:
+            reason = f"worker broke the agreement: {piece.units} units in a chunk of {agreement.chunk_units} at most"
+            return core.fail(job, FaultKind.PROVIDER, reason, now, ours=True)
         due = amount_due(agreement.prices, input_units, output_units)
         chunk = Chunk(
             job=job.job,
