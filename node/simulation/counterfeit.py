@@ -1,7 +1,8 @@
 """A ledger with a mistake that makes money, and a leader that knows of it: what the conservation check is for.
 
 Law: the mistake is in every node, as one in the shipped code would be. Only the check by difference stands between the
-leader's block and everybody's money.
+leader's block and everybody's money. No user meets the mistake by chance: its transfer would be one that no honest node
+can decide.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from msgspec.structs import replace
 
 from node.simulation.adversaries import Adversary
+from node.simulation.workload import TRANSFER_MAX
 from protocol.ledger import blocks, transition
 from protocol.ledger.blocks import PendingTransaction, build_block, decode_block
 from protocol.ledger.view import Overlay
@@ -21,8 +23,8 @@ from protocol.messages.transactions import Output, Transaction, Transfer
 from protocol.primitives.codec import encode
 from protocol.primitives.units import AccountId, Amount, Height
 
-MAGIC = Amount(13)
-"""A transfer of this amount makes as much again."""
+MAGIC = Amount(TRANSFER_MAX + 13)
+"""A transfer of this amount makes as much again; more than any user pays."""
 FEE = Amount(1000)
 
 

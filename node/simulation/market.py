@@ -51,6 +51,7 @@ MARKET_PROFILE = Profile(
 )
 REDEEM_AGE_MS = 3_000
 AUCTION_MS = 600
+CHUNK_UNITS = 32
 DISCOUNT_PERMILLE = 300
 """What simulated providers take off in auctions while they are idle."""
 JOBS_BOUND_MS = 60_000
@@ -66,6 +67,10 @@ class MarketOptions:
     providers: int = 2
     buyers: int = 2
     jobs_per_buyer: int = 10
+    short_share: float = 0.5
+    """Of the jobs: their output fits a chunk, and is there soon after the input."""
+    trust_permille: int = 500
+    """See ``SellerPolicy``; more than by default, as there are few jobs."""
     cancelled_share: float = 0.15
     auctioned_share: float = 0.25
     """Of the jobs: their bids ask for sealed quotes first."""
@@ -91,6 +96,8 @@ class MarketOutcome:
     """Agreements at the price of a sealed quote."""
     reported: int
     """Failures that buyers put on the ledger."""
+    at_once: int
+    """Jobs that went out as one chunk."""
     faults: dict[str, int]
 
 
@@ -117,7 +124,7 @@ class MarketWorld(World):
 
     def __init__(self, seed: int, market: MarketOptions) -> None:
         self.market = market
-        self.market_checkers = MarketCheckers()
+        self.market_checkers = MarketCheckers(market.trust_permille)
         followers = market.providers + market.buyers
         options = Options(
             followers=followers, clients=0, faulty_ms=market.faulty_ms, heartbeat_ms=5_000, profile=market.profile
@@ -178,6 +185,7 @@ class MarketWorld(World):
         )
         policy = SellerPolicy(
             slots=2,
+            trust_permille=self.market.trust_permille,
             redeem_age_ms=DurationMs(REDEEM_AGE_MS),
             quotes=QuotePolicy(discount_permille=DISCOUNT_PERMILLE),
         )
@@ -194,7 +202,8 @@ class MarketWorld(World):
 
     def _start_job(self, buyer: MarketNode) -> None:
         request = Hash(self.dice.randbytes(32))
-        body = self.dice.randbytes(self.dice.randint(1, 300))
+        short = self.dice.random() < self.market.short_share
+        body = self.dice.randbytes(self.dice.randint(1, CHUNK_UNITS if short else 300))
         job = JobRequest(
             request=request,
             model=MODEL,
@@ -204,7 +213,7 @@ class MarketWorld(World):
             input_units_max=WorkUnits(len(body)),
             output_units_max=WorkUnits(len(body)),
             price_ceiling=Amount(CREDIT),
-            chunk_units=32,
+            chunk_units=CHUNK_UNITS,
             choose_ms=DurationMs(2_000),
             accept_ms=DurationMs(2_000),
             first_output_ms=DurationMs(4_000),
@@ -262,6 +271,7 @@ def run_market_seed(seed: int, market: MarketOptions | None = None) -> MarketOut
         checkers.continued,
         checkers.auctioned,
         checkers.reported,
+        checkers.at_once,
         dict(sorted(world.around.strikes.items())),
     )
 

@@ -1,8 +1,8 @@
 """What must hold of money that changes hands off the ledger, seen from above.
 
 Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
-releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next. A
-buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
+releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next; jobs
+that go out whole and unpaid, and stay so, are within its trust of the lane's payments. A buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
 verified chunks to the unit, all attempts together under the ceiling.
 """
 
@@ -22,7 +22,7 @@ from protocol.messages.blocks import DecidedBlock
 from protocol.messages.effects import Table
 from protocol.messages.envelope import message_id
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Agreement, Chunk, Failure, FaultKind, Quote, Voucher
+from protocol.messages.market import Agreement, Chunk, Failure, FaultKind, FinishReason, Quote, Voucher
 from protocol.messages.transactions import ChannelRedeem
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import Amount, ChannelId, Hash, MessageId
@@ -45,13 +45,18 @@ class _Requested(Struct):
 class MarketCheckers:
     """One set of checkers for all buyers and providers."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust_permille: int) -> None:
+        self._trust_permille = trust_permille
         self.finished = self.failed = self.cancelled = 0
         self._agreements: dict[MessageId, Agreement] = {}
         self._dues: dict[MessageId, dict[int, int]] = {}
         """Job → chunk index → what the job has cost with that chunk."""
         self._vouchers: dict[tuple[LaneName, int], bytes] = {}
         self._requests: dict[Hash, _Requested] = {}
+        self._released: dict[LaneName, dict[MessageId, int]] = {}
+        """Lane → jobs of which something was released, in that order → price of what went out whole, else 0."""
+        self.at_once = 0
+        """Jobs that went out as one chunk."""
         self.continued = 0
         """Jobs that went on behind another provider's output."""
         self._given_up: dict[MessageId, None] = {}
@@ -159,13 +164,31 @@ class MarketCheckers:
         dues = self._dues.setdefault(chunk.job, {})
         if dues.setdefault(chunk.index, chunk.due) != chunk.due:
             raise Violation(f"chunk {chunk.index} was signed twice with two prices")
-        if chunk.index == 0:
-            return
         agreement = self._agreements[chunk.job]
         row = disk.tables[Table.SELLER_LANE].get(lane_key(agreement.channel, agreement.lane))
-        paid = decode(row, SellerLane).position.cumulative - agreement.cumulative_start if row is not None else 0
+        promised = decode(row, SellerLane).position.cumulative if row is not None else 0
+        if chunk.index == 0:
+            self._on_first(chunk, agreement, promised)
+            return
+        paid = promised - agreement.cumulative_start
         if paid < dues[chunk.index - 1]:
             raise Violation(f"chunk {chunk.index} was released while {dues[chunk.index - 1] - paid} were owed")
+
+    def _on_first(self, chunk: Chunk, agreement: Agreement, promised: int) -> None:
+        released = self._released.setdefault((agreement.channel, agreement.lane), {})
+        whole = chunk.finish is not FinishReason.NONE
+        if chunk.job in released or not whole:
+            released.setdefault(chunk.job, 0)
+            return
+        self.at_once += 1
+        released[chunk.job] = chunk.due
+        # The next job counts from the last voucher: of jobs that count from the same one only the last may be paid.
+        unpaid: dict[int, list[int]] = {}
+        for job, due in released.items():
+            unpaid.setdefault(self._agreements[job].sequence_start, []).append(due)
+        lost = sum(sum(dues[:-1]) for dues in unpaid.values())
+        if (lost + chunk.due) * 1000 > self._trust_permille * promised:
+            raise Violation(f"{chunk.due} went out unpaid, and {lost} before, for {promised} that was paid")
 
     def _on_voucher(self, voucher: Voucher, payload: bytes) -> None:
         lane = (voucher.channel, voucher.lane)

@@ -23,6 +23,8 @@ from protocol.primitives.units import MessageId, NodeId, WorkUnits
 
 PREFILL_MS = (2, 60)
 PIECE_MS = (2, 80)
+SHORT_PIECE_MS = (0, 8)
+"""Where it is all of the output."""
 
 
 class _Work(Struct):
@@ -93,7 +95,7 @@ class MarketNode(SimulatedNode):
                 prefix = len(payload.prefix)
                 self._work[effect.job] = _Work(payload.body, prefix, effect.chunk_units, effect.output_units_max)
             case PullWork():
-                life, span = self.life, PIECE_MS if self._prefilled(effect.job) else PREFILL_MS
+                life, span = self.life, self._span(effect.job)
                 self._around.timeline.after(self._dice.randint(*span), lambda: self._deliver_piece(life, effect.job))
             case CloseWork():
                 self._work.pop(effect.job, None)
@@ -103,8 +105,11 @@ class MarketNode(SimulatedNode):
             case _:
                 super()._carry_out(effect)
 
-    def _prefilled(self, job: MessageId) -> bool:
-        return job in self._work and self._work[job].prefilled
+    def _span(self, job: MessageId) -> tuple[int, int]:
+        work = self._work.get(job)
+        if work is None or not work.prefilled:
+            return PREFILL_MS
+        return SHORT_PIECE_MS if len(work.body) <= work.chunk_units else PIECE_MS
 
     def _deliver_piece(self, life: int, job: MessageId) -> None:
         work = self._work.get(job)

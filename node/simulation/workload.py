@@ -27,6 +27,8 @@ from protocol.settlement.accumulator import EMPTY_ROOT
 from protocol.settlement.vouchers import channel_id
 
 FEE = Amount(1000)
+TRANSFER_MAX = Amount(1000)
+"""No user pays more than this in one transfer."""
 
 
 class Client:
@@ -52,7 +54,7 @@ class Client:
     def next_transfer(self, recipients: Sequence[AccountId]) -> bytes:
         """One more transfer of a small amount to a random recipient."""
         recipient = self._dice.choice([account for account in recipients if account != self.account])
-        return self.next(Transfer((Output(recipient, Amount(self._dice.randint(1, 1000))),)))
+        return self.next(Transfer((Output(recipient, Amount(self._dice.randint(1, TRANSFER_MAX))),)))
 
     def voucher(self, voucher: Voucher) -> bytes:
         """A promise of this client's, signed."""

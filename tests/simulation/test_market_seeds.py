@@ -12,6 +12,8 @@ from node.simulation.run import SimulationFailed
 from protocol.ledger.track_rows import Role, track_id
 from protocol.ledger.tracks import settle
 from protocol.ledger.view import Context, Overlay
+from protocol.market import seller_books
+from protocol.market.seller_books import SellerBooks
 from protocol.messages.effects import Put, Table
 from protocol.primitives.units import AccountId
 
@@ -19,7 +21,7 @@ SEEDS = range(10)
 
 
 def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
-    finished = failed = cancelled = continued = auctioned = reported = 0
+    finished = failed = cancelled = continued = auctioned = reported = at_once = 0
     for seed in SEEDS:
         outcome = run_market_seed(seed)
         finished += outcome.finished
@@ -28,11 +30,13 @@ def test_money_is_fair_every_job_ends_and_no_deposit_is_stranded() -> None:
         continued += outcome.continued
         auctioned += outcome.auctioned
         reported += outcome.reported
+        at_once += outcome.at_once
     assert finished > 90
     assert failed > 3, "faults must bite"
     assert cancelled > 3
     assert continued > 3, "providers must die mid-stream"
     assert auctioned > 10, "some jobs must be done at what their providers quoted"
+    assert at_once > 10, "some jobs must go out as one chunk"
     assert reported > 3, "failures that cost something must reach the ledger"
 
 
@@ -66,7 +70,21 @@ def test_a_provider_that_begins_anew_behind_anothers_output_is_caught(monkeypatc
     work = market_node._Work
     monkeypatch.setattr(market_node, "_Work", lambda body, prefix, units, most: work(body, 0, units, most))
     with pytest.raises(SimulationFailed, match=r"the text has a gap or a repeat before byte \d+"):
+        run_market_seed(0, MarketOptions(short_share=0.0))
+
+
+def test_a_provider_that_trusts_without_limit_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SellerBooks, "trusts", lambda *_: True)
+    with pytest.raises(SimulationFailed, match=r"\d+ went out unpaid"):
         run_market_seed(0)
+
+
+def test_a_provider_that_forgets_what_it_lost_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its buyers keep their promises to themselves."""
+    monkeypatch.setattr(seller_books, "_unpaid", lambda lane: 0)
+    with pytest.raises(SimulationFailed, match=r"\d+ went out unpaid, and [1-9]\d* before"):
+        for seed in range(100):
+            run_market_seed(seed, MarketOptions(short_share=1.0))
 
 
 def test_a_ledger_that_notes_a_settlement_with_one_side_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
