@@ -146,6 +146,9 @@ class ProviderConfig(Section, frozen=True):
     and is safe for strangers' inputs."""
     chunk_units: ChunkUnits = CHUNK_UNITS_MAX
     """The largest chunk that a buyer may ask for: work released before it is paid is at most one chunk."""
+    trust_permille: Annotated[int, Meta(ge=0, le=1000)] = 100
+    """A short job goes out as one chunk, output with its input, where all that its lane's buyer has not paid is then at
+    most this part of what it has paid there: one round trip less. 0: the input is always paid first."""
     input_units_max: Units = 4_096
     output_units_max: Units = 1_024
     batch_max: Annotated[int, Meta(ge=1, le=64)] = 16

@@ -113,6 +113,7 @@ def seller_policy(config: NodeConfig, parameters: Parameters) -> SellerPolicy:
         ),
         slots=provider.slots,
         chunk_units_max=provider.chunk_units,
+        trust_permille=provider.trust_permille,
         redeem_amount=Amount(provider.redeem.amount),
         redeem_age_ms=DurationMs(provider.redeem.age_ms),
         redeem_worth_min=Amount(parameters.fee_min + parameters.redeem_fee_min + 1),

@@ -1,9 +1,10 @@
 """What must hold of money that changes hands off the ledger, seen from above.
 
 Law: a voucher is signed once for each sequence; it never promises more than the provider has delivered; a provider
-releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next; jobs
-that go out whole and unpaid, and stay so, are within its trust of the lane's payments. A buyer's text has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its
-verified chunks to the unit, all attempts together under the ceiling.
+releases no second unpaid chunk, and what it was paid for the last one is on its disk before it releases the next; of
+jobs that go out whole, what is not paid or not paid yet is within the provider's trust in what was paid. A buyer's text
+has no gap and no repeat, whoever delivered it, and what a request says it paid is the price of its verified chunks to
+the unit, all attempts together under the ceiling.
 """
 
 from collections.abc import Iterable

@@ -276,7 +276,8 @@ class HeightDriver(ABC):
 
     def _build(self, view: View, now: Now) -> None:
         """Build a block from what waits; an empty one only if a heartbeat is due, or will be in half a clock precision:
-        others' clocks may be behind ours and would find a later timestamp untimely."""
+        others' clocks may be behind ours and would find a later timestamp untimely. A block of our own that breaks a rule
+        is the fault of this software or of its memory, never of the peer whose message let us build: stop."""
         state = self.state
         timestamp = TimestampMs(max(now.wall_ms, state.tip.timestamp_ms))
         candidates = self.mempool.select(state, BLOCK_ROOM_BYTES, BLOCK_TRANSACTIONS_MAX)
@@ -288,7 +289,11 @@ class HeightDriver(ABC):
                 return
             timestamp = due
         certificate = self.last_decided.certificate if self.last_decided is not None else None
-        execution = build_block(state, candidates, timestamp, certificate)
+        try:
+            execution = build_block(state, candidates, timestamp, certificate)
+        except BlockInvalid as refusal:
+            self._halt(f"the block that was built here at height {self.tip + 1} fails: {refusal}")
+            return
         if not execution.transaction_ids and not heartbeat_due(state, timestamp):
             return
         self._bodies.hold_execution(execution)

@@ -82,9 +82,13 @@ def test_a_provider_that_trusts_without_limit_is_caught(monkeypatch: pytest.Monk
 def test_a_provider_that_forgets_what_it_lost_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its buyers keep their promises to themselves."""
     monkeypatch.setattr(seller_books, "_unpaid", lambda lane: 0)
-    with pytest.raises(SimulationFailed, match=r"\d+ went out unpaid, and [1-9]\d* before"):
+
+    def run_seeds() -> None:
         for seed in range(100):
             run_market_seed(seed, MarketOptions(short_share=1.0))
+
+    with pytest.raises(SimulationFailed, match=r"\d+ went out unpaid, and [1-9]\d* before"):
+        run_seeds()
 
 
 def test_a_ledger_that_notes_a_settlement_with_one_side_alone_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

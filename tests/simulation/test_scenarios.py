@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from node.simulation.checkers import Violation
+from node.simulation.counterfeit import MAGIC, generous_ledger
 from node.simulation.member import SimulatedNode
 from node.simulation.profiles import PROFILES
 from node.simulation.world import Options, World
@@ -13,6 +14,7 @@ from protocol.engine.restored import OBSERVER_KEY
 from protocol.engine.standing import OBSERVER_DISTANCE, SignaturesLost
 from protocol.ledger.errors import BlockInvalid
 from protocol.messages.effects import GuardClass, Table
+from protocol.messages.transactions import Output, Transfer
 from protocol.primitives.limits import BLOCKS_PER_RESPONSE_MAX
 from protocol.primitives.units import AuthorityId, Hash
 
@@ -211,6 +213,15 @@ def test_a_certified_block_that_fails_here_stops_the_node_loudly(monkeypatch: py
     monkeypatch.setattr(follower._bodies, "execute", differs)
     with pytest.raises(Violation, match=r"follower-0 halted: .* is decided but fails here"):
         _run(world, 10_000)
+
+
+def test_a_leader_whose_own_block_makes_money_stops_and_blames_nobody() -> None:
+    with generous_ledger():
+        world = _world(IDLE, 5_000)
+        payer, payee = world.clients[:2]
+        assert world.nodes[1].submit(payer.next(Transfer((Output(payee.account, MAGIC),))))
+        with pytest.raises(Violation, match=r"authority-\d halted: .* built here .* fails: supply: the block makes"):
+            _run(world, 10_000)
 
 
 def test_the_guard_is_asked_for_three_classes_and_keeps_nothing_of_closed_heights() -> None:
