@@ -276,8 +276,8 @@ class HeightDriver(ABC):
 
     def _build(self, view: View, now: Now) -> None:
         """Build a block from what waits; an empty one only if a heartbeat is due, or will be in half a clock precision:
-        others' clocks may be behind ours and would find a later timestamp untimely. A block of our own that breaks a rule
-        is the fault of this software or of its memory, never of the peer whose message let us build: stop."""
+        others' clocks may be behind ours and would find a later timestamp untimely. If what we build ourselves breaks a
+        rule, this node's ledger is at fault and not the peer whose message let us build: stop."""
         state = self.state
         timestamp = TimestampMs(max(now.wall_ms, state.tip.timestamp_ms))
         candidates = self.mempool.select(state, BLOCK_ROOM_BYTES, BLOCK_TRANSACTIONS_MAX)
