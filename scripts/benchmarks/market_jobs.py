@@ -1,7 +1,9 @@
 """No-op jobs through the whole market: how long one takes, how many are settled a second, what each costs whom.
 
 Every job is what any job is: signed bid and agreement, TLS, a sandboxed worker, vouchers and receipt on disk before
-what follows from them leaves. All processes share this machine's cores, the program that asks included.
+what follows from them leaves. The buyer has paid the provider before, so that input and output leave as one chunk;
+``trust=0`` is the same where the input is paid first, as by a buyer that the provider does not know yet. All processes
+share this machine's cores, the program that asks included.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ PAYLOAD = b"What does a market cost when the work is free? " * 2
 AT_ONCE = (1, 8, 32)
 _WARM_UP = 64
 _REDEEM_AGE = "age_ms = 2000"
+_PROVIDER = "[provider]\n"
 _PROFILE_SECONDS = 30.0
 _DURABILITY = (
     "durability: a journal of rows before SQLite, fdatasync at every commit, on the file system of the "
@@ -163,12 +166,33 @@ def _redeem_every_four_seconds(record: ClusterRecord) -> None:
             node.config.write_text(written.replace(_REDEEM_AGE, "age_ms = 4000"))
 
 
+def _trust_nobody(record: ClusterRecord) -> None:
+    """As if every buyer were new: the input is paid before output leaves."""
+    _redeem_every_four_seconds(record)
+    for node in record.nodes:
+        if node.role == "provider":
+            written = node.config.read_text()
+            assert written.count(_PROVIDER) == 1
+            node.config.write_text(written.replace(_PROVIDER, f"{_PROVIDER}trust_permille = 0\n"))
+
+
+async def _among_strangers(network: Network, report: Report, quick: bool) -> None:
+    async with Control(network.control("buyer-1")) as control:
+        load = _Load(control)
+        await load.run(4 if quick else _WARM_UP, 4)
+        note("one at a time, the input paid first")
+        await load.run(4 if quick else 600, 1)
+        report.latencies("market.job/at_once=1,trust=0", load.latencies)
+
+
 def measure_jobs(report: Report, quick: bool) -> None:
     """Latency, jobs settled a second, processor time by process and by stage, of jobs that do nothing."""
     report.notes.append(_DURABILITY)
     authorities, slots = 1 if quick else 4, 2 * AT_ONCE[-1]
     with development_network(authorities=authorities, slots=slots, prepare=_redeem_every_four_seconds) as network:
         spent = run_loop(_measured(network, report, quick))
+    with development_network(authorities=authorities, slots=slots, prepare=_trust_nobody) as network:
+        run_loop(_among_strangers(network, report, quick))
     _stages(report, spent, quick)
     report.target("market.job.p50/at_once=1", "<=", 3.0)
     report.target("market.job.p99/at_once=1", "<=", 10.0)
