@@ -1,9 +1,9 @@
 """A job that does nothing: what the market costs around the work.
 
 Each job goes from a program over the buyer's control socket to the buyer's node, over TLS to the provider's node, into
-a sandboxed worker and back: signed agreement, chunk, receipt, voucher, each durable before what follows from it. Jobs are
-short and the buyer has paid before, so input and output are one chunk (`market` measures the other way, too). Baselines of
-the same run: a bare HTTP echo between two processes, and the sandboxed worker alone.
+a sandboxed worker and back: signed agreement, chunk, receipt, voucher, each durable before what follows from it. The
+buyer has paid before, so input and output are one chunk (``market`` measures the other way, too). Baselines of the same
+run: a bare HTTP echo between two processes, and the sandboxed worker alone.
 """
 
 import asyncio
