@@ -32,10 +32,10 @@ from protocol.messages.effects import (
     OpenWork,
     PullWork,
     Put,
+    Send,
     SetTimer,
     SignAndSend,
 )
-from protocol.messages.kinds import MessageKind
 from protocol.primitives.units import Height
 
 _BATCH_EFFECTS_MAX = 2048
@@ -55,11 +55,8 @@ _PROBE_EVERY = 16
 
 _COMPANY_S = 0.005
 """So long do rows that nobody waits for wait for others. What a crash in between takes is what it would have taken had
-they come so much later."""
-
-_PATIENT = frozenset((MessageKind.ACCEPTANCE,))
-"""Statements that wait for company, too. Nobody acts on an acceptance: a job's buyer waits for the chunk that follows,
-and where that comes at once both share a commit, a frame and the buyer's attention."""
+they come so much later. What is sent patiently waits for company, too: where what follows comes at once, both share a
+commit, a frame and the receiver's attention."""
 
 Durable = Put | Delete | CommitBlock
 # Two dozen effects a job pass here: they are told apart by their exact types, which cost a tenth of an instance check.
@@ -361,7 +358,7 @@ def _may_wait(effect: Effect) -> bool:
     """True if nobody waits for it: a row, news that go to the log alone, a statement that others will follow."""
     if isinstance(effect, Notify):
         return not hasattr(effect.event, "request")
-    return type(effect) in _ROWS or (isinstance(effect, SignAndSend) and effect.kind in _PATIENT)
+    return type(effect) in _ROWS or (isinstance(effect, Send) and effect.patient)
 
 
 def _reserve_each(guard: SignGuard, wanted: list[tuple[GuardPosition, bytes]]) -> list[bytes | None]:

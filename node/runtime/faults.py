@@ -18,7 +18,7 @@ from node.transport.listener import Greeted
 from node.transport.transport import Transport
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Chunk, Receipt
+from protocol.messages.market import Chunk, FinishReason, Receipt
 from protocol.messages.wire import Direct, WireMessage
 from protocol.primitives.codec import encode
 from protocol.primitives.units import Amount, Hash, NodeId, WorkUnits
@@ -120,9 +120,9 @@ def falsified(message: WireMessage, misconduct: str, signer: Signer) -> WireMess
     match Misconduct(misconduct), payload:
         case Misconduct.OVERCHARGE, Chunk():
             lie: Chunk | Receipt = replace(payload, due=Amount(payload.due + payload.due // 10 + 1))
-        case Misconduct.MISCOUNT, Chunk() if payload.index > 0:
+        case Misconduct.MISCOUNT, Chunk() if _has_output(payload):
             lie = replace(payload, output_units=WorkUnits(payload.output_units + 1_000))
-        case Misconduct.WRONG_CHUNK, Chunk() if payload.index > 0:
+        case Misconduct.WRONG_CHUNK, Chunk() if _has_output(payload):
             lie = replace(payload, previous=Hash(bytes(32)))
         case Misconduct.WRONG_RECEIPT, Receipt():
             lie = replace(payload, amount=Amount(payload.amount + 1))
@@ -134,4 +134,8 @@ def falsified(message: WireMessage, misconduct: str, signer: Signer) -> WireMess
 
 
 def _is_output(payload: object) -> bool:
-    return isinstance(payload, Receipt) or (isinstance(payload, Chunk) and payload.index > 0)
+    return isinstance(payload, Receipt) or (isinstance(payload, Chunk) and _has_output(payload))
+
+
+def _has_output(chunk: Chunk) -> bool:
+    return chunk.index > 0 or chunk.finish is not FinishReason.NONE

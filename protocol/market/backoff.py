@@ -114,10 +114,14 @@ class Backoff:
             del self._forgiven[min(self._forgiven, key=lambda each: self._forgiven[each].until)]
         return True
 
-    def succeeded(self, provider: AccountId) -> None:
-        """The provider finished a job: its failures are forgotten, and one claim that was dropped."""
+    def succeeded(self, provider: AccountId, *, disputed: bool = False) -> None:
+        """The provider finished a job: its failures are forgotten, and one claim that was dropped; not by a job for
+        which books were brought together, be it the claim's."""
         failed = self._failed.pop(provider, None)
         self._full.pop(provider, None)
+        if disputed:
+            self._saved = self._saved and failed is None
+            return
         self._saved = self._saved and failed is None and provider not in self._forgiven
         forgiven = self._forgiven.pop(provider, None)
         if forgiven is not None and forgiven.count > 1:

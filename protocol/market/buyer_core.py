@@ -248,7 +248,7 @@ class BuyerCore:
         """Delivered, paid and receipted."""
         units, chunks = job.output_units(), job.asked.pieces + receipt.chunks
         self._note_end(job, BuyerState.DONE, "receipt acknowledged, last chunk paid", now)
-        self.backoff.succeeded(receipt.provider)
+        self.backoff.succeeded(receipt.provider, disputed=bool(job.reconciled))
         effects = self.end_attempt(job, None, "", owed_back=False)
         effects += self.close(job)
         finished = JobFinished(job.request.request, receipt.job, receipt, job.paid(), units, chunks)

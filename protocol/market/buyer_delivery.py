@@ -75,6 +75,7 @@ class Delivery:
         try:
             progress = check_chunk(attempt.job, attempt.agreement, attempt.progress, chunk, envelope.payload)
         except ChunkInvalid as error:
+            attempt.ending_bytes = envelope_bytes
             return self.attempt_failed(job, FaultKind.PROVIDER, str(error), now, tell=True)
         held = len(job.asked.output) + attempt.output_bytes
         if held + len(chunk.payload) > self._core.policy.output_bytes_max:

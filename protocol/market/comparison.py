@@ -177,8 +177,8 @@ class SellerComparison:
                 # Nothing is said or signed about a live job to anybody but its buyer's node.
                 if job.agreement.buyer_node == peer and (job.progress.chunks > standing.chunks or job.receipt_out):
                     effects += [Send(peer, Direct(said)) for said in job.unanswered]
-            elif (receipt := self._core.receipt_of(standing, peer)) is not None:
-                effects.append(Send(peer, Direct(receipt)))
+            elif said := self._core.said_last(standing, peer):
+                effects += [Send(peer, Direct(statement)) for statement in said]
             elif answers < ANSWERS_MAX and not self._intake.holds(standing.job):
                 answers += 1
                 effects.append(SignAndSend(MessageKind.FAILURE, encode(self._ended(peer, standing)), (peer,)))

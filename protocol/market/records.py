@@ -162,7 +162,7 @@ class JobStatements(Message, frozen=True):
     chunk: bytes
     """The last chunk that was verified."""
     ending: bytes
-    """The other side's refusal, failure or cancellation."""
+    """The other side's refusal, failure or cancellation, or its chunk that breaks the agreement."""
     voucher: bytes = b""
     """The buyer's last voucher for it, on the buyer's side; the provider has it in its lane's row."""
 

@@ -154,8 +154,9 @@ class Seller:
                     job.unanswered.append(envelope_bytes)
             case Acceptance():
                 job.acceptance_bytes = envelope_bytes
-                if job.chunks_paid == 0:
-                    job.unanswered.insert(0, envelope_bytes)
+                job.unanswered.insert(0, envelope_bytes)
+                # Nobody acts on an acceptance: a job's buyer waits for the chunk that follows.
+                return [Send(job.agreement.buyer_node, Direct(envelope_bytes), patient=True)]
         return []
 
     def work_prefilled(self, job: MessageId, input_units: int, now: Now) -> list[MarketEffect]:
@@ -201,7 +202,7 @@ class Seller:
             return []
         if now.monotonic_ms < job.deadline:
             return [SetTimer(key, job.deadline)]
-        if job.gathering_since is not None:
+        if job.gathering_since is not None and now.monotonic_ms < job.total_until:
             return self._selling.release_input(job, now)
         expiry = SALE_EXPIRIES[job.state]
         if expiry.ours and job.out_of_time(now):
@@ -343,7 +344,7 @@ class Seller:
     def _fail_restored(
         self, lane: SellerLane, job: MessageId, row: Callable[[Table, bytes], bytes | None], now: Now
     ) -> list[MarketEffect]:
-        output_paid = lane.position.sequence > lane.sequence_start + 1
+        output_paid = lane.output_units > 0 or lane.position.sequence > lane.sequence_start + 1
         effects: list[MarketEffect] = [
             self._core.books.end(lane.channel, lane.lane, lane.paid if output_paid else Amount(0))
         ]

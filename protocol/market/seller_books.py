@@ -14,6 +14,7 @@ from protocol.messages.effects import Put, Table
 from protocol.messages.market import Agreement, FinishReason, Voucher
 from protocol.primitives.codec import encode
 from protocol.primitives.units import (
+    AMOUNT_MAX,
     AccountId,
     Amount,
     ChannelId,
@@ -126,7 +127,7 @@ class SellerBooks:
             pending=None,
             pending_job=None,
             unredeemed_since=held.unredeemed_since if held is not None else TimestampMs(0),
-            written_off=Amount(held.written_off + _unpaid(held)) if held is not None else Amount(0),
+            written_off=Amount(min(AMOUNT_MAX, held.written_off + _unpaid(held))) if held is not None else Amount(0),
         )
         return self._keep(row)
 

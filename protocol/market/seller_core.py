@@ -17,8 +17,9 @@ from protocol.market.requests import MarketEffect
 from protocol.market.seller_books import SellerBooks
 from protocol.market.seller_job import SALES, SellerJob, SellerState
 from protocol.messages.effects import CancelTimer, CloseWork, Notify, Now, Put, SetTimer, SignAndSend, Table, TimerKey
+from protocol.messages.envelope import open_as
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Failure, FaultKind, HistoryEntry, ModelOffer
+from protocol.messages.market import Failure, FaultKind, HistoryEntry, ModelOffer, Receipt
 from protocol.messages.wire import JobStanding
 from protocol.primitives.codec import encode
 from protocol.primitives.limits import TEXT_BYTES_MAX
@@ -74,13 +75,17 @@ class SellerCore:
         """How many of them wait for nobody."""
         return max(0, self.slots_free() - self.quotes.slots_held())
 
-    def receipt_of(self, standing: JobStanding, peer: NodeId) -> bytes | None:
-        """The receipt of a job that is over, if its buyer has not acknowledged it; for its buyer's node alone."""
+    def said_last(self, standing: JobStanding, peer: NodeId) -> tuple[bytes, ...]:
+        """The receipt of a job that is over, if its buyer has not acknowledged it, behind the last chunk, if its buyer
+        lacks that, too; for its buyer's node alone."""
         name = (standing.channel, standing.lane)
         record, lane = self.pending.get(name), self.books.lane(*name)
         if record is None or record.job != standing.job or lane is None or lane.node != peer:
-            return None
-        return record.receipt
+            return ()
+        _, receipt = open_as(record.receipt, MessageKind.RECEIPT)
+        assert isinstance(receipt, Receipt)
+        lacks_chunk = record.last_chunk and standing.chunks < receipt.chunks
+        return (record.last_chunk, record.receipt) if lacks_chunk else (record.receipt,)
 
     def take_slot(self) -> MarketEffect:
         """One more job has the worker."""

@@ -41,6 +41,8 @@ class Selling:
         """The worker has processed the input: release chunk 0."""
         job.pulling = False
         most = job.agreement.input_units_max
+        if input_units < 0:
+            return self._core.fail(job, FaultKind.PROVIDER, "worker metered less than nothing", now, ours=True)
         if input_units > most:
             reason = f"input has {input_units} units, at most {most} were agreed"
             return self._core.fail(job, FaultKind.USER, reason, now, ours=True)

@@ -262,7 +262,7 @@ class Intake:
             core.books.begin(agreement, job.job),
             Put(Table.JOB, job.job, encode(job.record())),
             *settled,
-            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance), (agreement.buyer_node,)),
+            SignAndSend(MessageKind.ACCEPTANCE, encode(acceptance)),
             SetTimer(TimerKey(ROOM, "deadline", job.job), job.deadline),
             Notify(SaleAccepted(job.job, agreement.buyer, agreement.model, agreement.price_ceiling)),
             core.take_slot(),

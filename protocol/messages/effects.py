@@ -140,10 +140,14 @@ class SignAndSend(_Effect, frozen=True):
 
 
 class Send(_Effect, frozen=True):
-    """Queue a message for a linked peer; dropped with an event when the link is gone or its queue is full."""
+    """Queue a message for a linked peer; dropped with an event when the link is gone or its queue is full.
+
+    A ``patient`` one may wait a few milliseconds for company: nobody acts on it before what follows it.
+    """
 
     to: NodeId
     message: WireMessage
+    patient: bool = False
 
 
 class SendBlocks(_Effect, frozen=True):

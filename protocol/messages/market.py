@@ -282,7 +282,8 @@ class FinishReason(IntEnum):
 
 
 class Chunk(Message, frozen=True):
-    """One piece of delivered work. Chunk 0 is the processing of the input and has no payload.
+    """One piece of delivered work. Chunk 0 is the processing of the input; it has no payload, or all of the output and
+    is the last.
 
     ``previous`` is the chunk hash of the one before (the job id for chunk 0): chunks form a chain.
     """

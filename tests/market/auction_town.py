@@ -62,7 +62,7 @@ class AuctionTown(Town):
                 person.book.consider_offer(offer_id, offer, seller.account, Amount(5), Amount(5), self.now)
 
     def hand_back(self, person: Person) -> None:
-        envelope, payload = open_envelope(person.returned[0])
+        envelope, payload = open_envelope((person.kept or person.returned)[0])
         super().hand_back(person)
         if isinstance(payload, Bid) and payload.auction is not None:
             bid_id = envelope_id(envelope)

@@ -5,13 +5,19 @@ from msgspec.structs import replace
 
 from protocol.market.events import AttemptFailed, JobDelivered, JobFailed, JobFinished, JobReceipted, JobText, SaleEnded
 from protocol.market.policies import SellerPolicy
-from protocol.market.records import SellerLane
+from protocol.market.records import JobStatements, ReceiptRecord, SellerLane, Side
+from protocol.market.requests import MarketEffect
 from protocol.market.seller_delivery import GATHER_MS
+from protocol.market.seller_job import TIME_LIMIT_OVER
+from protocol.messages.effects import Notify, Table
+from protocol.messages.envelope import open_envelope
+from protocol.messages.kinds import MessageKind
 from protocol.messages.market import Acceptance, Chunk, FaultKind, FinishReason, Receipt, Voucher
-from protocol.primitives.codec import Message
+from protocol.primitives.codec import Message, decode
+from protocol.primitives.units import Amount, DurationMs
 from protocol.settlement.pricing import amount_due
 from tests.market.test_balances import assert_balances, debts
-from tests.market.town import PRICES, Person, Town, Worker, request
+from tests.market.town import PRICES, Person, Town, Worker, envelope_of, request
 
 PREFILL, LONG, SHORT = (amount_due(PRICES, 10, units) for units in (0, 25, 5))
 ENOUGH = 1000 * SHORT // LONG + 1
@@ -260,4 +266,101 @@ def test_what_ends_before_anything_went_out_costs_nothing(how: str) -> None:
     assert not town.seller.seller.jobs()
     assert list(town.watch.agreements)[-1] not in town.watch.chunks
     assert debts(town) == (0, 0)
+    assert_balances(town, LONG)
+
+
+def test_a_job_that_was_lost_with_its_link_still_comes_after_its_provider_has_given_it_up() -> None:
+    town = acquainted()
+    lose(town, Chunk, Receipt)
+    town.start(request(1, stall_ms=DurationMs(1_000)))
+    town.run()
+    town.on_send = None
+    town.unreachable.add(town.seller.node)
+    town.unlink(town.buyer, town.seller)
+    town.wait(1_100)
+    assert not town.seller.seller.jobs()
+    town.unreachable.clear()
+    town.link(town.buyer, town.seller)
+    town.run()
+    assert town.buyer.told(JobFinished)
+    assert not town.buyer.told(AttemptFailed)
+    assert_balances(town, LONG + SHORT)
+
+
+def test_the_providers_record_holds_every_statement_of_the_job() -> None:
+    town = acquainted()
+    town.start(request(1))
+    town.run()
+    [channel] = town.seller.seller.books.channels()
+    records = [decode(row, ReceiptRecord) for row in town.seller.rows(Table.RECEIPT)]
+    [short] = [record for record in records if record.side is Side.SELLER and record.proof.index == 1]
+    kinds = [open_envelope(said)[0].kind for said in (short.bid, short.agreement, short.acceptance, short.receipt)]
+    assert kinds == [MessageKind.BID, MessageKind.AGREEMENT, MessageKind.ACCEPTANCE, MessageKind.RECEIPT]
+    assert open_envelope(short.final_voucher)[0].kind == MessageKind.VOUCHER
+    assert short.channel == channel
+
+
+def test_a_provider_that_stops_between_payment_and_its_lanes_end_owes_nothing() -> None:
+    town = acquainted()
+    town.start(request(1))
+    seller, carry_out = town.seller, town.do
+
+    def ends(person: Person, effects: list[MarketEffect]) -> None:
+        if person is seller and any(isinstance(said, Notify) and isinstance(said.event, SaleEnded) for said in effects):
+            town.crash_after = 1  # the lane's row with the voucher is on the disk
+        carry_out(person, effects)
+
+    town.do = ends  # type: ignore[method-assign]
+    town.run()
+    town.do = carry_out  # type: ignore[method-assign]
+    town.link(town.buyer, seller)
+    town.run()
+    assert debts(town) == (0, 0)
+    assert_balances(town, LONG + SHORT)
+
+
+def test_a_job_whose_time_is_over_while_it_waits_is_over_and_was_never_released() -> None:
+    town = acquainted()
+    town.seller.worker = Worker(pieces=(5,), silent_from=0)
+    town.start(request(1, total_ms=DurationMs(1_500), first_output_ms=DurationMs(5_000), stall_ms=DurationMs(5_000)))
+    town.run()
+    [job] = town.seller.seller.jobs()
+    town.buyer.timers.clear()  # its clock stands still
+    town.wait(1_498)
+    town.do(town.seller, town.seller.seller.work_prefilled(job.job, 10, town.now))
+    town.wait(GATHER_MS)
+    [ended] = town.seller.told(SaleEnded)
+    assert isinstance(ended, SaleEnded)
+    assert ended.reason == TIME_LIMIT_OVER
+    assert job.job not in town.watch.chunks
+
+
+@pytest.mark.parametrize("units", [-1, -(2**63)])
+def test_an_input_that_was_metered_at_less_than_nothing_is_its_providers_fault(units: int) -> None:
+    town = acquainted()
+    town.seller.worker = Worker(input_units=units, pieces=(5,))
+    town.start(request(1))
+    town.run()
+    [lost] = town.buyer.told(JobFailed)
+    assert isinstance(lost, JobFailed)
+    assert lost.fault is FaultKind.PROVIDER
+    assert_balances(town, LONG)
+
+
+def test_a_signed_breach_is_kept() -> None:
+    town = acquainted()
+    town.start(request(1))
+    while not (link := town.links.get((town.seller.node, town.buyer.node))) or len(link) < 3:
+        town.busy()[0]()
+    for place, said in enumerate(link):
+        chunk = open_envelope(said)[1] if isinstance(said, bytes) else None
+        if isinstance(chunk, Chunk):
+            link[place] = envelope_of(town.seller, MessageKind.CHUNK, replace(chunk, due=Amount(chunk.due + 1)))[2]
+            breach = link[place]
+    town.run()
+    [lost] = town.buyer.told(JobFailed)
+    assert isinstance(lost, JobFailed)
+    assert lost.fault is FaultKind.PROVIDER
+    [statements] = [decode(row, JobStatements) for row in town.buyer.rows(Table.JOB_STATEMENT)]
+    assert statements.ending == breach
     assert_balances(town, LONG)

@@ -212,6 +212,9 @@ class Person:
         """Pieces of output that other providers delivered before."""
         self.pulled: deque[MessageId] = deque()
         self.returned: deque[bytes] = deque()
+        """Signed and under way to somebody; handed back when it has left."""
+        self.kept: deque[bytes] = deque()
+        """Signed and kept; handed back, in this order, before anything else happens here."""
         self.book = OrderBook()
         self.buyer = Buyer(self.account, self.node, self.town.ledger, self.book, self.buyer_policy)
         self.seller = Seller(self.account, self.node, self.town.ledger, self.seller_policy)
@@ -315,7 +318,7 @@ class Town:
                 self.watch.signed(person, open_envelope(envelope_bytes)[1])
                 for node in to:
                     self._post(person, node, envelope_bytes)
-                person.returned.append(envelope_bytes)
+                (person.returned if to else person.kept).append(envelope_bytes)
             case Send(to, Direct(envelope_bytes)):
                 self._post(person, to, envelope_bytes)
             case Send(to, (JobInput() | OpenJobs()) as unsigned):
@@ -397,6 +400,7 @@ class Town:
     def deliver(self, link: Link) -> None:
         """The next message on a link arrives."""
         person = self.people[link[1]]
+        self.hand_kept_back(person)
         message = self.links[link].popleft()
         if isinstance(message, JobInput):
             self.do(person, person.seller.receive_input(link[0], message, self.now))
@@ -415,13 +419,21 @@ class Town:
         self.do(person, person.seller.receive(peer, envelope, payload, envelope_bytes, self.now))
 
     def hand_back(self, person: Person) -> None:
-        envelope_bytes = person.returned.popleft()
+        envelope_bytes = (person.kept or person.returned).popleft()
         envelope, payload = open_envelope(envelope_bytes)
         self.do(person, person.buyer.signed(envelope, payload, envelope_bytes, self.now))
         self.do(person, person.seller.signed(envelope, payload, envelope_bytes, self.now))
 
+    def hand_kept_back(self, person: Person) -> None:
+        """What stays here is signed at once, whatever is still under way: an executor's law."""
+        while person.kept:
+            self.hand_back(person)
+
     def work(self, person: Person) -> None:
         """The worker answers the oldest pull."""
+        self.hand_kept_back(person)
+        if not person.pulled:
+            return
         job = person.pulled.popleft()
         number = person.work.get(job)
         worker = person.workers[job]
@@ -488,7 +500,7 @@ class Town:
         """Everything that could happen next without time passing."""
         choices: list[Callable[[], None]] = []
         for person in self.people.values():
-            if person.returned:
+            if person.kept or person.returned:
                 choices.append(lambda person=person: self.hand_back(person))  # type: ignore[misc]
             if person.pulled:
                 choices.append(lambda person=person: self.work(person))  # type: ignore[misc]
