@@ -12,12 +12,12 @@ from protocol.market.seller_job import TIME_LIMIT_OVER
 from protocol.messages.effects import Notify, Table
 from protocol.messages.envelope import open_envelope
 from protocol.messages.kinds import MessageKind
-from protocol.messages.market import Acceptance, Chunk, FaultKind, FinishReason, Receipt, Voucher
+from protocol.messages.market import Acceptance, Agreement, Chunk, FaultKind, FinishReason, Prices, Receipt, Voucher
 from protocol.primitives.codec import Message, decode
 from protocol.primitives.units import Amount, DurationMs
 from protocol.settlement.pricing import amount_due
 from tests.market.test_balances import assert_balances, debts
-from tests.market.town import PRICES, Person, Town, Worker, envelope_of, request
+from tests.market.town import PRICES, SERVED, Person, Town, Worker, envelope_of, request
 
 PREFILL, LONG, SHORT = (amount_due(PRICES, 10, units) for units in (0, 25, 5))
 ENOUGH = 1000 * SHORT // LONG + 1
@@ -364,3 +364,26 @@ def test_a_signed_breach_is_kept() -> None:
     [statements] = [decode(row, JobStatements) for row in town.buyer.rows(Table.JOB_STATEMENT)]
     assert statements.ending == breach
     assert_balances(town, LONG)
+
+
+def test_what_an_earlier_provider_began_is_not_shown_where_the_next_one_gives_all_of_it_at_once() -> None:
+    """Free work needs no trust."""
+    free = replace(SERVED, runtime="onnx", prices=Prices(Amount(0), Amount(0), Amount(0)))
+    town = Town(sellers=2, served=free)
+    first, second = Worker(pieces=(10, 10, 5), fails_at=2), Worker(pieces=(5,))
+
+    def heard(_: Person, statement: Message) -> bool:
+        if isinstance(statement, Agreement):
+            worker = first if len(town.watch.agreements) == 1 else second
+            next(seller for seller in town.sellers if seller.account == statement.provider).worker = worker
+        return True
+
+    town.on_send = heard
+    town.start(request(1))
+    town.run()
+    assert len(town.watch.agreements) == 2
+    assert [len(chunks) for chunks in town.watch.chunks.values()] == [2, 1]
+    [text] = town.buyer.told(JobText)
+    assert isinstance(text, JobText)
+    assert (text.index, text.payload) == (1, second.output())
+    assert town.buyer.told(JobFinished)

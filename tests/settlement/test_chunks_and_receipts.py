@@ -217,6 +217,7 @@ def test_the_receipt_of_what_was_delivered_holds() -> None:
         (replace(RECEIPT, input_units=WorkUnits(21), amount=amount_due(PRICES, 21, 15)), "input_units"),
         (replace(RECEIPT, output_units=WorkUnits(26), amount=amount_due(PRICES, 20, 26)), "output_units"),
         (replace(RECEIPT, chunks=2), "chunks"),
+        (replace(RECEIPT, chunks=0, output_units=WorkUnits(0), amount=amount_due(PRICES, 20, 0)), "chunks"),
         (replace(RECEIPT, amount=Amount(RECEIPT.amount + 1)), "amount"),
         (replace(RECEIPT, finish=FinishReason.NONE), "finish"),
         (replace(RECEIPT, finished_at=TimestampMs(1999)), "finished_at"),
