@@ -1,6 +1,7 @@
 """Faults on command: each lie is signed and found out, delays keep the order, a cut node hears and says nothing."""
 
 import pytest
+from msgspec.structs import replace
 
 from node.cli.cluster_layout import MISCONDUCTS
 from node.keystore.development import development_keys
@@ -28,6 +29,7 @@ CHUNK = Chunk(
     finish=FinishReason.NONE,
     payload=b"output",
 )
+WHOLE = replace(CHUNK, index=0, finish=FinishReason.DONE)
 RECEIPT = PAYLOADS[MessageKind.RECEIPT]
 
 
@@ -36,6 +38,7 @@ def sent(payload: Message, kind: MessageKind) -> Direct:
     return Direct(SIGNER.sign(kind, encode(payload)))
 
 
+@pytest.mark.parametrize("chunk", [CHUNK, WHOLE], ids=["of many", "a whole job"])
 @pytest.mark.parametrize(
     ("misconduct", "field", "honest", "lie"),
     [
@@ -45,16 +48,16 @@ def sent(payload: Message, kind: MessageKind) -> Direct:
     ],
 )
 def test_a_lie_about_a_chunk_is_signed_and_changes_one_thing(
-    misconduct: Misconduct, field: str, honest: object, lie: object
+    misconduct: Misconduct, field: str, honest: object, lie: object, chunk: Chunk
 ) -> None:
-    message = falsified(sent(CHUNK, MessageKind.CHUNK), misconduct.value, SIGNER)
+    message = falsified(sent(chunk, MessageKind.CHUNK), misconduct.value, SIGNER)
     assert isinstance(message, Direct)
     envelope, payload = open_envelope(message.envelope)
     check = signature_check(GENESIS_HASH, envelope)
     assert signature_holds(check.key, check.message, check.signature)
     differing = {name: getattr(payload, name) for name in Chunk.__struct_fields__}
-    differing = {name: value for name, value in differing.items() if value != getattr(CHUNK, name)}
-    assert getattr(CHUNK, field) == honest
+    differing = {name: value for name, value in differing.items() if value != getattr(chunk, name)}
+    assert getattr(chunk, field) == honest
     assert differing == {field: lie}
 
 
@@ -70,11 +73,8 @@ def test_a_wrong_receipt_asks_for_one_unit_more() -> None:
 @pytest.mark.parametrize(
     ("payload", "kind", "goes_out"),
     [
-        (
-            Chunk(**{**{name: getattr(CHUNK, name) for name in Chunk.__struct_fields__}, "index": 0}),
-            MessageKind.CHUNK,
-            True,
-        ),
+        (replace(CHUNK, index=0), MessageKind.CHUNK, True),
+        (WHOLE, MessageKind.CHUNK, False),
         (CHUNK, MessageKind.CHUNK, False),
         (RECEIPT, MessageKind.RECEIPT, False),
         (PAYLOADS[MessageKind.ACCEPTANCE], MessageKind.ACCEPTANCE, True),
