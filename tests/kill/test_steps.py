@@ -17,6 +17,7 @@ from tests.kill.steps import (
     CHUNKS,
     ENDED,
     SECONDS,
+    SHORT,
     TEXT,
     Told,
     ask,
@@ -24,6 +25,7 @@ from tests.kill.steps import (
     check_books,
     check_promises,
     get_deposits_back,
+    price_of,
     start_doomed,
     wait_paused,
 )
@@ -90,14 +92,14 @@ def _program(market: Market, home: Path, *options: str) -> "subprocess.Popen[byt
     )
 
 
-def _cut_off(market: Market, who: str, point: str) -> tuple[Told, set[str]]:
+def _cut_off(market: Market, who: str, point: str, text: bytes = TEXT) -> tuple[Told, set[str]]:
     """A job during which a node dies at a point; the node is up again behind it. And the jobs from before."""
     node = _node(market, who)
     known = {view.job for view in market.buyer.client.jobs()}
     node.end(signal.SIGKILL)
     start_doomed(node, f"{point}:KILL")
     market.start()
-    told = ask(market)
+    told = ask(market, text=text)
     bury(node)
     market.start()
     return told, known
@@ -117,6 +119,35 @@ def test_death_at_a_step_costs_nobody_more_than_a_chunk_and_is_explained(market:
     after = ask(market)
     assert (after.end, after.output) == ("finished", TEXT), "life goes on"
     check_books(market, known)
+    check_promises(market)
+
+
+SHORT_DEATHS = [
+    pytest.param(who, f"{step}:{moment}", marks=() if (step, moment) == ("RECEIPT:1", "sent") else pytest.mark.long)
+    for who, steps in (("buyer", ("AGREEMENT:1", "VOUCHER:1")), ("provider", ("ACCEPTANCE:1", "CHUNK:1", "RECEIPT:1")))
+    for step, moment in product(steps, MOMENTS)
+]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("who", "point"), SHORT_DEATHS)
+def test_death_at_a_step_of_a_job_in_one_chunk_costs_nobody_more_than_that(
+    market: Market, who: str, point: str
+) -> None:
+    price = price_of(len(SHORT), len(SHORT))
+    while (before := ask(market, text=SHORT)).chunks != 1:
+        assert before.end == "finished"
+        assert ask(market).end == "finished"  # pays for seven short ones
+    told, known = _cut_off(market, who, point, SHORT)
+    assert told.output in (b"", SHORT)
+    assert told.end != ""
+    for ours, theirs in check_books(market, known, price).values():
+        assert theirs is None or theirs.amount in (0, price)
+        assert ours is None or ours.amount in (0, price)
+        assert ours is None or told.end != "finished" or ours.amount == price
+    after = ask(market, text=SHORT)
+    assert (after.end, after.output, after.paid) == ("finished", SHORT, price), "life goes on"
+    check_books(market, known, price)
     check_promises(market)
 
 
